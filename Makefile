@@ -1,0 +1,45 @@
+# make demo, make test: nothing else is needed than Python 3.10+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test integration lint types layers docs wheel check clean
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/test.stamp
+	$(BIN)/pytest --cov --cov-report=term
+
+integration: $(VENV)/test.stamp
+	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration
+
+lint: $(VENV)/check.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/test.stamp $(VENV)/check.stamp
+	$(BIN)/mypy
+
+layers: $(VENV)/test.stamp $(VENV)/check.stamp
+	$(BIN)/lint-imports
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/sphinx-build -n -W --keep-going -q docs docs/_build/html
+
+wheel: $(VENV)/check.stamp
+	PYTHON=$(BIN)/python scripts/check-wheel
+
+check: test lint types layers integration docs wheel
+
+$(VENV)/%.stamp: pyproject.toml
+	@test -x $(BIN)/python || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")' \
+	  && $(PYTHON) -m venv $(VENV) \
+	  && $(BIN)/python -m pip install -q 'pip >= 25.1'; }
+	@echo "Installing what '$*' needs into $(VENV) ..."
+	@$(BIN)/python -m pip install -q -e '.[instruments]' --group $*
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

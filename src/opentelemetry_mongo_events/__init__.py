@@ -1,0 +1,8 @@
+"""OpenTelemetry instrumentation of PyMongo, made of the driver's own monitoring events."""
+
+from opentelemetry_mongo_events._config import Config
+from opentelemetry_mongo_events._instrumentor import MongoEventsInstrumentor
+from opentelemetry_mongo_events._listeners import event_listeners
+from opentelemetry_mongo_events._version import __version__
+
+__all__ = ["Config", "MongoEventsInstrumentor", "__version__", "event_listeners"]

@@ -1,0 +1,280 @@
+"""What a command, a reply and a failure say, as names and attributes. Pure functions, no driver and no SDK in them."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sized
+from typing import Any, Final, NamedTuple
+
+from opentelemetry.util.types import AttributeValue
+
+from opentelemetry_mongo_events import _semconv as names
+
+Attributes = dict[str, AttributeValue]
+
+# The commands whose own value is a collection's name. A list, since the value under a command's name is often something
+# else: a user (`dropUser`), a namespace (`renameCollection`), a number (`getMore`).
+COLLECTION_COMMANDS: Final = frozenset(
+    {
+        "aggregate",
+        "analyze",
+        "checkMetadataConsistency",
+        "cleanupStructuredEncryptionData",
+        "cloneCollectionAsCapped",
+        "collMod",
+        "collStats",
+        "compact",
+        "compactStructuredEncryptionData",
+        "convertToCapped",
+        "count",
+        "create",
+        "createIndexes",
+        "createSearchIndexes",
+        "delete",
+        "deleteIndexes",
+        "distinct",
+        "drop",
+        "dropIndexes",
+        "dropSearchIndex",
+        "find",
+        "findAndModify",
+        "findandmodify",
+        "geoNear",
+        "geoSearch",
+        "insert",
+        "killCursors",
+        "listIndexes",
+        "listSearchIndexes",
+        "mapReduce",
+        "mapreduce",
+        "parallelCollectionScan",
+        "planCacheClear",
+        "planCacheClearFilters",
+        "planCacheListFilters",
+        "planCacheListPlans",
+        "planCacheListQueryShapes",
+        "planCacheSetFilter",
+        "reIndex",
+        "setIndexCommitQuorum",
+        "update",
+        "updateSearchIndex",
+        "validate",
+    }
+)
+
+_BATCHES: Final = {"insert": "documents", "update": "updates", "delete": "deletes", "bulkWrite": "ops"}
+
+_DUPLICATE_KEY: Final = 11000
+# Looked for only before the key itself, which is user data: `... index: email_1 dup key: { email: "..." }`.
+_INDEX: Final = re.compile(r" index: (\S{1,128})$")
+
+
+class Outcome(NamedTuple):
+    """How a command ended: what its span gets, and the status description if that is an error."""
+
+    attributes: Attributes
+    error: str | None
+
+
+UNKNOWN: Final = Outcome({}, None)
+"""The outcome where an odd event can't be read: its span is closed all the same."""
+
+
+def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None:
+    """The collection that a command names, or None.
+
+    Cursors over no collection have a pseudo name (`$cmd.aggregate`, `$cmd.listCollections`), which is none.
+    """
+    if command_name == "explain":
+        command = command.get("explain")  # type: ignore[assignment]  # an odd command may hold anything
+        if not isinstance(command, Mapping) or not command:
+            return None
+        command_name = next(iter(command))
+    if command_name == "getMore":
+        name = command.get("collection")
+    elif command_name in COLLECTION_COMMANDS:
+        name = command.get(command_name)
+    else:
+        return None
+    if not isinstance(name, str) or not name or name == "$cmd" or name.startswith("$cmd."):
+        return None
+    return name
+
+
+def span_name(command_name: str, database: str, collection: str | None) -> str:
+    """`{operation} {collection}`, or `{operation} {database}` where no collection is named."""
+    target = collection or database
+    return f"{command_name} {target}" if target else command_name
+
+
+def start_attributes(
+    command_name: str,
+    database: str,
+    collection: str | None,
+    summary: str,
+    command: Mapping[str, Any],
+    address: tuple[str, int | None] | None,
+    old_names: bool,
+) -> Attributes:
+    """What is known of a command before it is sent, so that a sampler sees it."""
+    attributes: Attributes = {
+        names.DB_SYSTEM_NAME: names.MONGODB,
+        names.DB_NAMESPACE: database,
+        names.DB_OPERATION_NAME: command_name,
+        names.DB_QUERY_SUMMARY: summary,
+    }
+    if collection is not None:
+        attributes[names.DB_COLLECTION_NAME] = collection
+    if address is not None:
+        host, port = address
+        attributes[names.SERVER_ADDRESS] = host
+        attributes[names.NETWORK_TRANSPORT] = "unix" if port is None else "tcp"
+        if port is not None:
+            attributes[names.SERVER_PORT] = port
+    if command_name in _BATCHES:
+        batch = command.get(_BATCHES[command_name])
+        # The conventions leave the size out for one: that is no batch.
+        if isinstance(batch, Sized) and len(batch) != 1:
+            attributes[names.DB_OPERATION_BATCH_SIZE] = len(batch)
+    # A retryable write has a transaction number too; `autocommit` is there in a transaction only.
+    if command.get("autocommit") is False:
+        _add_transaction(attributes, command)
+    if old_names:
+        _add_old_names(attributes)
+    return attributes
+
+
+def _add_transaction(attributes: Attributes, command: Mapping[str, Any]) -> None:
+    number = command.get("txnNumber")
+    if isinstance(number, int):
+        attributes[names.TXN_NUMBER] = int(number)
+    session = command.get("lsid")
+    session_id = session.get("id") if isinstance(session, Mapping) else None
+    if isinstance(session_id, bytes) and len(session_id) == 16:
+        attributes[names.LSID] = str(uuid.UUID(bytes=bytes(session_id)))
+    elif isinstance(session_id, uuid.UUID):
+        attributes[names.LSID] = str(session_id)
+
+
+_OLD_NAMES: Final = {
+    names.DB_SYSTEM_NAME: names.OLD_SYSTEM,
+    names.DB_NAMESPACE: names.OLD_NAME,
+    names.DB_COLLECTION_NAME: names.OLD_COLLECTION,
+    names.SERVER_ADDRESS: names.OLD_PEER_NAME,
+    names.SERVER_PORT: names.OLD_PEER_PORT,
+}
+
+
+def _add_old_names(attributes: Attributes) -> None:
+    for new, old in _OLD_NAMES.items():
+        if new in attributes:
+            attributes[old] = attributes[new]
+    attributes[names.OLD_OPERATION] = attributes[names.DB_OPERATION_NAME]
+    # opentelemetry-instrumentation-pymongo gives the command's name where it isn't told to capture statements.
+    attributes[names.OLD_STATEMENT] = attributes[names.DB_OPERATION_NAME]
+
+
+def continued_cursor(command_name: str, command: Mapping[str, Any]) -> int | None:
+    """The id of the cursor that a `getMore` goes on with."""
+    value = command.get("getMore") if command_name == "getMore" else None
+    return int(value) if isinstance(value, int) and value else None
+
+
+def cursor_id(reply: object) -> int | None:
+    """The id of the cursor in a reply: 0 where it is exhausted, None where there is none."""
+    cursor = reply.get("cursor") if isinstance(reply, Mapping) else None
+    value = cursor.get("id") if isinstance(cursor, Mapping) else None
+    return int(value) if isinstance(value, int) else None
+
+
+def is_retryable_write_error(reply: object) -> bool:
+    """Whether a succeeded reply has the label after which the driver sends a write again."""
+    labels = reply.get("errorLabels") if isinstance(reply, Mapping) else None
+    return isinstance(labels, list) and "RetryableWriteError" in labels
+
+
+def reply_outcome(command_name: str, reply: object) -> Outcome:
+    """What a reply tells that the driver published as succeeded.
+
+    A write that failed is one: the command went well, its documents did not.
+    """
+    if not isinstance(reply, Mapping):
+        return Outcome({}, None)
+    attributes: Attributes = {}
+    batch = _batch(reply)
+    if batch is not None:
+        # The driver publishes a raw batch as one blob, whose documents it hasn't counted.
+        if not (len(batch) == 1 and isinstance(batch[0], bytes)):
+            attributes[names.RETURNED_ROWS] = len(batch)
+        if identifier := cursor_id(reply):
+            attributes[names.CURSOR_ID] = identifier
+    write_errors = reply.get("writeErrors")
+    count = len(write_errors) if isinstance(write_errors, list) else 0
+    error: object = None
+    if count:
+        error = write_errors[0]  # type: ignore[index]
+    elif command_name == "bulkWrite" and isinstance(reply.get("nErrors"), int) and reply["nErrors"] > 0:
+        # The results of a client bulk write come in the batch of a cursor.
+        count = int(reply["nErrors"])
+        error = next((item for item in batch or () if isinstance(item, Mapping) and not item.get("ok")), {})
+    elif reply.get("writeConcernError"):
+        error = reply["writeConcernError"]
+    if error is None:
+        return Outcome(attributes, None)
+    if count:
+        attributes[names.WRITE_ERRORS] = count
+    return Outcome(attributes, _add_server_error(attributes, error))
+
+
+def failure_outcome(failure: object) -> Outcome:
+    """What a failure tells: a server's error by its code, a client's by the exception's class.
+
+    `failure` is mostly a dictionary; an exception without details and a server without a code give less.
+    """
+    attributes: Attributes = {}
+    if isinstance(failure, Mapping) and failure.get("code") is None:
+        kind = failure.get("errtype")
+        if isinstance(kind, str) and kind:
+            attributes[names.ERROR_TYPE] = kind
+            return Outcome(attributes, kind)
+    return Outcome(attributes, _add_server_error(attributes, failure))
+
+
+def _add_server_error(attributes: Attributes, error: object) -> str:
+    """Add what a server says of an error; the status description: never its message, which holds user data."""
+    if not isinstance(error, Mapping):
+        error = {}
+    code = error.get("code")
+    if isinstance(code, (int, float)) and not isinstance(code, bool):
+        text = str(int(code))
+        attributes[names.DB_RESPONSE_STATUS_CODE] = text
+    else:
+        text = names.OTHER
+    attributes[names.ERROR_TYPE] = text
+    code_name = error.get("codeName")
+    if isinstance(code_name, str) and code_name:
+        attributes[names.ERROR_CODE_NAME] = code_name
+        text = code_name
+    if code == _DUPLICATE_KEY and (index := _duplicate_index(error.get("errmsg"))):
+        text = f"{text} index {index}"
+    return text
+
+
+def _duplicate_index(message: object) -> str | None:
+    """The index that a duplicate key error names; nothing of the key."""
+    if not isinstance(message, str):
+        return None
+    before, found, _key = message[:1024].partition(" dup key")
+    index = _INDEX.search(before) if found else None
+    return index[1] if index else None
+
+
+def _batch(reply: Mapping[str, Any]) -> list[Any] | None:
+    cursor = reply.get("cursor")
+    if not isinstance(cursor, Mapping):
+        return None
+    batch = cursor.get("firstBatch")
+    if batch is None:
+        batch = cursor.get("nextBatch")
+    return batch if isinstance(batch, list) else None

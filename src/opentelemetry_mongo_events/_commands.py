@@ -1,0 +1,191 @@
+"""Commands as spans: opened on `started`, closed on `succeeded` or `failed`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.context import Context, get_current
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, get_current_span
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._attributes import (
+    UNKNOWN,
+    Outcome,
+    collection_name,
+    continued_cursor,
+    cursor_id,
+    failure_outcome,
+    is_retryable_write_error,
+    reply_outcome,
+    span_name,
+    start_attributes,
+)
+from opentelemetry_mongo_events._claims import claim, unclaim
+from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID, runs_in_background, server_connection_id
+from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._held_connections import HeldConnection, command_of, held_connection
+from opentelemetry_mongo_events._open_commands import Key, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._recent import Recent
+
+if TYPE_CHECKING:
+    from opentelemetry_mongo_events._driver import CommandEvent
+    from opentelemetry_mongo_events._telemetry import Switch, Telemetry
+
+_REMEMBERED: Final = 1_000
+
+# What the driver sends by itself, besides what it sends for a caller: it may come from a background thread or task.
+_BACKGROUND: Final = frozenset({"authenticate", "endSessions", "killCursors", "saslContinue", "saslStart"})
+
+_NO_PARENT: Final = Context()
+
+Hook = Callable[[Span, Any], object]
+
+
+class CommandEvents(CommandListener):
+    """Opens and closes the spans. Runs on the thread, or in the task, that called the driver; never raises."""
+
+    def __init__(self, switch: Switch, open_commands: OpenCommands, guard: Guard) -> None:
+        self.guard = guard
+        self._switch = switch
+        self._open = open_commands
+        self._cursors: Recent[tuple[Any, int], SpanContext] = Recent(_REMEMBERED)
+        self._failed_attempts: Recent[tuple[int, str], tuple[SpanContext, int]] = Recent(_REMEMBERED)
+
+    @guarded
+    def started(self, event: CommandStartedEvent) -> None:
+        """Open a span for the command, unless it is suppressed, excluded, traced by another, or not sampled."""
+        telemetry = self._switch.telemetry
+        if telemetry is None or not telemetry.config.commands or not is_instrumentation_enabled():
+            return
+        context = get_current()
+        if event.command_name in _BACKGROUND and runs_in_background():
+            context = _NO_PARENT
+        current_span = get_current_span(context)
+        if telemetry.double_tracing is not None and telemetry.double_tracing.found(current_span):
+            return
+        address = event.connection_id
+        server_id = server_connection_id(event)
+        held = held_connection(self._open, address, server_id)
+        driver_id = None if held is None else held.connection_id
+        key = (event.request_id, address, driver_id if server_id is None else server_id)
+        if not claim(key, self):
+            return
+        if event.command_name in telemetry.config.exclude_commands:
+            return
+        if telemetry.config.require_parent_span and not current_span.get_span_context().is_valid:
+            return
+        if self._open.has_room():
+            self._open_span(event, key, held, context, telemetry)
+            claim(key, self)  # again: a hook may have run commands of its own
+
+    @guarded
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Close the command's span, with what the reply tells."""
+        command = self._take(event)
+        if command is None:
+            return
+        outcome = UNKNOWN
+        try:
+            reply = event.reply
+            outcome = reply_outcome(event.command_name, reply)
+            self._remember_cursor(command, cursor_id(reply))
+            if is_retryable_write_error(reply):
+                self._remember_attempt(command, event.command_name)
+        finally:
+            self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
+
+    @guarded
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Close the command's span as an error."""
+        command = self._take(event)
+        if command is None:
+            return
+        outcome = UNKNOWN
+        try:
+            outcome = failure_outcome(event.failure)
+            self._remember_cursor(command, 0)
+            self._remember_attempt(command, event.command_name)
+        finally:
+            self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
+
+    def _open_span(
+        self,
+        event: CommandStartedEvent,
+        key: Key,
+        held: HeldConnection | None,
+        context: Context,
+        telemetry: Telemetry,
+    ) -> None:
+        command_name = event.command_name
+        address = event.connection_id
+        command = event.command
+        collection = collection_name(command_name, command)
+        name = span_name(command_name, event.database_name, collection)
+        attributes = start_attributes(
+            command_name, event.database_name, collection, name, command, address, telemetry.old_names
+        )
+        server_id = server_connection_id(event)
+        if server_id is not None:
+            attributes[names.SERVER_CONNECTION_ID] = server_id
+        if held is not None:
+            attributes[names.DRIVER_CONNECTION_ID] = held.connection_id
+        links = []
+        attempt = 1
+        failed_attempt = self._failed_attempts.pop((event.operation_id, command_name))
+        if failed_attempt is not None:
+            attempt = failed_attempt[1] + 1
+            attributes[names.ATTEMPT] = attempt
+            links.append(Link(failed_attempt[0]))
+        continued = continued_cursor(command_name, command)
+        if continued is not None:
+            attributes[names.CURSOR_ID] = continued
+            opener = self._cursors.get((address, continued))
+            if opener is not None:
+                links.append(Link(opener))
+        span = telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes, links)
+        if not span.is_recording():
+            return
+        self._open.add(OpenCommand(key, event.operation_id, attempt, continued, span, telemetry, held))
+        if telemetry.request_hook is not None:
+            self.guard.run("request_hook", telemetry.request_hook, span, event)
+
+    def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
+        """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
+        unclaim(self)
+        address = event.connection_id
+        server_id = server_connection_id(event)
+        if server_id is None:
+            command = command_of(self._open, address, event.request_id)
+            if command is not None:
+                return self._open.take(command.key)
+        return self._open.take((event.request_id, address, server_id))
+
+    def _remember_cursor(self, command: OpenCommand, cursor: int | None) -> None:
+        """Remember which span opened a cursor, until the cursor is exhausted or broken."""
+        address = command.key[1]
+        if command.continued_cursor is None:
+            if cursor:
+                self._cursors.put((address, cursor), command.span.get_span_context())
+        elif not cursor:
+            self._cursors.pop((address, command.continued_cursor))
+
+    def _remember_attempt(self, command: OpenCommand, command_name: str) -> None:
+        """Remember a failed attempt: the next one of its operation will link to it.
+
+        A command that the driver never repeats has its own request id for an operation id.
+        """
+        if ATTEMPTS_SHARE_OPERATION_ID and command.operation_id != command.key[0]:
+            attempt = (command.span.get_span_context(), command.attempt)
+            self._failed_attempts.put((command.operation_id, command_name), attempt)
+
+    def _close(
+        self, command: OpenCommand, outcome: Outcome, hook_name: str, hook: Hook | None, event: CommandEvent
+    ) -> None:
+        try:
+            if hook is not None:
+                self.guard.run(hook_name, hook, command.span, event)
+        finally:  # a hook may also be interrupted
+            command.close(*outcome)

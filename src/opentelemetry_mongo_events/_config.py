@@ -1,0 +1,108 @@
+"""The options: keyword over environment over default, and one warning for what can't be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+_logger = logging.getLogger("opentelemetry_mongo_events")
+
+ENVIRONMENT_PREFIX = "OTEL_PYTHON_MONGO_EVENTS_"
+
+_SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _SWITCHES[value.strip().lower()]
+    raise TypeError
+
+
+def _names(value: object) -> frozenset[str]:
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
+        raise TypeError
+    names = list(value)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError
+    return frozenset(name.strip() for name in names if name.strip())
+
+
+def _option(default: Any, usable: Callable[[object], Any], allowed: str) -> Any:
+    return dataclasses.field(default=default, metadata={"usable": usable, "allowed": allowed})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """What is observed, and how.
+
+    A value that can't be used is one warning on the logger `opentelemetry_mongo_events`, which names the option, the
+    value and what is allowed; the default stands in for it. No value makes the constructor raise.
+
+    Attributes:
+        commands: Whether commands are observed at all. Where they are not, no command listener is registered.
+        exclude_commands: Names of commands that get no span, as MongoDB spells them (`ping`, `endSessions`). Takes any
+            iterable of names, or one text with commas between them.
+        require_parent_span: Whether a command outside of any span gets none.
+    """
+
+    commands: bool = _option(True, _switch, "true or false")
+    exclude_commands: frozenset[str] = _option(frozenset(), _names, "names of commands, separated by commas")
+    require_parent_span: bool = _option(False, _switch, "true or false")
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            value = _usable(option, getattr(self, option.name), option.name)
+            object.__setattr__(self, option.name, value)
+
+
+OPTIONS = {option.name: option for option in dataclasses.fields(Config)}
+
+
+def _usable(option: dataclasses.Field[Any], value: object, source: str) -> Any:
+    """`value` as the option holds it; its default, with a warning, where it can't be used."""
+    try:
+        return option.metadata["usable"](value)
+    except Exception:
+        _logger.warning(
+            "%s=%.100r can't be used: %s allowed; %r is used instead",
+            source,
+            value,
+            f"{option.metadata['allowed']} is",
+            option.default if option.default != frozenset() else "",
+        )
+        return option.default
+
+
+def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base: Config | None = None) -> Config:
+    """The options that are in force.
+
+    Args:
+        environ: The environment; each option's variable is `OTEL_PYTHON_MONGO_EVENTS_` and its name in capitals. An
+            empty variable counts as unset, as the OpenTelemetry specification has it.
+        keywords: Options by name. They win over all else. An unknown name is a warning.
+        base: Options that stand in for environment and defaults.
+    """
+    values: dict[str, object] = {}
+    for name, option in OPTIONS.items():
+        if name in keywords:
+            values[name] = keywords[name]
+        elif base is not None:
+            values[name] = getattr(base, name)
+        elif variable := environ.get(ENVIRONMENT_PREFIX + name.upper()):
+            values[name] = _usable(option, variable, ENVIRONMENT_PREFIX + name.upper())
+    for name in keywords.keys() - OPTIONS.keys():
+        near = difflib.get_close_matches(name, OPTIONS, n=1)
+        _logger.warning(
+            "unknown option %.100r%s; the options are %s",
+            name,
+            f" (is {near[0]} meant?)" if near else "",
+            ", ".join(OPTIONS),
+        )
+    return Config(**values)  # type: ignore[arg-type]  # each value is checked when the Config is made

@@ -1,0 +1,34 @@
+"""Where one version of PyMongo differs from another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from pymongo import version_tuple
+from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
+
+CommandEvent = CommandStartedEvent | CommandSucceededEvent | CommandFailedEvent
+
+ATTEMPTS_SHARE_OPERATION_ID = version_tuple >= (4, 18)
+"""Before 4.18 each attempt of an operation has an `operation_id` of its own."""
+
+
+def server_connection_id(event: CommandEvent) -> int | None:
+    """The server's own id of the connection; PyMongo gives it since 4.7, a server since MongoDB 4.2."""
+    return getattr(event, "server_connection_id", None)
+
+
+def runs_in_background() -> bool:
+    """Whether this runs in a thread or task of the driver's own (they close cursors and keep the pools filled).
+
+    A task of an `AsyncMongoClient`, and with `sys.flags.thread_inherit_context` a thread too, copied the context of
+    whoever used the client first, so its current span is a stranger.
+    """
+    if threading.current_thread().name.startswith("pymongo_"):
+        return True
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return False
+    return task is not None and task.get_name().startswith("pymongo_")

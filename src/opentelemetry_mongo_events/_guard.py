@@ -1,0 +1,78 @@
+"""The edge to the driver: what goes wrong in telemetry stays here."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+_logger = logging.getLogger("opentelemetry_mongo_events")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Guard:
+    """Counts the failures of telemetry by kind and logs the first of each.
+
+    A kind is a place (a listener's method, a hook) and an exception's class.
+
+    The log names the exception's class and the lines of code it went through, never its message: that may hold what the
+    application stores in its database.
+    """
+
+    __slots__ = ("failures",)
+
+    def __init__(self) -> None:
+        self.failures: dict[tuple[str, type[Exception]], int] = {}
+
+    def failed(self, place: str, error: Exception) -> None:
+        """Note that `error` was raised in `place`. Runs on the thread that failed; never raises."""
+        kind = (place, type(error))
+        count = self.failures.get(kind, 0)
+        # Counted first: a log handler that itself uses MongoDB comes back here.
+        self.failures[kind] = count + 1
+        if count:
+            return
+        lines = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
+        _logger.warning(
+            "%s raised %s; the application goes on, further failures of this kind are not logged\n%s",
+            place,
+            type(error).__qualname__,
+            lines,
+        )
+
+    def run(self, place: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call `function`; an exception of it is noted under `place` and goes no further."""
+        try:
+            function(*args, **kwargs)
+        except Exception as error:
+            self.failed(place, error)
+
+
+class Guarded(Protocol):
+    """What has a guard."""
+
+    @property
+    def guard(self) -> Guard: ...
+
+
+G = TypeVar("G", bound=Guarded)
+
+
+def guarded(method: Callable[Concatenate[G, P], None]) -> Callable[Concatenate[G, P], None]:
+    """Make a listener's method one that never raises into the driver.
+
+    PyMongo prints a traceback for each event whose listener raises, so an error in a hot listener would flood stderr.
+    """
+
+    @functools.wraps(method)
+    def call(self: G, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.guard.failed(method.__qualname__, error)
+
+    return call

@@ -1,0 +1,48 @@
+"""The instrumentor: for all clients, switched on and off."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+
+from opentelemetry_mongo_events._double_tracing import DoubleTracing
+from opentelemetry_mongo_events._listeners import listeners
+from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
+
+
+class MongoEventsInstrumentor(BaseInstrumentor):
+    """Observes every client that is made after `instrument()`.
+
+    PyMongo copies the registered listeners into a client when it is made, and keeps them for its life: a client that was
+    made before is not observed, and one that was made while instrumented is observed again after a new `instrument()`.
+
+    Example:
+        `MongoEventsInstrumentor().instrument(exclude_commands="ping")`
+
+    `instrument()` takes what `event_listeners()` does, as keywords, and raises nothing for a value that can't be used: it
+    is logged as one warning and left out. `uninstrument()` stops new spans; commands that are open still close theirs.
+    """
+
+    # The class is a singleton, whose constructor may run again and again: its state is here.
+    _switch: Switch = Switch()
+    _registered: bool = False
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """The versions of PyMongo that can be observed, as in the extra `instruments`."""
+        return ("pymongo >= 4.0, < 5",)
+
+    def _instrument(self, **kwargs: Any) -> None:
+        telemetry = telemetry_from(kwargs, double_tracing=DoubleTracing())
+        self._switch.telemetry = telemetry
+        # Registered for good: PyMongo has no way to take a listener out, so a second one would double every span.
+        if telemetry.config.commands and not self._registered:
+            from pymongo import monitoring
+
+            for listener in listeners(self._switch):
+                monitoring.register(listener)
+            MongoEventsInstrumentor._registered = True
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        self._switch.telemetry = None

@@ -1,0 +1,90 @@
+"""What a command span needs from the pool: its connection, and the end of a command that was interrupted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pymongo.monitoring import (
+    ConnectionCheckedInEvent,
+    ConnectionCheckedOutEvent,
+    ConnectionCheckOutFailedEvent,
+    ConnectionCheckOutStartedEvent,
+    ConnectionClosedEvent,
+    ConnectionCreatedEvent,
+    ConnectionPoolListener,
+    ConnectionReadyEvent,
+    PoolClearedEvent,
+    PoolClosedEvent,
+    PoolCreatedEvent,
+    PoolReadyEvent,
+)
+
+from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._held_connections import hold, release
+
+if TYPE_CHECKING:
+    from opentelemetry_mongo_events._open_commands import OpenCommands
+
+
+class PoolEvents(ConnectionPoolListener):
+    """Follows who holds which connection. Runs on the thread, or in the task, that called the driver; never raises.
+
+    A connection is held twice: while it is made (the driver authenticates on it) and while it is checked out.
+    """
+
+    def __init__(self, open_commands: OpenCommands, guard: Guard) -> None:
+        self.guard = guard
+        self._open = open_commands
+
+    @guarded
+    def connection_created(self, event: ConnectionCreatedEvent) -> None:
+        """The current thread or task makes a connection."""
+        hold(self._open, event.address, event.connection_id)
+
+    @guarded
+    def connection_ready(self, event: ConnectionReadyEvent) -> None:
+        """The connection is made, and handed to the pool."""
+        self._release(event)
+
+    @guarded
+    def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
+        """The current thread or task got a connection."""
+        hold(self._open, event.address, event.connection_id)
+
+    @guarded
+    def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
+        """The connection was given back."""
+        self._release(event)
+
+    @guarded
+    def connection_closed(self, event: ConnectionClosedEvent) -> None:
+        """The connection is gone: one that was being made doesn't come to be checked in."""
+        self._release(event)
+
+    def _release(self, event: Any) -> None:
+        held = release(self._open, event.address, event.connection_id)
+        if held is None:
+            return
+        # Up to 4.20.0 the driver publishes no end of a command that a cancelled task or an interrupted thread gives up.
+        # It gives the connection back in the same task or thread.
+        command = self._open.take_abandoned(held)
+        if command is not None:
+            command.interrupt()
+
+    def pool_created(self, event: PoolCreatedEvent) -> None:
+        """Nothing to note."""
+
+    def pool_ready(self, event: PoolReadyEvent) -> None:
+        """Nothing to note."""
+
+    def pool_cleared(self, event: PoolClearedEvent) -> None:
+        """Nothing to note."""
+
+    def pool_closed(self, event: PoolClosedEvent) -> None:
+        """Nothing to note."""
+
+    def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
+        """Nothing to note."""
+
+    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
+        """Nothing to note."""

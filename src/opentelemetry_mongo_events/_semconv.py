@@ -1,0 +1,93 @@
+"""Every name that is emitted: the semantic conventions', the MongoDB drivers' specification's, and our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from opentelemetry.semconv.attributes.db_attributes import (
+    DB_COLLECTION_NAME,
+    DB_NAMESPACE,
+    DB_OPERATION_BATCH_SIZE,
+    DB_OPERATION_NAME,
+    DB_QUERY_SUMMARY,
+    DB_RESPONSE_STATUS_CODE,
+    DB_SYSTEM_NAME,
+)
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.network_attributes import NETWORK_TRANSPORT
+from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
+
+__all__ = [
+    "ATTEMPT",
+    "CURSOR_ID",
+    "DB_COLLECTION_NAME",
+    "DB_NAMESPACE",
+    "DB_OPERATION_BATCH_SIZE",
+    "DB_OPERATION_NAME",
+    "DB_QUERY_SUMMARY",
+    "DB_RESPONSE_STATUS_CODE",
+    "DB_SYSTEM_NAME",
+    "DRIVER_CONNECTION_ID",
+    "ERROR_CODE_NAME",
+    "ERROR_TYPE",
+    "INTERRUPTED",
+    "LSID",
+    "MONGODB",
+    "NETWORK_TRANSPORT",
+    "OLD_COLLECTION",
+    "OLD_NAME",
+    "OLD_OPERATION",
+    "OLD_PEER_NAME",
+    "OLD_PEER_PORT",
+    "OLD_STATEMENT",
+    "OLD_SYSTEM",
+    "OTHER",
+    "RETURNED_ROWS",
+    "SCHEMA_URL",
+    "SERVER_ADDRESS",
+    "SERVER_CONNECTION_ID",
+    "SERVER_PORT",
+    "TXN_NUMBER",
+    "WRITE_ERRORS",
+    "old_names_wanted",
+]
+
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+
+MONGODB: Final = "mongodb"
+OTHER: Final = "_OTHER"
+"""The semantic conventions' value of `error.type` where nothing better is known."""
+INTERRUPTED: Final = "interrupted"
+
+# The conventions still count this one among those in development, whose module gives no promise of stability.
+RETURNED_ROWS: Final = "db.response.returned_rows"
+
+# The MongoDB drivers' OpenTelemetry specification.
+CURSOR_ID: Final = "db.mongodb.cursor_id"
+DRIVER_CONNECTION_ID: Final = "db.mongodb.driver_connection_id"
+LSID: Final = "db.mongodb.lsid"
+SERVER_CONNECTION_ID: Final = "db.mongodb.server_connection_id"
+TXN_NUMBER: Final = "db.mongodb.txn_number"
+
+# Ours: neither of the two has a name for it.
+ATTEMPT: Final = "mongodb.client.attempt"
+ERROR_CODE_NAME: Final = "mongodb.client.error.code_name"
+WRITE_ERRORS: Final = "mongodb.client.write_errors"
+
+# What opentelemetry-instrumentation-pymongo gives by default, and the operation of the same generation of conventions.
+OLD_COLLECTION: Final = "db.mongodb.collection"
+OLD_NAME: Final = "db.name"
+OLD_OPERATION: Final = "db.operation"
+OLD_PEER_NAME: Final = "net.peer.name"
+OLD_PEER_PORT: Final = "net.peer.port"
+OLD_STATEMENT: Final = "db.statement"
+OLD_SYSTEM: Final = "db.system"
+
+
+def old_names_wanted(environ: Mapping[str, str]) -> bool:
+    """Whether `OTEL_SEMCONV_STABILITY_OPT_IN` holds `database/dup`: the old names beside the stable ones.
+
+    Source: the migration plan of the OpenTelemetry database conventions.
+    """
+    return "database/dup" in [item.strip() for item in environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "").split(",")]

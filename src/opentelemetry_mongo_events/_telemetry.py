@@ -1,0 +1,92 @@
+"""What listeners write to: made once for each set of options and providers, and swapped as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, Tracer
+
+from opentelemetry_mongo_events._config import Config, config_from
+from opentelemetry_mongo_events._double_tracing import DoubleTracing
+from opentelemetry_mongo_events._semconv import SCHEMA_URL, old_names_wanted
+from opentelemetry_mongo_events._version import __version__
+
+if TYPE_CHECKING:
+    from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
+
+_logger = logging.getLogger("opentelemetry_mongo_events")
+
+RequestHook = Callable[[Span, "CommandStartedEvent"], object]
+ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
+FailedHook = Callable[[Span, "CommandFailedEvent"], object]
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Telemetry:
+    """Where telemetry goes and what it holds."""
+
+    tracer: Tracer
+    config: Config
+    old_names: bool
+    request_hook: RequestHook | None
+    response_hook: ResponseHook | None
+    failed_hook: FailedHook | None
+    double_tracing: DoubleTracing | None
+    """None where the listeners were asked for by hand: then they trace whatever else does."""
+
+
+class Switch:
+    """The telemetry that is in force, or None.
+
+    PyMongo keeps a listener for the life of a client, so listeners stay and what they write to is swapped.
+    """
+
+    __slots__ = ("telemetry",)
+
+    def __init__(self, telemetry: Telemetry | None = None) -> None:
+        self.telemetry = telemetry
+
+
+def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing | None) -> Telemetry:
+    """The telemetry that the keywords of `instrument()` or `event_listeners()` ask for.
+
+    What can't be used is one warning that names it, and is left out.
+    """
+    options = dict(keywords)
+    tracer_provider = _usable(options, "tracer_provider", lambda value: callable(value.get_tracer), "a TracerProvider")
+    # Taken and checked already: nothing is measured or logged yet that would go there.
+    _usable(options, "meter_provider", lambda value: callable(value.get_meter), "a MeterProvider")
+    _usable(options, "logger_provider", lambda value: callable(value.get_logger), "a LoggerProvider")
+    hooks = [
+        _usable(options, name, callable, "a function of a span and an event")
+        for name in ("request_hook", "response_hook", "failed_hook")
+    ]
+    base = _usable(options, "config", lambda value: isinstance(value, Config), "a Config")
+    return Telemetry(
+        trace.get_tracer("opentelemetry_mongo_events", __version__, tracer_provider, SCHEMA_URL),
+        config_from(os.environ, options, base),
+        old_names_wanted(os.environ),
+        *hooks,
+        double_tracing,
+    )
+
+
+def _usable(keywords: dict[str, Any], name: str, check: Callable[[Any], bool], allowed: str) -> Any:
+    """Take `name` out of the keywords: its value, or None, with a warning, where it isn't what is allowed."""
+    value = keywords.pop(name, None)
+    if value is None:
+        return None
+    try:
+        if check(value):
+            return value
+    except Exception:  # noqa: S110  # the check itself can't be made: told below
+        pass
+    _logger.warning("%s=%.100r can't be used: %s is allowed; it is left out", name, value, allowed)
+    return None
