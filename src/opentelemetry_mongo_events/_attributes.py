@@ -77,8 +77,9 @@ class Outcome(NamedTuple):
     error: str | None
 
 
-UNKNOWN: Final = Outcome({}, None)
-"""The outcome where an odd event can't be read: its span is closed all the same."""
+# The outcomes where an odd event can't be read: its span is closed all the same.
+SUCCEEDED: Final = Outcome({}, None)
+FAILED: Final = Outcome({names.ERROR_TYPE: names.OTHER}, names.OTHER)
 
 
 def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None:
@@ -181,6 +182,12 @@ def continued_cursor(command_name: str, command: Mapping[str, Any]) -> int | Non
     return int(value) if isinstance(value, int) and value else None
 
 
+def killed_cursors(command_name: str, command: Mapping[str, Any]) -> list[int]:
+    """The ids of the cursors that a `killCursors` closes."""
+    cursors = command.get("cursors") if command_name == "killCursors" else None
+    return cursors if isinstance(cursors, list) else []
+
+
 def cursor_id(reply: object) -> int | None:
     """The id of the cursor in a reply: 0 where it is exhausted, None where there is none."""
     cursor = reply.get("cursor") if isinstance(reply, Mapping) else None
@@ -246,7 +253,7 @@ def _add_server_error(attributes: Attributes, error: object) -> str:
     if not isinstance(error, Mapping):
         error = {}
     code = error.get("code")
-    if isinstance(code, (int, float)) and not isinstance(code, bool):
+    if (isinstance(code, int) and not isinstance(code, bool)) or (isinstance(code, float) and code.is_integer()):
         text = str(int(code))
         attributes[names.DB_RESPONSE_STATUS_CODE] = text
     else:

@@ -12,13 +12,15 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import (
-    UNKNOWN,
+    FAILED,
+    SUCCEEDED,
     Outcome,
     collection_name,
     continued_cursor,
     cursor_id,
     failure_outcome,
     is_retryable_write_error,
+    killed_cursors,
     reply_outcome,
     span_name,
     start_attributes,
@@ -52,7 +54,7 @@ class CommandEvents(CommandListener):
         self._switch = switch
         self._open = open_commands
         self._cursors: Recent[tuple[Any, int], SpanContext] = Recent(_REMEMBERED)
-        self._failed_attempts: Recent[tuple[int, str], tuple[SpanContext, int]] = Recent(_REMEMBERED)
+        self._failed_attempts: Recent[tuple[int | None, str], tuple[SpanContext, int]] = Recent(_REMEMBERED)
 
     @guarded
     def started(self, event: CommandStartedEvent) -> None:
@@ -71,7 +73,7 @@ class CommandEvents(CommandListener):
         held = held_connection(self._open, address, server_id)
         driver_id = None if held is None else held.connection_id
         key = (event.request_id, address, driver_id if server_id is None else server_id)
-        if not claim(key, self):
+        if not claim(key, self._open):
             return
         if event.command_name in telemetry.config.exclude_commands:
             return
@@ -79,7 +81,7 @@ class CommandEvents(CommandListener):
             return
         if self._open.has_room():
             self._open_span(event, key, held, context, telemetry)
-            claim(key, self)  # again: a hook may have run commands of its own
+            claim(key, self._open)  # again: a hook may have run commands of its own
 
     @guarded
     def succeeded(self, event: CommandSucceededEvent) -> None:
@@ -87,7 +89,7 @@ class CommandEvents(CommandListener):
         command = self._take(event)
         if command is None:
             return
-        outcome = UNKNOWN
+        outcome = SUCCEEDED
         try:
             reply = event.reply
             outcome = reply_outcome(event.command_name, reply)
@@ -103,7 +105,7 @@ class CommandEvents(CommandListener):
         command = self._take(event)
         if command is None:
             return
-        outcome = UNKNOWN
+        outcome = FAILED
         try:
             outcome = failure_outcome(event.failure)
             self._remember_cursor(command, 0)
@@ -139,6 +141,8 @@ class CommandEvents(CommandListener):
             attempt = failed_attempt[1] + 1
             attributes[names.ATTEMPT] = attempt
             links.append(Link(failed_attempt[0]))
+        for cursor in killed_cursors(command_name, command):
+            self._cursors.pop((address, cursor))
         continued = continued_cursor(command_name, command)
         if continued is not None:
             attributes[names.CURSOR_ID] = continued
@@ -154,7 +158,7 @@ class CommandEvents(CommandListener):
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
-        unclaim(self)
+        unclaim(self._open)
         address = event.connection_id
         server_id = server_connection_id(event)
         if server_id is None:

@@ -52,9 +52,11 @@ class Config:
         require_parent_span: Whether a command outside of any span gets none.
     """
 
-    commands: bool = _option(True, _switch, "true or false")
-    exclude_commands: frozenset[str] = _option(frozenset(), _names, "names of commands, separated by commas")
-    require_parent_span: bool = _option(False, _switch, "true or false")
+    commands: bool = _option(True, _switch, "true or false is")
+    exclude_commands: frozenset[str] = _option(
+        frozenset(), _names, "a list of command names, or a text with commas between them, is"
+    )
+    require_parent_span: bool = _option(False, _switch, "true or false is")
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -71,13 +73,21 @@ def _usable(option: dataclasses.Field[Any], value: object, source: str) -> Any:
         return option.metadata["usable"](value)
     except Exception:
         _logger.warning(
-            "%s=%.100r can't be used: %s allowed; %r is used instead",
+            "%s=%s can't be used: %s allowed; the default, %s, is used",
             source,
-            value,
-            f"{option.metadata['allowed']} is",
-            option.default if option.default != frozenset() else "",
+            shown(value),
+            option.metadata["allowed"],
+            "none" if option.default == frozenset() else option.default,
         )
         return option.default
+
+
+def shown(value: object) -> str:
+    """A value that can't be used, as a message shows it: short, and whatever it is."""
+    try:
+        return f"{value!r:.100}"
+    except Exception:
+        return f"a value of type {type(value).__name__}"
 
 
 def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base: Config | None = None) -> Config:
@@ -100,7 +110,7 @@ def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base
     for name in keywords.keys() - OPTIONS.keys():
         near = difflib.get_close_matches(name, OPTIONS, n=1)
         _logger.warning(
-            "unknown option %.100r%s; the options are %s",
+            "unknown option %.100s%s: the options are %s",
             name,
             f" (is {near[0]} meant?)" if near else "",
             ", ".join(OPTIONS),

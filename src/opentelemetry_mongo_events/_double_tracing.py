@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from opentelemetry.trace import Span
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 _logger = logging.getLogger("opentelemetry_mongo_events")
 
@@ -18,8 +19,8 @@ _DRIVER_SCOPE: Final = "PyMongo"
 class DoubleTracing:
     """Looks, at each command, whether another one traces it.
 
-    At each command because the order in which instrumentations are switched on is nobody's choice, and because the driver
-    traces by client.
+    At each command because the order in which instrumentations are switched on is nobody's choice, and because the
+    driver traces by client.
     """
 
     __slots__ = ("_warned",)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import traceback
-from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _logger = logging.getLogger("opentelemetry_mongo_events")
 

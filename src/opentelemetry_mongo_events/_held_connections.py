@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._open_commands import OpenCommand
 
-# A thread or task holds one connection, or a few where a hook runs a command of its own. More are left behind by cursors
-# that were closed by somebody else; these are forgotten first.
+# A thread or task holds one connection, or a few where a hook runs a command of its own. More are left behind by
+# cursors that were closed by somebody else; these are forgotten first.
 _LIMIT: Final = 16
 
 

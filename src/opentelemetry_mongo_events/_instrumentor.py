@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
 from opentelemetry_mongo_events._double_tracing import DoubleTracing
 from opentelemetry_mongo_events._listeners import listeners
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
-class MongoEventsInstrumentor(BaseInstrumentor):
+
+class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Observes every client that is made after `instrument()`.
 
-    PyMongo copies the registered listeners into a client when it is made, and keeps them for its life: a client that was
-    made before is not observed, and one that was made while instrumented is observed again after a new `instrument()`.
+    PyMongo copies the registered listeners into a client when it is made, and keeps them for its life: a client that
+    was made before is not observed, and one that was made while instrumented is observed again after a new
+    `instrument()`.
 
     Example:
         `MongoEventsInstrumentor().instrument(exclude_commands="ping")`
 
-    `instrument()` takes what `event_listeners()` does, as keywords, and raises nothing for a value that can't be used: it
-    is logged as one warning and left out. `uninstrument()` stops new spans; commands that are open still close theirs.
+    `instrument()` takes what `event_listeners()` does, as keywords, and raises nothing for a value that can't be used:
+    it is logged as one warning and left out. `uninstrument()` stops new spans; commands that are open still close
+    theirs.
     """
 
     # The class is a singleton, whose constructor may run again and again: its state is here.

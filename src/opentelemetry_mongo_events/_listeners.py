@@ -30,8 +30,8 @@ def event_listeners(
 ) -> list[CommandListener | ConnectionPoolListener]:
     """The listeners that observe one client, for its `event_listeners` argument.
 
-    They work without `MongoEventsInstrumentor`, for as long as the client lives. Where the instrumentor observes the same
-    client, it takes the client's commands and these keep quiet. They don't stand down for another instrumentation.
+    They work without `MongoEventsInstrumentor`, for as long as the client lives. Where the instrumentor observes the
+    same client, it takes the client's commands and these keep quiet. They don't stand down for another instrumentation.
 
     Example:
         `MongoClient(uri, event_listeners=event_listeners(exclude_commands="ping"))`

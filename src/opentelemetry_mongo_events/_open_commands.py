@@ -9,7 +9,6 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from opentelemetry.trace import Span
 from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events._semconv import ERROR_TYPE, INTERRUPTED
@@ -17,6 +16,7 @@ from opentelemetry_mongo_events._semconv import ERROR_TYPE, INTERRUPTED
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from opentelemetry.trace import Span
     from opentelemetry.util.types import AttributeValue
 
     from opentelemetry_mongo_events._held_connections import HeldConnection
@@ -27,9 +27,9 @@ _logger = logging.getLogger("opentelemetry_mongo_events")
 LIMIT: Final = 10_000
 
 
-# What tells open commands apart: request id, address, and the connection as the server numbers it or, where that is unknown,
-# as the driver does. PyMongo's request ids come from an unseeded random generator, and all further replies of an exhaust
-# cursor have the id 0.
+# What tells open commands apart: request id, address, and the connection as the server numbers it or, where that is
+# unknown, as the driver does. PyMongo's request ids come from an unseeded random generator, and all further replies of
+# an exhaust cursor have the id 0.
 Key: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None"]
 
 
@@ -41,7 +41,7 @@ class OpenCommand:
     def __init__(
         self,
         key: Key,
-        operation_id: int,
+        operation_id: int | None,
         attempt: int,
         continued_cursor: int | None,
         span: Span,
@@ -79,8 +79,8 @@ class OpenCommand:
 class OpenCommands:
     """A bounded table of the open commands, used from any thread.
 
-    It has no lock: each step is one operation of a dictionary. A lock would deadlock where a finalizer or a signal handler
-    runs a command while it is held, and in the child of a process that forks meanwhile.
+    It has no lock: each step is one operation of a dictionary. A lock would deadlock where a finalizer or a signal
+    handler runs a command while it is held, and in the child of a process that forks meanwhile.
     """
 
     __slots__ = ("__weakref__", "_commands", "_untraced", "untraced")
@@ -118,7 +118,7 @@ class OpenCommands:
             displaced.interrupt()
 
     def take(self, key: Key) -> OpenCommand | None:
-        """Take the command out, or None where it isn't known: it started while nothing was observed, or ended before."""
+        """Take the command out, or None where it isn't known: not observed when it started, or ended before."""
         command = self._commands.pop(key, None)
         if command is not None:
             _detach(command)

@@ -19,6 +19,7 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
+from opentelemetry_mongo_events._claims import unclaim
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import hold, release
 
@@ -69,6 +70,7 @@ class PoolEvents(ConnectionPoolListener):
         # It gives the connection back in the same task or thread.
         command = self._open.take_abandoned(held)
         if command is not None:
+            unclaim(self._open)
             command.interrupt()
 
     def pool_created(self, event: PoolCreatedEvent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
@@ -30,10 +31,8 @@ class Recent(Generic[K, V]):
         """Remember `value`, as the newest."""
         self._entries[key] = value
         while len(self._entries) > self._limit:
-            try:
+            with contextlib.suppress(KeyError):  # other threads have emptied it meanwhile
                 self._entries.popitem(last=False)
-            except KeyError:  # other threads have emptied it meanwhile
-                return
 
     def get(self, key: K) -> V | None:
         """The value of `key`, or None."""

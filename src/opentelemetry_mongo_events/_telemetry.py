@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from opentelemetry import trace
 from opentelemetry.trace import Span, Tracer
 
-from opentelemetry_mongo_events._config import Config, config_from
-from opentelemetry_mongo_events._double_tracing import DoubleTracing
+from opentelemetry_mongo_events._config import Config, config_from, shown
 from opentelemetry_mongo_events._semconv import SCHEMA_URL, old_names_wanted
 from opentelemetry_mongo_events._version import __version__
 
 if TYPE_CHECKING:
     from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
+
+    from opentelemetry_mongo_events._double_tracing import DoubleTracing
 
 _logger = logging.getLogger("opentelemetry_mongo_events")
 
@@ -64,16 +65,18 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     # Taken and checked already: nothing is measured or logged yet that would go there.
     _usable(options, "meter_provider", lambda value: callable(value.get_meter), "a MeterProvider")
     _usable(options, "logger_provider", lambda value: callable(value.get_logger), "a LoggerProvider")
-    hooks = [
-        _usable(options, name, callable, "a function of a span and an event")
-        for name in ("request_hook", "response_hook", "failed_hook")
-    ]
+    hook = "a function of a span and an event"
+    request_hook = _usable(options, "request_hook", callable, hook)
+    response_hook = _usable(options, "response_hook", callable, hook)
+    failed_hook = _usable(options, "failed_hook", callable, hook)
     base = _usable(options, "config", lambda value: isinstance(value, Config), "a Config")
     return Telemetry(
         trace.get_tracer("opentelemetry_mongo_events", __version__, tracer_provider, SCHEMA_URL),
         config_from(os.environ, options, base),
         old_names_wanted(os.environ),
-        *hooks,
+        request_hook,
+        response_hook,
+        failed_hook,
         double_tracing,
     )
 
@@ -88,5 +91,5 @@ def _usable(keywords: dict[str, Any], name: str, check: Callable[[Any], bool], a
             return value
     except Exception:  # noqa: S110  # the check itself can't be made: told below
         pass
-    _logger.warning("%s=%.100r can't be used: %s is allowed; it is left out", name, value, allowed)
+    _logger.warning("%s=%s can't be used: %s is allowed; it is left out", name, shown(value), allowed)
     return None

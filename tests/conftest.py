@@ -1,0 +1,75 @@
+"""What every test gets: servers to talk to, and a place where the spans arrive."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pymongo import MongoClient, monitoring
+
+from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
+from opentelemetry_mongo_events._claims import _claim
+from tests.servers.scripted import ScriptedServer
+from tests.spans import Spans, table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in os.environ:
+        if name.startswith("OTEL_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_claim() -> None:
+    """A test may leave a command open, and the next one have its request id."""
+    _claim.__dict__.clear()
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def spans() -> Spans:
+    return Spans()
+
+
+@pytest.fixture
+def listeners(spans: Spans) -> Iterator[Any]:
+    """The listeners of one client; at the end of the test nothing may be open in them."""
+    made = event_listeners(tracer_provider=spans.provider)
+    yield made
+    assert len(table_of(made)) == 0
+
+
+@pytest.fixture
+def client(server: ScriptedServer, listeners: Any) -> Iterator[MongoClient[Any]]:
+    """A client that is observed by `event_listeners()`."""
+    with MongoClient(server.uri, event_listeners=listeners) as client:
+        yield client
+
+
+@pytest.fixture
+def instrumentor() -> Iterator[MongoEventsInstrumentor]:
+    """The instrumentor, off before and after the test; at its end nothing may be open."""
+    instrumentor = MongoEventsInstrumentor()
+    yield instrumentor
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
+    with contextlib.suppress(StopIteration):
+        assert len(table_of(registered_listeners())) == 0
+
+
+def registered_listeners() -> list[Any]:
+    """What the driver copies into each new client."""
+    registered = monitoring._LISTENERS
+    return [*registered.command_listeners, *registered.cmap_listeners]

@@ -1,0 +1,128 @@
+"""Real PyMongo events, as the driver makes them."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+from typing import Any
+
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+    ConnectionCheckedInEvent,
+    ConnectionCheckedOutEvent,
+    ConnectionClosedEvent,
+    ConnectionCreatedEvent,
+    ConnectionReadyEvent,
+)
+
+ADDRESS = ("db.example", 27017)
+SERVER_CONNECTION_ID = 7
+
+_DURATION = datetime.timedelta(milliseconds=5)
+
+
+def _made(event: Any, *args: Any, **optional: Any) -> Any:
+    """The event, with those of the optional arguments that this version of the driver has."""
+    parameters = inspect.signature(event).parameters
+    known = {name: value for name, value in optional.items() if name in parameters}
+    return event(*args, **known)
+
+
+def started(
+    command: Any,
+    *,
+    database: str = "shop",
+    request_id: int = 1,
+    address: Any = ADDRESS,
+    operation_id: int | None = None,
+    server_connection_id: int | None = SERVER_CONNECTION_ID,
+) -> CommandStartedEvent:
+    """A command was sent."""
+    operation_id = request_id if operation_id is None else operation_id
+    event: CommandStartedEvent = _made(
+        CommandStartedEvent,
+        command,
+        database,
+        request_id,
+        address,
+        operation_id,
+        server_connection_id=server_connection_id,
+    )
+    return event
+
+
+def succeeded(
+    command_name: str,
+    reply: Any = None,
+    *,
+    request_id: int = 1,
+    address: Any = ADDRESS,
+    operation_id: int | None = None,
+    server_connection_id: int | None = SERVER_CONNECTION_ID,
+) -> CommandSucceededEvent:
+    """Its reply came."""
+    operation_id = request_id if operation_id is None else operation_id
+    event: CommandSucceededEvent = _made(
+        CommandSucceededEvent,
+        _DURATION,
+        {"ok": 1} if reply is None else reply,
+        command_name,
+        request_id,
+        address,
+        operation_id,
+        server_connection_id=server_connection_id,
+    )
+    return event
+
+
+def failed(
+    command_name: str,
+    failure: Any,
+    *,
+    request_id: int = 1,
+    address: Any = ADDRESS,
+    operation_id: int | None = None,
+    server_connection_id: int | None = SERVER_CONNECTION_ID,
+) -> CommandFailedEvent:
+    """It failed."""
+    operation_id = request_id if operation_id is None else operation_id
+    event: CommandFailedEvent = _made(
+        CommandFailedEvent,
+        _DURATION,
+        failure,
+        command_name,
+        request_id,
+        address,
+        operation_id,
+        server_connection_id=server_connection_id,
+    )
+    return event
+
+
+def connection_created(connection_id: int, address: Any = ADDRESS) -> ConnectionCreatedEvent:
+    """The driver begins to make a connection."""
+    return ConnectionCreatedEvent(address, connection_id)
+
+
+def connection_ready(connection_id: int, address: Any = ADDRESS) -> ConnectionReadyEvent:
+    """The connection is made."""
+    event: ConnectionReadyEvent = _made(ConnectionReadyEvent, address, connection_id, duration=0.001)
+    return event
+
+
+def checked_out(connection_id: int, address: Any = ADDRESS) -> ConnectionCheckedOutEvent:
+    """The current thread or task got a connection."""
+    event: ConnectionCheckedOutEvent = _made(ConnectionCheckedOutEvent, address, connection_id, duration=0.001)
+    return event
+
+
+def checked_in(connection_id: int, address: Any = ADDRESS) -> ConnectionCheckedInEvent:
+    """It gave the connection back."""
+    return ConnectionCheckedInEvent(address, connection_id)
+
+
+def connection_closed(connection_id: int, address: Any = ADDRESS, reason: str = "error") -> ConnectionClosedEvent:
+    """The connection is gone."""
+    return ConnectionClosedEvent(address, connection_id, reason)

@@ -1,0 +1,71 @@
+"""What was exported, for a test to look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from opentelemetry_mongo_events._commands import CommandEvents
+from opentelemetry_mongo_events._pools import PoolEvents
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+    from opentelemetry_mongo_events._open_commands import OpenCommands
+
+
+class Spans:
+    """A tracer provider whose finished spans are kept."""
+
+    def __init__(self, sampler: Sampler | None = None) -> None:
+        self._exporter = InMemorySpanExporter()
+        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = self.provider.get_tracer("the application")
+
+    @property
+    def finished(self) -> list[ReadableSpan]:
+        """All that were exported, in the order of their ends."""
+        return list(self._exporter.get_finished_spans())
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [span.name for span in self.finished]
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        """Those with that name."""
+        return [span for span in self.finished if span.name == name]
+
+    def one(self, name: str | None = None) -> ReadableSpan:
+        """The only one (with that name)."""
+        found = self.finished if name is None else self.named(name)
+        assert len(found) == 1, f"{name}: {self.names}"
+        return found[0]
+
+    def clear(self) -> None:
+        """Forget what was exported."""
+        self._exporter.clear()
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    """A span's attributes."""
+    return dict(span.attributes or {})
+
+
+def commands_of(listeners: Any) -> CommandEvents:
+    """The command listener among those."""
+    return next(listener for listener in listeners if isinstance(listener, CommandEvents))
+
+
+def pools_of(listeners: Any) -> PoolEvents:
+    """The pool listener among those."""
+    return next(listener for listener in listeners if isinstance(listener, PoolEvents))
+
+
+def table_of(listeners: Any) -> OpenCommands:
+    """The table of open commands that those listeners share."""
+    return commands_of(listeners)._open

@@ -1,0 +1,489 @@
+"""Commands as spans, event by event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
+from opentelemetry.trace import SpanKind, StatusCode
+
+from opentelemetry_mongo_events import _open_commands, event_listeners
+from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID
+from tests.events import ADDRESS, checked_in, checked_out, failed, started, succeeded
+from tests.spans import Spans, attributes, commands_of, pools_of, table_of
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+attempts = pytest.mark.skipif(not ATTEMPTS_SHARE_OPERATION_ID, reason="before PyMongo 4.18 attempts share no id")
+
+
+@pytest.fixture
+def commands(listeners: Any) -> Any:
+    return commands_of(listeners)
+
+
+def links(span: ReadableSpan) -> list[int]:
+    return [link.context.span_id for link in span.links]
+
+
+def span_id(span: ReadableSpan) -> int:
+    assert span.context is not None
+    return span.context.span_id
+
+
+def test_a_command_is_a_client_span_under_the_callers(commands: Any, spans: Spans) -> None:
+    with spans.tracer.start_as_current_span("request") as request:
+        commands.started(started({"find": "orders"}))
+        commands.succeeded(succeeded("find"))
+
+    span = spans.one("find orders")
+    assert (span.kind, span.status.status_code) == (SpanKind.CLIENT, StatusCode.UNSET)
+    assert span.parent == request.get_span_context()
+    assert span.instrumentation_scope is not None
+    assert (span.instrumentation_scope.name, span.instrumentation_scope.schema_url) == (
+        "opentelemetry_mongo_events",
+        "https://opentelemetry.io/schemas/1.44.0",
+    )
+
+
+def test_samplers_see_what_is_known_at_the_start() -> None:
+    seen: dict[str, Any] = {}
+
+    class Recording(Sampler):
+        def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+            seen.update(zip(("name", "kind", "attributes", "links"), args[2:], strict=False))
+            return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+        def get_description(self) -> str:
+            return "recording"
+
+    commands = commands_of(event_listeners(tracer_provider=Spans(Recording()).provider))
+    commands.started(started({"insert": "orders", "documents": [{}, {}]}))
+    commands.succeeded(succeeded("insert"))
+
+    server_connection = {
+        name: value for name, value in seen["attributes"].items() if name == "db.mongodb.server_connection_id"
+    }
+    assert seen["name"] == "insert orders"
+    assert seen["attributes"] == server_connection | {
+        "db.system.name": "mongodb",
+        "db.namespace": "shop",
+        "db.collection.name": "orders",
+        "db.operation.name": "insert",
+        "db.operation.batch.size": 2,
+        "db.query.summary": "insert orders",
+        "server.address": "db.example",
+        "server.port": 27017,
+        "network.transport": "tcp",
+    }
+
+
+def test_what_the_reply_tells_is_added_at_the_end(commands: Any, spans: Spans) -> None:
+    commands.started(started({"find": "orders"}))
+    commands.succeeded(succeeded("find", {"cursor": {"id": 12, "firstBatch": [{}]}}))
+
+    told = attributes(spans.one())
+    assert (told["db.response.returned_rows"], told["db.mongodb.cursor_id"]) == (1, 12)
+
+
+def test_a_write_error_in_a_succeeded_reply_is_an_error(commands: Any, spans: Spans) -> None:
+    commands.started(started({"insert": "users", "documents": [{}]}))
+    commands.succeeded(succeeded("insert", {"ok": 1, "writeErrors": [{"code": 11000, "errmsg": "alice"}]}))
+
+    span = spans.one("insert users")
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "11000")
+    assert "alice" not in span.to_json()
+
+
+def test_a_failure_is_an_error(commands: Any, spans: Spans) -> None:
+    commands.started(started({"find": "orders"}))
+    commands.failed(failed("find", {"errmsg": "alice:27017: closed", "errtype": "AutoReconnect"}))
+
+    span = spans.one("find orders")
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "AutoReconnect")
+    assert attributes(span)["error.type"] == "AutoReconnect"
+    assert "alice" not in span.to_json()
+
+
+@pytest.mark.parametrize("failure", [None, "alice", 3, {"code": float("nan")}, {"code": float("inf")}])
+def test_a_failure_that_cant_be_read_ends_its_span(commands: Any, spans: Spans, failure: Any) -> None:
+    commands.started(started({"find": "orders"}))
+    commands.failed(failed("find", failure))
+
+    span = spans.one("find orders")
+    assert (span.status.status_code, attributes(span)["error.type"]) == (StatusCode.ERROR, "_OTHER")
+
+
+class Hostile(dict[str, Any]):
+    """A document that can't be looked into."""
+
+    def get(self, *_: Any) -> Any:
+        raise RuntimeError
+
+
+def test_a_document_that_raises_ends_its_span(commands: Any, spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    commands.started(started({"find": "orders"}))
+    commands.succeeded(succeeded("find", Hostile(ok=1)))
+    commands.started(started({"find": "orders"}))
+    commands.failed(failed("find", Hostile(ok=0)))
+
+    assert spans.names == ["find orders"] * 2
+    assert [span.status.status_code for span in spans.finished] == [StatusCode.UNSET, StatusCode.ERROR]
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        "CommandEvents.succeeded raised RuntimeError",
+        "CommandEvents.failed raised RuntimeError",
+    ]
+
+
+def test_a_command_that_raises_is_passed_over(commands: Any, spans: Spans) -> None:
+    commands.started(started(Hostile(find="orders")))
+    commands.succeeded(succeeded("find"))
+
+    assert spans.names == []
+
+
+@pytest.mark.parametrize("reply", [None, b"raw", 3, {}])
+def test_an_odd_reply_ends_its_span(commands: Any, spans: Spans, reply: Any) -> None:
+    commands.started(started({"find": "orders"}))
+    commands.succeeded(succeeded("find", reply))
+
+    assert spans.one("find orders").status.status_code is StatusCode.UNSET
+
+
+def test_an_odd_address_is_left_out(commands: Any, spans: Spans) -> None:
+    commands.started(started({"find": "orders"}, address=None))
+    commands.succeeded(succeeded("find", address=None))
+
+    assert "server.address" not in attributes(spans.one("find orders"))
+
+
+def test_an_end_without_a_start_is_passed_over(commands: Any, spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    commands.succeeded(succeeded("find"))
+    commands.failed(failed("find", {}))
+
+    assert (spans.names, caplog.messages) == ([], [])
+
+
+def test_a_getmore_links_to_the_span_that_opened_its_cursor(commands: Any, spans: Spans) -> None:
+    for identifier in (12, 13):
+        commands.started(started({"find": f"c{identifier}"}))
+        commands.succeeded(succeeded("find", {"cursor": {"id": identifier, "firstBatch": []}}))
+    for going_on in (12, 12, 0):
+        commands.started(started({"getMore": 12, "collection": "c12"}))
+        commands.succeeded(succeeded("getMore", {"cursor": {"id": going_on, "nextBatch": []}}))
+    commands.started(started({"getMore": 12, "collection": "c12"}))
+    commands.failed(failed("getMore", {"code": 43, "codeName": "CursorNotFound"}))
+
+    opener = span_id(spans.one("find c12"))
+    assert [links(span) for span in spans.named("getMore c12")] == [[opener], [opener], [opener], []]
+    assert [attributes(span)["db.mongodb.cursor_id"] for span in spans.named("getMore c12")] == [12] * 4
+    assert len(commands._cursors) == 1
+
+
+def test_a_cursor_is_forgotten_when_its_getmore_fails(commands: Any) -> None:
+    commands.started(started({"find": "orders"}))
+    commands.succeeded(succeeded("find", {"cursor": {"id": 12, "firstBatch": []}}))
+    commands.started(started({"getMore": 12, "collection": "orders"}))
+    commands.failed(failed("getMore", {"errtype": "NetworkTimeout"}))
+
+    assert len(commands._cursors) == 0
+
+
+def test_a_cursor_is_forgotten_when_it_is_killed(commands: Any) -> None:
+    for identifier in (12, 13):
+        commands.started(started({"find": "orders"}))
+        commands.succeeded(succeeded("find", {"cursor": {"id": identifier, "firstBatch": []}}))
+    commands.started(started({"killCursors": "orders", "cursors": [12, 99]}))
+    commands.succeeded(succeeded("killCursors"))
+    assert len(commands._cursors) == 1
+
+    commands.started(started({"killCursors": "orders", "cursors": 3}))
+    commands.succeeded(succeeded("killCursors"))
+    assert len(commands._cursors) == 1
+
+
+def test_cursors_of_two_servers_are_two(commands: Any, spans: Spans) -> None:
+    commands.started(started({"find": "orders"}))
+    commands.succeeded(succeeded("find", {"cursor": {"id": 12, "firstBatch": []}}))
+    commands.started(started({"getMore": 12, "collection": "orders"}, address=("other.example", 27017)))
+    commands.succeeded(succeeded("getMore", address=("other.example", 27017)))
+
+    assert links(spans.one("getMore orders")) == []
+
+
+def test_the_memory_of_cursors_and_attempts_is_bounded(commands: Any) -> None:
+    for number in range(3000):
+        commands.started(started({"find": "orders"}))
+        commands.succeeded(succeeded("find", {"cursor": {"id": number + 1, "firstBatch": []}}))
+        commands.started(started({"find": "orders"}, operation_id=-number - 1))
+        commands.failed(failed("find", {"code": 1}, operation_id=-number - 1))
+
+    assert len(commands._cursors) == 1000
+    assert len(commands._failed_attempts) == (1000 if ATTEMPTS_SHARE_OPERATION_ID else 0)
+
+
+@attempts
+def test_an_attempt_links_to_the_one_that_failed_before_it(commands: Any, spans: Spans) -> None:
+    for number in (1, 2, 3):
+        commands.started(started({"find": "orders"}, request_id=number, operation_id=-50))
+        if number < 3:
+            commands.failed(failed("find", {"errtype": "AutoReconnect"}, request_id=number, operation_id=-50))
+        else:
+            commands.succeeded(succeeded("find", request_id=number, operation_id=-50))
+
+    first, second, third = spans.named("find orders")
+    assert [attributes(span).get("mongodb.client.attempt") for span in (first, second, third)] == [None, 2, 3]
+    assert [links(span) for span in (first, second, third)] == [[], [span_id(first)], [span_id(second)]]
+    assert len(commands._failed_attempts) == 0
+
+
+@attempts
+def test_a_reply_with_a_retryable_label_is_an_attempt_too(commands: Any, spans: Spans) -> None:
+    reply = {"ok": 1, "writeConcernError": {"code": 91}, "errorLabels": ["RetryableWriteError"]}
+    commands.started(started({"insert": "orders"}, operation_id=50))
+    commands.succeeded(succeeded("insert", reply, operation_id=50))
+    commands.started(started({"insert": "orders"}, request_id=2, operation_id=50))
+    commands.succeeded(succeeded("insert", request_id=2, operation_id=50))
+
+    first, second = spans.named("insert orders")
+    assert (links(second), attributes(second)["mongodb.client.attempt"]) == ([span_id(first)], 2)
+
+
+@attempts
+def test_the_batches_of_one_bulk_write_are_no_attempts(commands: Any, spans: Spans) -> None:
+    errors = {"ok": 1, "writeErrors": [{"code": 11000}]}
+    for number in (1, 2, 3):
+        commands.started(started({"insert": "orders"}, request_id=number, operation_id=50))
+        commands.succeeded(succeeded("insert", errors, request_id=number, operation_id=50))
+
+    assert [links(span) for span in spans.finished] == [[], [], []]
+    assert not any("mongodb.client.attempt" in attributes(span) for span in spans.finished)
+
+
+@attempts
+def test_another_command_of_the_same_operation_is_no_attempt(commands: Any, spans: Spans) -> None:
+    commands.started(started({"insert": "orders"}, operation_id=50))
+    commands.failed(failed("insert", {"code": 1}, operation_id=50))
+    commands.started(started({"update": "orders"}, request_id=2, operation_id=50))
+    commands.succeeded(succeeded("update", request_id=2, operation_id=50))
+
+    assert links(spans.one("update orders")) == []
+
+
+def test_what_the_driver_never_repeats_is_not_remembered(commands: Any) -> None:
+    commands.started(started({"killCursors": "orders"}, request_id=5, operation_id=5))
+    commands.failed(failed("killCursors", {"errtype": "AutoReconnect"}, request_id=5, operation_id=5))
+
+    assert len(commands._failed_attempts) == 0
+
+
+def test_two_replies_with_the_request_id_0_are_told_apart_by_their_connections(listeners: Any, spans: Spans) -> None:
+    commands = commands_of(listeners)
+    for connection in (1, 2):
+        commands.started(
+            started(
+                {"getMore": connection, "collection": f"c{connection}"}, request_id=0, server_connection_id=connection
+            )
+        )
+    if len(table_of(listeners)) == 1:
+        pytest.skip("this driver tells no server connection id, and nothing is checked out here")
+    for connection in (2, 1):
+        commands.succeeded(succeeded("getMore", request_id=0, server_connection_id=connection))
+
+    assert spans.names == ["getMore c2", "getMore c1"]
+    assert {span.status.status_code for span in spans.finished} == {StatusCode.UNSET}
+
+
+def test_without_a_server_connection_id_the_drivers_own_tells_them_apart(listeners: Any, spans: Spans) -> None:
+    commands, pools = commands_of(listeners), pools_of(listeners)
+    for connection in (1, 2):
+        pools.connection_checked_out(checked_out(connection))
+        commands.started(
+            started({"getMore": connection, "collection": f"c{connection}"}, request_id=0, server_connection_id=None)
+        )
+    assert len(table_of(listeners)) == 2
+
+    for connection in (2, 1):
+        commands.succeeded(succeeded("getMore", request_id=0, server_connection_id=None))
+        pools.connection_checked_in(checked_in(connection))
+
+    assert spans.names == ["getMore c2", "getMore c1"]
+    assert [attributes(span)["db.mongodb.driver_connection_id"] for span in spans.finished] == [2, 1]
+
+
+def test_a_suppressed_command_has_no_span(commands: Any, spans: Spans) -> None:
+    with suppress_instrumentation():
+        commands.started(started({"find": "orders"}))
+        commands.succeeded(succeeded("find"))
+
+    assert spans.names == []
+
+
+def test_an_end_is_never_suppressed(commands: Any, spans: Spans) -> None:
+    commands.started(started({"find": "orders"}))
+    with suppress_instrumentation():
+        commands.succeeded(succeeded("find"))
+
+    assert spans.names == ["find orders"]
+
+
+def test_a_command_that_is_not_sampled_is_not_kept() -> None:
+    spans = Spans(ALWAYS_OFF)
+    called: list[Any] = []
+    listeners = event_listeners(tracer_provider=spans.provider, request_hook=lambda *args: called.append(args))
+
+    commands_of(listeners).started(started({"find": "orders"}))
+    assert len(table_of(listeners)) == 0
+
+    commands_of(listeners).succeeded(succeeded("find"))
+    assert (spans.names, called) == ([], [])
+
+
+class Raising(Sampler):
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        raise RuntimeError
+
+    def get_description(self) -> str:
+        return "raising"
+
+
+def test_a_sampler_that_raises_costs_the_span_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    spans = Spans(Raising())
+    listeners = event_listeners(tracer_provider=spans.provider)
+
+    for number in (1, 2):
+        commands_of(listeners).started(started({"find": "orders"}, request_id=number))
+        commands_of(listeners).succeeded(succeeded("find", request_id=number))
+
+    assert (spans.names, len(table_of(listeners)), len(caplog.messages)) == ([], 0, 1)
+
+
+def test_excluded_commands_have_no_span(spans: Spans) -> None:
+    commands = commands_of(event_listeners(tracer_provider=spans.provider, exclude_commands=["ping", "endSessions"]))
+    for name in ("ping", "find", "endSessions"):
+        commands.started(started({name: "orders"}))
+        commands.succeeded(succeeded(name))
+
+    assert spans.names == ["find orders"]
+
+
+def test_a_parent_can_be_required(spans: Spans) -> None:
+    commands = commands_of(event_listeners(tracer_provider=spans.provider, require_parent_span=True))
+    commands.started(started({"find": "alone"}))
+    commands.succeeded(succeeded("find"))
+    with spans.tracer.start_as_current_span("request"):
+        commands.started(started({"find": "orders"}))
+        commands.succeeded(succeeded("find"))
+
+    assert spans.names == ["find orders", "request"]
+
+
+def test_a_full_table_leaves_commands_untraced(
+    listeners: Any, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_open_commands, "LIMIT", 2)
+    commands = commands_of(listeners)
+    for number in range(5):
+        commands.started(started({"find": "orders"}, request_id=number))
+    for number in range(5):
+        commands.succeeded(succeeded("find", request_id=number))
+
+    assert (spans.names, table_of(listeners).untraced, len(caplog.messages)) == (["find orders"] * 2, 3, 1)
+
+
+def test_hooks_get_the_span_and_the_event(spans: Spans) -> None:
+    called: list[Any] = []
+    commands = commands_of(
+        event_listeners(
+            tracer_provider=spans.provider,
+            request_hook=lambda span, event: called.append(("request", span.is_recording(), event)),
+            response_hook=lambda span, event: called.append(("response", span.is_recording(), event)),
+            failed_hook=lambda span, event: span.set_attribute("app.failure", event.failure["errtype"]),
+        )
+    )
+    first, second = started({"find": "orders"}), succeeded("find")
+    commands.started(first)
+    commands.succeeded(second)
+    assert called == [("request", True, first), ("response", True, second)]
+
+    commands.started(started({"find": "bills"}))
+    commands.failed(failed("find", {"errtype": "AutoReconnect"}))
+    assert attributes(spans.one("find bills"))["app.failure"] == "AutoReconnect"
+
+
+def test_hooks_that_raise_change_nothing(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    def hook(span: Any, event: Any) -> None:
+        raise ValueError
+
+    listeners = event_listeners(tracer_provider=spans.provider, request_hook=hook, response_hook=hook, failed_hook=hook)
+    for _ in range(3):
+        commands_of(listeners).started(started({"find": "orders"}))
+        commands_of(listeners).succeeded(succeeded("find"))
+        commands_of(listeners).started(started({"find": "orders"}))
+        commands_of(listeners).failed(failed("find", {}))
+
+    assert (spans.names, len(table_of(listeners))) == (["find orders"] * 6, 0)
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        "request_hook raised ValueError",
+        "response_hook raised ValueError",
+        "failed_hook raised ValueError",
+    ]
+
+
+def test_a_hook_that_ends_the_span_is_not_held_against_it(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    commands = commands_of(event_listeners(tracer_provider=spans.provider, request_hook=lambda span, event: span.end()))
+    commands.started(started({"find": "orders"}))
+    commands.succeeded(succeeded("find", {"cursor": {"id": 12, "firstBatch": []}}))
+
+    assert (spans.names, caplog.messages) == (["find orders"], [])
+
+
+def test_a_hook_that_is_interrupted_ends_the_span(spans: Spans) -> None:
+    def interrupted(span: Any, event: Any) -> None:
+        raise KeyboardInterrupt
+
+    listeners = event_listeners(tracer_provider=spans.provider, response_hook=interrupted)
+    commands_of(listeners).started(started({"find": "orders"}))
+    with pytest.raises(KeyboardInterrupt):
+        commands_of(listeners).succeeded(succeeded("find"))
+
+    assert (spans.names, len(table_of(listeners))) == (["find orders"], 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["authenticate", "saslStart", "saslContinue", "getnonce", "createUser", "updateUser", "copydb"]
+)
+def test_a_sensitive_command_is_told_by_name_server_and_outcome(commands: Any, spans: Spans, name: str) -> None:
+    secret = "correct horse"  # noqa: S105
+    commands.started(started({name: secret, "pwd": secret, "payload": secret}, database="admin"))
+    commands.failed(failed(name, {"ok": 0, "code": 18, "codeName": "AuthenticationFailed", "errmsg": secret}))
+
+    span = spans.one(f"{name} admin")
+    told = attributes(span)
+    told.pop("db.mongodb.server_connection_id", None)
+    assert told == {
+        "db.system.name": "mongodb",
+        "db.namespace": "admin",
+        "db.operation.name": name,
+        "db.query.summary": f"{name} admin",
+        "server.address": ADDRESS[0],
+        "server.port": ADDRESS[1],
+        "network.transport": "tcp",
+        "error.type": "18",
+        "db.response.status_code": "18",
+        "mongodb.client.error.code_name": "AuthenticationFailed",
+    }
+    assert secret not in span.to_json()
+
+
+def test_no_provider_at_all_is_no_span_and_no_trouble() -> None:
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    listeners = event_listeners()
+
+    commands_of(listeners).started(started({"find": "orders"}))
+
+    assert len(table_of(listeners)) == 0

@@ -1,0 +1,126 @@
+"""The options: keyword over environment over default, and one warning for what can't be used."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from opentelemetry_mongo_events import Config
+from opentelemetry_mongo_events._config import config_from
+
+
+def test_the_defaults() -> None:
+    assert config_from({}, {}) == Config(commands=True, exclude_commands=frozenset(), require_parent_span=False)
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().commands = False  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("text", ["false", "False", " OFF ", "0", "no"])
+def test_a_switch_is_read_from_the_environment(text: str) -> None:
+    assert config_from({"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": text}, {}) == Config(commands=False)
+
+
+@pytest.mark.parametrize("text", ["true", "1", "yes", "on"])
+def test_a_switch_is_switched_on_by_the_environment(text: str) -> None:
+    assert config_from({"OTEL_PYTHON_MONGO_EVENTS_REQUIRE_PARENT_SPAN": text}, {}) == Config(require_parent_span=True)
+
+
+def test_names_are_read_from_the_environment() -> None:
+    environ = {"OTEL_PYTHON_MONGO_EVENTS_EXCLUDE_COMMANDS": "ping, endSessions ,,"}
+
+    assert config_from(environ, {}) == Config(exclude_commands=frozenset({"ping", "endSessions"}))
+
+
+@pytest.mark.parametrize("names", ["ping,hello", ["ping", "hello"], {"ping", "hello"}, iter(("ping", " hello "))])
+def test_names_are_any_iterable_or_a_text(names: Any) -> None:
+    assert Config(exclude_commands=names).exclude_commands == {"ping", "hello"}
+
+
+def test_an_empty_variable_is_unset(caplog: pytest.LogCaptureFixture) -> None:
+    assert config_from({"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": ""}, {}) == Config()
+    assert caplog.messages == []
+
+
+def test_a_keyword_wins_over_the_environment() -> None:
+    environ = {"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": "false", "OTEL_PYTHON_MONGO_EVENTS_EXCLUDE_COMMANDS": "ping"}
+
+    assert config_from(environ, {"commands": True}) == Config(exclude_commands=frozenset({"ping"}))
+
+
+def test_a_config_stands_in_for_environment_and_defaults_and_a_keyword_wins_over_it() -> None:
+    environ = {"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": "false"}
+    base = Config(exclude_commands=frozenset({"ping"}))
+
+    assert config_from(environ, {"require_parent_span": True}, base) == Config(
+        exclude_commands=frozenset({"ping"}), require_parent_span=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"commands": "maybe"}, "commands='maybe' can't be used: true or false is allowed; the default, True, is used"),
+        ({"commands": None}, "commands=None can't be used: true or false is allowed; the default, True, is used"),
+        ({"commands": 0}, "commands=0 can't be used: true or false is allowed; the default, True, is used"),
+        (
+            {"require_parent_span": []},
+            "require_parent_span=[] can't be used: true or false is allowed; the default, False, is used",
+        ),
+        *(
+            (
+                {"exclude_commands": value},
+                f"exclude_commands={value!r} can't be used: a list of command names, or a text with commas between "
+                "them, is allowed; the default, none, is used",
+            )
+            for value in (3, None, b"ping", {"ping": 1}, ["ping", 3], True)
+        ),
+    ],
+)
+def test_a_value_that_cant_be_used_is_one_warning_and_the_default(
+    keywords: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert config_from({}, keywords) == Config()
+    assert caplog.messages == [message]
+
+    caplog.clear()
+    assert Config(**keywords) == Config()
+    assert caplog.messages == [message]
+
+
+def test_a_variable_that_cant_be_used_is_one_warning_that_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    assert config_from({"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": "x" * 1000}, {}) == Config()
+    assert caplog.messages == [
+        f"OTEL_PYTHON_MONGO_EVENTS_COMMANDS='{'x' * 99} can't be used: true or false is allowed; "
+        "the default, True, is used"
+    ]
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_a_value_that_cant_even_be_shown_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert config_from({}, {"commands": Unprintable()}) == Config()
+    assert caplog.messages == [
+        "commands=a value of type Unprintable can't be used: true or false is allowed; the default, True, is used"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("exclude_comands", "unknown option exclude_comands (is exclude_commands meant?)"),
+        ("zzz", "unknown option zzz"),
+    ],
+)
+def test_an_unknown_option_is_one_warning_that_tells_what_is_meant(
+    name: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert config_from({}, {name: 1}) == Config()
+    assert caplog.messages == [f"{message}: the options are commands, exclude_commands, require_parent_span"]

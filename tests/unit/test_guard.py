@@ -1,0 +1,73 @@
+"""What goes wrong in telemetry stays there."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from opentelemetry_mongo_events._guard import Guard, guarded
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.guard = Guard()
+
+    @guarded
+    def started(self, error: BaseException | None) -> None:
+        """Open a span."""
+        if error is not None:
+            raise error
+
+
+def test_the_first_failure_of_a_kind_is_logged_and_the_rest_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener()
+
+    for error in (ValueError("alice"), ValueError("bob"), TypeError("alice")):
+        listener.started(error)
+
+    assert listener.guard.failures == {("Listener.started", ValueError): 2, ("Listener.started", TypeError): 1}
+    assert [message.partition("\n")[0] for message in caplog.messages] == [
+        "Listener.started raised ValueError; the application goes on, further failures of this kind are not logged",
+        "Listener.started raised TypeError; the application goes on, further failures of this kind are not logged",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_the_log_tells_where_and_not_what_was_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    message = "alice@example.org"
+
+    Listener().started(ValueError(message))
+
+    assert "in started" in caplog.text
+    assert message not in caplog.text
+
+
+def test_an_interruption_is_not_held_up() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Listener().started(KeyboardInterrupt())
+
+
+def test_a_guarded_method_keeps_its_name_and_its_words() -> None:
+    assert (Listener.started.__name__, Listener.started.__doc__) == ("started", "Open a span.")
+
+
+def test_a_log_handler_that_fails_the_same_way_is_not_called_again() -> None:
+    listener = Listener()
+    logged = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append(record)
+            listener.started(ValueError())
+
+    logger = logging.getLogger("opentelemetry_mongo_events")
+    handler = Handler()
+    logger.addHandler(handler)
+    try:
+        listener.started(ValueError())
+    finally:
+        logger.removeHandler(handler)
+
+    assert len(logged) == 1
+    assert listener.guard.failures == {("Listener.started", ValueError): 2}

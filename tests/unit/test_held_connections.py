@@ -1,0 +1,107 @@
+"""Which connection the current thread or task holds."""
+
+from __future__ import annotations
+
+import contextvars
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from opentelemetry_mongo_events._held_connections import _held, command_of, held_connection, hold, release
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = ("db.example", 27017)
+THERE = ("db.example", 27018)
+
+
+@pytest.fixture(autouse=True)
+def nothing_held() -> Iterator[None]:
+    token = _held.set(())
+    yield
+    _held.reset(token)
+
+
+class Command:
+    """All that is looked at of an open command."""
+
+    def __init__(self, request_id: int, address: Any) -> None:
+        self.key = (request_id, address, None)
+
+
+def ids() -> list[int]:
+    return [connection.connection_id for connection in _held.get()]
+
+
+def connection_id(owner: object, address: Any, server_connection_id: int | None) -> int | None:
+    connection = held_connection(owner, address, server_connection_id)
+    return None if connection is None else connection.connection_id
+
+
+def test_a_command_runs_on_the_newest_connection_to_its_address() -> None:
+    owner = object()
+    hold(owner, HERE, 1)
+    hold(owner, HERE, 2)
+    hold(owner, THERE, 3)
+
+    assert connection_id(owner, HERE, None) == 2
+    assert connection_id(owner, THERE, None) == 3
+    assert connection_id(owner, ("elsewhere", 1), None) is None
+    assert connection_id(object(), HERE, None) is None
+
+
+def test_a_connection_runs_one_command_at_a_time() -> None:
+    owner = object()
+    hold(owner, HERE, 1)
+    held = held_connection(owner, HERE, 7)
+    assert held is not None
+
+    held.command = Command(5, HERE)  # type: ignore[assignment]
+    assert held_connection(owner, HERE, 7) is None
+    assert command_of(owner, HERE, 5) is held.command
+    assert command_of(owner, HERE, 6) is None
+    assert command_of(owner, THERE, 5) is None
+    assert command_of(object(), HERE, 5) is None
+
+
+def test_the_servers_own_id_tells_a_pinned_connection_from_a_newer_one() -> None:
+    owner = object()
+    hold(owner, HERE, 1)
+    assert connection_id(owner, HERE, 71) == 1
+    hold(owner, HERE, 2)
+    assert connection_id(owner, HERE, 72) == 2
+
+    assert connection_id(owner, HERE, 71) == 1
+    assert connection_id(owner, HERE, 73) is None
+
+
+def test_a_connection_that_is_given_back_is_no_longer_held() -> None:
+    owner = object()
+    hold(owner, HERE, 1)
+    hold(owner, HERE, 2)
+
+    released = release(owner, HERE, 1)
+
+    assert released is not None
+    assert ids() == [2]
+    assert release(owner, HERE, 1) is None
+    assert release(owner, THERE, 2) is None
+    assert release(object(), HERE, 2) is None
+
+
+def test_connections_that_somebody_else_gave_back_are_forgotten_in_the_end() -> None:
+    owner = object()
+    for number in range(100):
+        hold(owner, HERE, number)
+
+    assert ids() == list(range(84, 100))
+
+
+def test_a_task_holds_its_own_connections_and_not_its_parents() -> None:
+    owner = object()
+    hold(owner, HERE, 1)
+
+    contextvars.copy_context().run(hold, owner, HERE, 2)
+
+    assert ids() == [1]

@@ -1,0 +1,114 @@
+"""The connection of a command, and the end of one that was interrupted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from opentelemetry.trace import StatusCode
+
+from opentelemetry_mongo_events import event_listeners
+from tests.events import checked_in, checked_out, connection_closed, connection_created, connection_ready
+from tests.events import failed, started, succeeded
+from tests.spans import Spans, attributes, commands_of, pools_of, table_of
+
+
+class Driver:
+    """The two listeners, to be called as the driver calls them."""
+
+    def __init__(self, listeners: Any) -> None:
+        self.commands: Any = commands_of(listeners)
+        self.pools: Any = pools_of(listeners)
+        self.table = table_of(listeners)
+
+
+@pytest.fixture
+def driver(listeners: Any) -> Driver:
+    return Driver(listeners)
+
+
+def test_a_command_has_the_drivers_id_of_its_connection(driver: Driver, spans: Spans) -> None:
+    driver.pools.connection_checked_out(checked_out(4))
+    driver.commands.started(started({"find": "orders"}))
+    driver.commands.succeeded(succeeded("find"))
+    driver.pools.connection_checked_in(checked_in(4))
+
+    assert attributes(spans.one())["db.mongodb.driver_connection_id"] == 4
+
+
+def test_a_command_whose_end_is_never_published_ends_when_its_connection_is_given_back(
+    driver: Driver, spans: Spans
+) -> None:
+    # As up to PyMongo 4.20.0, after a cancelled task or an interrupted thread.
+    driver.pools.connection_checked_out(checked_out(4))
+    driver.commands.started(started({"find": "orders"}))
+    driver.pools.connection_checked_in(checked_in(4))
+    driver.pools.connection_closed(connection_closed(4))
+
+    span = spans.one("find orders")
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "interrupted")
+    assert attributes(span)["error.type"] == "interrupted"
+    assert len(driver.table) == 0
+
+
+def test_authentication_whose_end_is_never_published_ends_when_its_connection_is_closed(
+    driver: Driver, spans: Spans
+) -> None:
+    # The driver authenticates before a connection is checked out, so it never comes to be checked in.
+    driver.pools.connection_created(connection_created(4))
+    driver.commands.started(started({"saslStart": 1}, database="admin"))
+    driver.pools.connection_closed(connection_closed(4))
+
+    told = attributes(spans.one("saslStart admin"))
+    assert (told["error.type"], told["db.mongodb.driver_connection_id"]) == ("interrupted", 4)
+    assert len(driver.table) == 0
+
+
+def test_a_connection_that_was_made_is_held_again_when_it_is_checked_out(driver: Driver, spans: Spans) -> None:
+    driver.pools.connection_created(connection_created(4))
+    driver.commands.started(started({"saslStart": 1}, database="admin"))
+    driver.commands.succeeded(succeeded("saslStart"))
+    driver.pools.connection_ready(connection_ready(4))
+    driver.commands.started(started({"ping": 1}))
+    driver.commands.succeeded(succeeded("ping"))
+    driver.pools.connection_checked_out(checked_out(4))
+    driver.commands.started(started({"find": "orders"}))
+    driver.commands.succeeded(succeeded("find"))
+    driver.pools.connection_checked_in(checked_in(4))
+
+    assert [attributes(span).get("db.mongodb.driver_connection_id") for span in spans.finished] == [4, None, 4]
+
+
+def test_a_command_of_a_hook_is_not_taken_for_the_one_around_it(spans: Spans) -> None:
+    def hook(span: Any, event: Any) -> None:
+        if event.command_name == "find":
+            driver.pools.connection_checked_out(checked_out(5))
+            driver.commands.started(started({"ping": 1}, request_id=2, server_connection_id=8))
+            driver.commands.succeeded(succeeded("ping", request_id=2, server_connection_id=8))
+            driver.pools.connection_checked_in(checked_in(5))
+
+    driver = Driver(event_listeners(tracer_provider=spans.provider, request_hook=hook))
+    driver.pools.connection_checked_out(checked_out(4))
+    driver.commands.started(started({"find": "orders"}))
+    assert len(driver.table) == 1
+
+    driver.commands.failed(failed("find", {"errtype": "AutoReconnect"}))
+    driver.pools.connection_checked_in(checked_in(4))
+
+    assert [(span.name, attributes(span)["db.mongodb.driver_connection_id"]) for span in spans.finished] == [
+        ("ping shop", 5),
+        ("find orders", 4),
+    ]
+    assert attributes(spans.one("find orders"))["error.type"] == "AutoReconnect"
+
+
+def test_a_connection_that_somebody_else_gives_back_ends_nothing(driver: Driver, spans: Spans) -> None:
+    driver.pools.connection_checked_out(checked_out(4))
+    driver.commands.started(started({"find": "orders"}))
+    driver.pools.connection_checked_in(checked_in(99))
+    driver.pools.connection_closed(connection_closed(99))
+    assert spans.names == []
+
+    driver.commands.succeeded(succeeded("find"))
+    driver.pools.connection_checked_in(checked_in(4))
+    assert spans.one("find orders").status.status_code is StatusCode.UNSET

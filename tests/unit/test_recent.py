@@ -1,0 +1,21 @@
+"""A bounded memory."""
+
+from __future__ import annotations
+
+from opentelemetry_mongo_events._recent import Recent
+
+
+def test_the_oldest_is_forgotten() -> None:
+    recent: Recent[int, str] = Recent(2)
+
+    for key in (1, 2, 3):
+        recent.put(key, str(key))
+
+    assert (len(recent), recent.get(1), recent.get(2), recent.get(3)) == (2, None, "2", "3")
+
+
+def test_what_is_popped_is_forgotten() -> None:
+    recent: Recent[int, str] = Recent(2)
+    recent.put(1, "1")
+
+    assert (recent.pop(1), recent.pop(1), len(recent)) == ("1", None, 0)
