@@ -28,7 +28,7 @@ from opentelemetry_mongo_events._attributes import (
 from opentelemetry_mongo_events._claims import claim, unclaim
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID, runs_in_background, server_connection_id
 from opentelemetry_mongo_events._guard import Guard, guarded
-from opentelemetry_mongo_events._held_connections import HeldConnection, command_of, held_connection
+from opentelemetry_mongo_events._held_connections import held_connection, holder
 from opentelemetry_mongo_events._open_commands import Key, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._recent import Recent
 
@@ -70,18 +70,17 @@ class CommandEvents(CommandListener):
             return
         address = event.connection_id
         server_id = server_connection_id(event)
-        held = held_connection(self._open, address, server_id)
-        driver_id = None if held is None else held.connection_id
-        key = (event.request_id, address, driver_id if server_id is None else server_id)
-        if not claim(key, self._open):
+        command_id = (event.request_id, address, server_id)
+        if not claim(command_id, self._open):
             return
         if event.command_name in telemetry.config.exclude_commands:
             return
         if telemetry.config.require_parent_span and not current_span.get_span_context().is_valid:
             return
         if self._open.has_room():
-            self._open_span(event, key, held, context, telemetry)
-            claim(key, self._open)  # again: a hook may have run commands of its own
+            key = (*command_id, held_connection(self._open, address, server_id))
+            self._open_span(event, key, context, telemetry)
+            claim(command_id, self._open)  # again: a hook may have run commands of its own
 
     @guarded
     def succeeded(self, event: CommandSucceededEvent) -> None:
@@ -113,23 +112,15 @@ class CommandEvents(CommandListener):
         finally:
             self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
 
-    def _open_span(
-        self,
-        event: CommandStartedEvent,
-        key: Key,
-        held: HeldConnection | None,
-        context: Context,
-        telemetry: Telemetry,
-    ) -> None:
+    def _open_span(self, event: CommandStartedEvent, key: Key, context: Context, telemetry: Telemetry) -> None:
+        _, address, server_id, held = key
         command_name = event.command_name
-        address = event.connection_id
         command = event.command
         collection = collection_name(command_name, command)
         name = span_name(command_name, event.database_name, collection)
         attributes = start_attributes(
             command_name, event.database_name, collection, name, command, address, telemetry.old_names
         )
-        server_id = server_connection_id(event)
         if server_id is not None:
             attributes[names.SERVER_CONNECTION_ID] = server_id
         if held is not None:
@@ -152,7 +143,7 @@ class CommandEvents(CommandListener):
         span = telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes, links)
         if not span.is_recording():
             return
-        self._open.add(OpenCommand(key, event.operation_id, attempt, continued, span, telemetry, held))
+        self._open.add(OpenCommand(key, event.operation_id, attempt, continued, span, telemetry))
         if telemetry.request_hook is not None:
             self.guard.run("request_hook", telemetry.request_hook, span, event)
 
@@ -160,12 +151,8 @@ class CommandEvents(CommandListener):
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
         unclaim(self._open)
         address = event.connection_id
-        server_id = server_connection_id(event)
-        if server_id is None:
-            command = command_of(self._open, address, event.request_id)
-            if command is not None:
-                return self._open.take(command.key)
-        return self._open.take((event.request_id, address, server_id))
+        held = holder(self._open, address, event.request_id)
+        return self._open.take((event.request_id, address, server_connection_id(event), held))
 
     def _remember_cursor(self, command: OpenCommand, cursor: int | None) -> None:
         """Remember which span opened a cursor, until the cursor is exhausted or broken."""

@@ -70,10 +70,15 @@ def held_connection(owner: object, address: Any, server_connection_id: int | Non
     return None
 
 
-def command_of(owner: object, address: Any, request_id: int) -> OpenCommand | None:
-    """The command with that request id which the current thread or task has open."""
+def holder(owner: object, address: Any, request_id: int) -> HeldConnection | None:
+    """The connection on which the current thread or task has that command open."""
     for connection in reversed(_held.get()):
         command = connection.command
-        if command is not None and connection.owner is owner and command.key[:2] == (request_id, address):
-            return command
+        if (
+            command is not None
+            and connection.owner is owner
+            and connection.address == address
+            and command.key[0] == request_id
+        ):
+            return connection
     return None

@@ -27,16 +27,17 @@ _logger = logging.getLogger("opentelemetry_mongo_events")
 LIMIT: Final = 10_000
 
 
-# What tells open commands apart: request id, address, and the connection as the server numbers it or, where that is
-# unknown, as the driver does. PyMongo's request ids come from an unseeded random generator, and all further replies of
-# an exhaust cursor have the id 0.
-Key: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None"]
+# What tells open commands apart: request id, address, the server's id of the connection, and the connection itself where
+# the current thread or task is known to hold it. The request id alone would not do: PyMongo takes it from an unseeded
+# random generator, and all further replies of an exhaust cursor have the id 0. Nor would the server's id of the
+# connection: old drivers don't tell it, and there are servers that give all connections the same.
+Key: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None", "HeldConnection | None"]
 
 
 class OpenCommand:
     """A command that was sent and whose outcome is awaited."""
 
-    __slots__ = ("attempt", "continued_cursor", "held", "key", "operation_id", "span", "telemetry")
+    __slots__ = ("attempt", "continued_cursor", "key", "operation_id", "span", "telemetry")
 
     def __init__(
         self,
@@ -46,7 +47,6 @@ class OpenCommand:
         continued_cursor: int | None,
         span: Span,
         telemetry: Telemetry,
-        held: HeldConnection | None,
     ) -> None:
         self.key = key
         self.operation_id = operation_id
@@ -54,7 +54,6 @@ class OpenCommand:
         self.continued_cursor = continued_cursor
         self.span = span
         self.telemetry = telemetry
-        self.held = held
 
     def close(self, attributes: Mapping[str, AttributeValue], error: str | None) -> None:
         """End the span, with what the outcome adds to it and, if it is an error, the status description `error`.
@@ -111,8 +110,9 @@ class OpenCommands:
         """Note an open command. One that has the same key can't be told apart any more: it is ended as interrupted."""
         displaced = self._commands.pop(command.key, None)
         self._commands[command.key] = command
-        if command.held is not None:
-            command.held.command = command
+        held = command.key[3]
+        if held is not None:
+            held.command = command
         if displaced is not None:
             _detach(displaced)
             displaced.interrupt()
@@ -137,8 +137,9 @@ class OpenCommands:
 
 
 def _detach(command: OpenCommand) -> None:
-    if command.held is not None and command.held.command is command:
-        command.held.command = None
+    held = command.key[3]
+    if held is not None and held.command is command:
+        held.command = None
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -298,21 +299,35 @@ def test_two_replies_with_the_request_id_0_are_told_apart_by_their_connections(l
     assert {span.status.status_code for span in spans.finished} == {StatusCode.UNSET}
 
 
-def test_without_a_server_connection_id_the_drivers_own_tells_them_apart(listeners: Any, spans: Spans) -> None:
+# Drivers before 4.7 tell no server connection id, and some servers give all connections the same.
+@pytest.mark.parametrize("server_connection_id", [None, 42])
+def test_without_a_server_connection_id_of_its_own_the_connection_held_tells_them_apart(
+    listeners: Any, spans: Spans, server_connection_id: int | None
+) -> None:
     commands, pools = commands_of(listeners), pools_of(listeners)
-    for connection in (1, 2):
-        pools.connection_checked_out(checked_out(connection))
-        commands.started(
-            started({"getMore": connection, "collection": f"c{connection}"}, request_id=0, server_connection_id=None)
-        )
-    assert len(table_of(listeners)) == 2
 
-    for connection in (2, 1):
-        commands.succeeded(succeeded("getMore", request_id=0, server_connection_id=None))
+    def send(collection: str, connection: int) -> None:
+        command = {"getMore": 12, "collection": collection}
+        pools.connection_checked_out(checked_out(connection))
+        commands.started(started(command, request_id=0, server_connection_id=server_connection_id))
+
+    def receive(connection: int) -> None:
+        commands.succeeded(succeeded("getMore", request_id=0, server_connection_id=server_connection_id))
         pools.connection_checked_in(checked_in(connection))
 
-    assert spans.names == ["getMore c2", "getMore c1"]
-    assert [attributes(span)["db.mongodb.driver_connection_id"] for span in spans.finished] == [2, 1]
+    # Two tasks, and in a third one another client, whose pool numbers its connections from 1 as well.
+    tasks = [contextvars.copy_context() for _ in range(3)]
+    tasks[0].run(send, "orders", 1)
+    tasks[1].run(send, "bills", 2)
+    tasks[2].run(send, "users", 1)
+    assert len(table_of(listeners)) == 3
+    tasks[0].run(receive, 1)
+    tasks[2].run(receive, 1)
+    tasks[1].run(receive, 2)
+
+    assert spans.names == ["getMore orders", "getMore users", "getMore bills"]
+    assert [attributes(span)["db.mongodb.driver_connection_id"] for span in spans.finished] == [1, 1, 2]
+    assert {span.status.status_code for span in spans.finished} == {StatusCode.UNSET}
 
 
 def test_a_suppressed_command_has_no_span(commands: Any, spans: Spans) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opentelemetry_mongo_events._held_connections import _held, command_of, held_connection, hold, release
+from opentelemetry_mongo_events._held_connections import _held, held_connection, hold, holder, release
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Command:
     """All that is looked at of an open command."""
 
     def __init__(self, request_id: int, address: Any) -> None:
-        self.key = (request_id, address, None)
+        self.key = (request_id, address, None, None)
 
 
 def ids() -> list[int]:
@@ -59,10 +59,10 @@ def test_a_connection_runs_one_command_at_a_time() -> None:
 
     held.command = Command(5, HERE)  # type: ignore[assignment]
     assert held_connection(owner, HERE, 7) is None
-    assert command_of(owner, HERE, 5) is held.command
-    assert command_of(owner, HERE, 6) is None
-    assert command_of(owner, THERE, 5) is None
-    assert command_of(object(), HERE, 5) is None
+    assert holder(owner, HERE, 5) is held
+    assert holder(owner, HERE, 6) is None
+    assert holder(owner, THERE, 5) is None
+    assert holder(object(), HERE, 5) is None
 
 
 def test_the_servers_own_id_tells_a_pinned_connection_from_a_newer_one() -> None:

@@ -20,8 +20,8 @@ ADDRESS = ("db.example", 27017)
 @pytest.fixture
 def open_command(spans: Spans) -> Callable[..., OpenCommand]:
     def opened(request_id: int, connection: int | None = 7, held: Any = None) -> OpenCommand:
-        key: Key = (request_id, ADDRESS, connection)
-        return OpenCommand(key, request_id, 1, None, spans.tracer.start_span(f"{request_id}"), None, held)  # type: ignore[arg-type]
+        key: Key = (request_id, ADDRESS, connection, held)
+        return OpenCommand(key, request_id, 1, None, spans.tracer.start_span(f"{request_id}"), None)  # type: ignore[arg-type]
 
     return opened
 
@@ -34,9 +34,12 @@ def test_what_is_added_can_be_taken_once(open_command: Callable[..., OpenCommand
     assert (table.take(command.key), table.take(command.key), len(table)) == (command, None, 0)
 
 
-def test_one_request_id_on_two_connections_is_two_commands(open_command: Callable[..., OpenCommand]) -> None:
+@pytest.mark.parametrize("connections", [(1, 2), (7, 7), (None, None)])
+def test_one_request_id_on_two_connections_is_two_commands(
+    open_command: Callable[..., OpenCommand], connections: tuple[int | None, int | None]
+) -> None:
     table = OpenCommands()
-    first, second = open_command(0, 1), open_command(0, 2)
+    first, second = (open_command(0, each, HeldConnection(table, ADDRESS, 1)) for each in connections)
     table.add(first)
     table.add(second)
 
@@ -46,12 +49,12 @@ def test_one_request_id_on_two_connections_is_two_commands(open_command: Callabl
 def test_what_is_displaced_is_ended(open_command: Callable[..., OpenCommand], spans: Spans) -> None:
     table = OpenCommands()
     held = HeldConnection(table, ADDRESS, 1)
-    first, second = open_command(0, held=held), open_command(0)
+    first, second = open_command(0, held=held), open_command(0, held=held)
     table.add(first)
     table.add(second)
 
     assert attributes(spans.one("0")) == {"error.type": "interrupted"}
-    assert held.command is None
+    assert held.command is second
     assert (table.take(second.key), len(table)) == (second, 0)
 
 
@@ -70,7 +73,7 @@ def test_a_full_table_takes_no_more_and_says_so_once(
         "2 commands are open: those that start now get no span until some have ended (this is logged once)"
     ]
 
-    assert table.take((1, ADDRESS, 7)) is not None
+    assert table.take((1, ADDRESS, 7, None)) is not None
     assert table.has_room()
 
 
