@@ -36,14 +36,14 @@ class DoubleTracing:
         if _contrib_is_active():
             self._warn(
                 "opentelemetry-instrumentation-pymongo",
-                "to have these instead, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo or uninstall it",
+                "set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo, or uninstall it",
             )
             return True
         scope = getattr(current_span, "instrumentation_scope", None)
         if scope is not None and scope.name == _DRIVER_SCOPE:
             self._warn(
                 "PyMongo itself",
-                "to have these instead, switch the driver's tracing off (the client's option `tracing`, or "
+                "switch the driver's tracing off (the client's option `tracing`, or "
                 "OTEL_PYTHON_INSTRUMENTATION_MONGODB_ENABLED)",
             )
             return True
@@ -54,9 +54,9 @@ class DoubleTracing:
             return
         self._warned.add(other)
         _logger.warning(
-            "%s traces MongoDB commands already, so opentelemetry-mongo-events makes no command spans: %s; "
-            "to keep those and silence this, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=mongo_events, or the option "
-            "commands=False, which leaves the rest of it on",
+            "%s traces MongoDB commands already, so opentelemetry-mongo-events makes no command spans. To choose these, "
+            "%s. To choose those, and silence this, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=mongo_events, or only the "
+            "option commands=False",
             other,
             choice,
         )

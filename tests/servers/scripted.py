@@ -412,10 +412,11 @@ def _has_operators(value: Any) -> bool:
 def _updated(document: Document, change: Any) -> Document:
     if isinstance(change, list):  # a pipeline
         return document
-    if not _has_operators(change):
-        return ({"_id": document["_id"]} if "_id" in document else {}) | change
-    increments = {key: document.get(key, 0) + by for key, by in change.get("$inc", {}).items()}
-    return document | increments | change.get("$set", {})
+    changes: Document = dict(change)
+    if not _has_operators(changes):
+        return ({"_id": document["_id"]} if "_id" in document else {}) | changes
+    increments = {key: document.get(key, 0) + by for key, by in changes.get("$inc", {}).items()}
+    return document | increments | dict(changes.get("$set", {}))
 
 
 class DefaultAnswers:
@@ -742,7 +743,8 @@ class ScriptedServer:
     """A MongoDB server on the loopback interface, or on a Unix socket; it listens from its creation until ``close()``.
 
     Without a script it answers as a small healthy server. ``freeze`` comes before ``fail``, and that before ``reply``.
-    ``hello`` stands for all names of that command; a rule for it is heard by streaming heartbeats at once.
+    ``hello`` stands for all names of that command; a rule for it is heard by streaming heartbeats at once. New connections
+    and a driver's round-trip monitor say hello too, so a rule that is to meet the heartbeat is for ``times=None``.
 
     Args:
         role: What hello says the server is.
@@ -881,7 +883,8 @@ class ScriptedServer:
         Args:
             names: The commands' names.
             times: How many commands; None is all.
-            code: The error's code.
+            code: The error's code. One of a changed state, as 10107 NotWritablePrimary, is a step-down that is over
+                with its reply; while hello is frozen, the driver doesn't hear that it is over.
             code_name: The error's name; None is the server's own for the code, an empty one leaves it out.
             errmsg: The error's message.
             labels: The error labels.
@@ -1010,8 +1013,8 @@ class ScriptedServer:
                 connection = _Connection(self, sock, next(self._connection_ids))
                 with self._changed:
                     self._connections.add(connection)
+                    connection.start()
                     self._changed.notify_all()
-                connection.start()
 
     def _become(self, role: Role, view: SetView) -> None:
         with self._changed:

@@ -1,0 +1,131 @@
+"""Run the shop on an embedded server under `opentelemetry-instrument`, and show its traces as trees.
+
+With `OTEL_EXPORTER_OTLP_ENDPOINT` set the traces go there in place of the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from tests.servers.processes import NxServer, environment  # noqa: E402  # it is found only now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Span = dict[str, Any]
+
+# What is shown beside the name and the duration.
+DETAILS = {
+    "db.operation.batch.size": "batch of {}",
+    "db.response.returned_rows": "{} rows",
+    "mongodb.client.write_errors": "{} write error(s)",
+    "mongodb.client.attempt": "attempt {}",
+}
+
+
+def main() -> int:
+    """Run the demo; the exit code."""
+    console = Console(highlight=False)
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    console.print("Starting the embedded server (nx-27017) ...")
+    with NxServer() as server:
+        console.print(f"Running examples/shop.py under opentelemetry-instrument, on {server.uri} ...")
+        shop = subprocess.run(  # noqa: S603  # our own script
+            [
+                str(Path(sys.executable).parent / "opentelemetry-instrument"),
+                *("--traces_exporter", "otlp_proto_http" if endpoint else "console"),
+                *("--metrics_exporter", "none", "--logs_exporter", "none"),
+                *("--service_name", "shop"),
+                sys.executable,
+                str(HERE / "shop.py"),
+            ],
+            env=shop_environment(server.uri),
+            stdout=None if endpoint else subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    if shop.returncode:
+        console.print(f"The shop failed with exit code {shop.returncode}.")
+        return shop.returncode
+    if endpoint:
+        console.print(f"The traces of the service 'shop' were sent to {endpoint}.")
+        return 0
+    spans = list(read_spans(shop.stdout))
+    for tree in trees(spans):
+        console.print()
+        console.print(tree)
+    commands = sum(is_command(span) for span in spans)
+    console.print(f"\n{len(spans)} spans, {commands} of them MongoDB commands.")
+    return 0 if commands else 1
+
+
+def shop_environment(uri: str) -> dict[str, str]:
+    """The environment of the shop: without what is set here for others, but for where the traces go."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("OTEL_EXPORTER_OTLP_")}
+    # The development environment holds the other instrumentation of PyMongo too; ours would stand down for it.
+    return environment() | kept | {"MONGODB_URI": uri, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo"}
+
+
+def read_spans(text: str) -> Iterator[Span]:
+    """The spans that the console exporter wrote: JSON documents, one behind the other."""
+    decoder = json.JSONDecoder()
+    position = 0
+    while (position := text.find("{", position)) >= 0:
+        span, position = decoder.raw_decode(text, position)
+        yield span
+
+
+def trees(spans: list[Span]) -> Iterator[Tree]:
+    """The traces, in the order of their starts."""
+    children: dict[str | None, list[Span]] = {}
+    for span in sorted(spans, key=lambda span: span["start_time"]):
+        children.setdefault(span["parent_id"], []).append(span)
+    names = {span["context"]["span_id"]: span["name"] for span in spans}
+
+    def add(tree: Tree, span: Span) -> Tree:
+        for child in children.get(span["context"]["span_id"], []):
+            add(tree.add(label(child, names)), child)
+        return tree
+
+    for root in children.get(None, []):
+        yield add(Tree(label(root, names)), root)
+
+
+def label(span: Span, names: dict[str, str]) -> Text:
+    """A span in a line: its name, how long it took, and what is worth knowing of it."""
+    start, end = (datetime.fromisoformat(span[each].replace("Z", "+00:00")) for each in ("start_time", "end_time"))
+    line = Text.assemble(
+        (span["name"], "bold" if is_command(span) else "bold cyan"),
+        (f"  {(end - start).total_seconds() * 1000:.1f} ms", "dim"),
+    )
+    for name, text in DETAILS.items():
+        if name in span["attributes"]:
+            line.append(f"  {text.format(span['attributes'][name])}", "green")
+    if span["status"]["status_code"] == "ERROR":
+        line.append(f"  ERROR {span['status'].get('description', '')}", "bold red")
+    for link in span["links"]:
+        other = link["context"]["span_id"].removeprefix("0x")
+        line.append(f"  -> {names.get(link['context']['span_id'], other)}", "yellow")
+    return line
+
+
+def is_command(span: Span) -> bool:
+    """Whether a span is a MongoDB command."""
+    return "db.operation.name" in span["attributes"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""A small shop on MongoDB. It knows OpenTelemetry's API, as an application may, and nothing of this package.
+
+Run it with `MONGODB_URI` set; `examples/demo.py` runs it under `opentelemetry-instrument`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from opentelemetry import trace
+from pymongo import MongoClient
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+tracer = trace.get_tracer("shop")
+
+
+def main() -> None:
+    """Open the shop, and serve a few customers."""
+    with MongoClient(os.environ["MONGODB_URI"], serverSelectionTimeoutMS=5000) as client:
+        shop = client.shop
+        open_shop(shop)
+        browse(shop)
+        sign_up(shop, "alice@example.org")
+        sign_up(shop, "alice@example.org")
+        with ThreadPoolExecutor(2, "shop") as customers:
+            list(customers.map(lambda cup: order(shop, cup), ["espresso cup", "coffee cup"]))
+        report(shop)
+
+
+def open_shop(shop: Any) -> None:
+    """Put the goods on the shelves."""
+    with tracer.start_as_current_span("open shop"):
+        shop.users.create_index("email", unique=True)
+        shop.products.insert_many(
+            [{"_id": number, "name": f"{kind} cup", "stock": 10} for number, kind in enumerate(["espresso", "coffee"])]
+            + [{"_id": 100 + number, "name": f"tea No. {number}", "stock": 5} for number in range(200)]
+        )
+    say("opened with 202 products")
+
+
+def browse(shop: Any) -> None:
+    """Read more than fits into one batch."""
+    with tracer.start_as_current_span("GET /products"):
+        products = list(shop.products.find({}, {"name": 1}))
+    say(f"listed {len(products)} products")
+
+
+def sign_up(shop: Any, email: str) -> None:
+    """Add a user, who may be there already."""
+    with tracer.start_as_current_span("POST /users"):
+        try:
+            shop.users.insert_one({"email": email})
+            say("signed a user up")
+        except DuplicateKeyError:
+            say("that user is there already")
+
+
+def order(shop: Any, name: str) -> None:
+    """Take a product from the shelf and write an order."""
+    with tracer.start_as_current_span("POST /orders"):
+        product = shop.products.find_one_and_update({"name": name}, {"$inc": {"stock": -1}})
+        shop.orders.insert_one({"product": product["_id"], "by": "alice@example.org"})
+    say(f"sold one {name}")
+
+
+def report(shop: Any) -> None:
+    """Sum up; the first try has a mistake in it."""
+    with tracer.start_as_current_span("GET /report"):
+        try:
+            list(shop.orders.aggregate([{"$groop": {"_id": "$product"}}]))
+        except OperationFailure:
+            say("a report with a mistake")
+        list(shop.orders.aggregate([{"$group": {"_id": "$product", "sold": {"$sum": 1}}}]))
+
+
+def say(what: str) -> None:
+    """Tell the shop's own story beside its telemetry, which may go to stdout."""
+    print(f"shop: {what}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Run a script as `opentelemetry-instrument` does, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.servers.processes import environment
+
+# It knows nothing of this package: only PyMongo, and OpenTelemetry's API for a span of its own.
+SCRIPT = """
+import os
+
+from opentelemetry import trace
+from pymongo import MongoClient
+from pymongo.errors import BulkWriteError, OperationFailure
+
+with MongoClient(os.environ["MONGODB_URI"], serverSelectionTimeoutMS=5000) as client:
+    shop = client[os.environ["MONGODB_DATABASE"]]
+    with trace.get_tracer("shop").start_as_current_span("POST /orders"):
+        shop.users.create_index("email", unique=True)
+        try:
+            shop.users.insert_many([{"email": "alice@example.org"} for _ in range(2)])
+        except BulkWriteError:
+            pass
+        shop.orders.insert_many([{"_id": number} for number in range(5)])
+        assert len(list(shop.orders.find(batch_size=2))) == 5
+        try:
+            shop.command("thereIsNoSuchCommand")
+        except OperationFailure:
+            pass
+    shop.users.drop()
+    shop.orders.drop()
+"""
+
+
+def run_instrumented(
+    script: str, uri: str, folder: Path, *options: str, database: str = "shop", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script under `opentelemetry-instrument`, with those options and environment variables.
+
+    The other instrumentation of PyMongo, which the tests' environment holds too, is switched off unless a variable says
+    otherwise.
+    """
+    path = folder / "application.py"
+    path.write_text(script)
+    return subprocess.run(  # noqa: S603
+        [
+            str(Path(sys.executable).parent / "opentelemetry-instrument"),
+            *("--metrics_exporter", "none", "--logs_exporter", "none"),
+            *options,
+            sys.executable,
+            str(path),
+        ],
+        env=environment()
+        | {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo", "MONGODB_URI": uri, "MONGODB_DATABASE": database}
+        | variables,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def console_spans(output: str) -> list[dict[str, Any]]:
+    """The spans that the console exporter wrote."""
+    decoder = json.JSONDecoder()
+    spans = []
+    position = 0
+    while (position := output.find("{", position)) >= 0:
+        span, position = decoder.raw_decode(output, position)
+        spans.append(span)
+    return spans

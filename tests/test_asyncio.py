@@ -1,0 +1,187 @@
+"""`AsyncMongoClient`: tasks, cancellation, and the driver's own background tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pymongo
+import pytest
+from opentelemetry.trace import StatusCode
+
+from tests.spans import Spans, attributes, table_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from pymongo import AsyncMongoClient
+
+    from tests.servers.scripted import ScriptedServer
+
+pytestmark = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
+
+# In 4.9 and 4.10 the client waits in a blocking select, where no cancellation arrives.
+cancellable = pytest.mark.skipif(pymongo.version_tuple < (4, 11), reason="PyMongo 4.11")
+
+
+@pytest.fixture
+async def aclient(server: ScriptedServer, listeners: Any) -> AsyncIterator[AsyncMongoClient[Any]]:
+    from pymongo import AsyncMongoClient
+
+    async with AsyncMongoClient(server.uri, event_listeners=listeners) as client:
+        yield client
+
+
+async def reached(frozen: Any) -> None:
+    """Wait, without holding up the event loop, until the server holds a command."""
+    assert await asyncio.to_thread(frozen.reached.wait, 5)
+
+
+async def test_each_task_is_the_parent_of_its_own_commands(aclient: AsyncMongoClient[Any], spans: Spans) -> None:
+    async def request(number: int) -> None:
+        with spans.tracer.start_as_current_span(f"request {number}"):
+            await aclient.shop[f"c{number}"].insert_one({})
+            await asyncio.sleep(0)
+            await aclient.shop[f"c{number}"].find_one({})
+
+    await asyncio.gather(*(request(number) for number in range(50)))
+
+    for number in range(50):
+        parent = spans.one(f"request {number}").context
+        for name in ("insert", "find"):
+            span = spans.one(f"{name} c{number}")
+            assert (span.parent, span.status.status_code) == (parent, StatusCode.UNSET)
+
+
+async def test_a_getmore_links_to_its_find(aclient: AsyncMongoClient[Any], spans: Spans) -> None:
+    await aclient.shop.orders.insert_many([{"_id": number} for number in range(3)])
+    assert len(await aclient.shop.orders.find(batch_size=2).to_list()) == 3
+
+    assert [link.context for link in spans.one("getMore orders").links] == [spans.one("find orders").context]
+
+
+@cancellable
+async def test_a_cancelled_command_ends_its_span(
+    aclient: AsyncMongoClient[Any], server: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    frozen = server.freeze("find")
+    task = asyncio.create_task(aclient.shop.command("find", "orders"))
+    await reached(frozen)
+    assert len(table_of(listeners)) == 1
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    # 4.20.1 publishes a failure, versions before it no end at all.
+    span = spans.one("find orders")
+    assert span.status.status_code is StatusCode.ERROR
+    assert attributes(span)["error.type"] in ("interrupted", "CancelledError")
+    assert len(table_of(listeners)) == 0
+
+
+@cancellable
+async def test_a_thousand_cancelled_commands_leave_nothing(
+    server: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    from pymongo import AsyncMongoClient
+
+    async with AsyncMongoClient(server.uri, event_listeners=listeners, maxPoolSize=20) as client:
+        server.freeze("find", times=None)
+        for _ in range(50):
+            tasks = [asyncio.create_task(client.shop.command("find", "orders")) for _ in range(20)]
+            sent = len(server.received("find"))
+            await asyncio.to_thread(server.wait_for, lambda each, sent=sent: len(each.received("find")) == sent + 20)
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+        server.reset()
+
+    finds = spans.named("find orders")
+    assert len(finds) == len(server.received("find")) == 1000
+    assert {attributes(span)["error.type"] for span in finds} <= {"interrupted", "CancelledError"}
+    assert len(table_of(listeners)) == 0
+
+
+@cancellable
+async def test_a_timeout_around_a_command_ends_its_span(
+    aclient: AsyncMongoClient[Any], server: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    await aclient.admin.command("ping")
+    server.freeze("find")
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(aclient.shop.command("find", "orders"), 0.05)
+
+    assert spans.one("find orders").status.status_code is StatusCode.ERROR
+    assert len(table_of(listeners)) == 0
+
+
+@cancellable
+async def test_a_cancelled_authentication_ends_its_span(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
+    from pymongo import AsyncMongoClient
+
+    frozen = server.freeze("saslStart")
+    async with AsyncMongoClient(
+        server.uri, event_listeners=listeners, username="alice", password="secret", authMechanism="SCRAM-SHA-256"
+    ) as client:
+        task = asyncio.create_task(client.admin.command("ping"))
+        await reached(frozen)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        assert spans.one("saslStart admin").status.status_code is StatusCode.ERROR
+        assert len(table_of(listeners)) == 0
+
+
+async def test_what_the_driver_sends_in_the_background_is_nobodys_child(
+    aclient: AsyncMongoClient[Any], server: ScriptedServer, spans: Spans
+) -> None:
+    # Its background task was started by the first request, and copied that one's context.
+    await aclient.shop.orders.insert_many([{"_id": number} for number in range(5)])
+    spans.clear()
+    with spans.tracer.start_as_current_span("first request"):
+        cursor = aclient.shop.orders.find(batch_size=2)
+        await cursor.next()
+        del cursor  # never closed: the driver's background task closes it
+
+    await asyncio.to_thread(server.wait_for, lambda each: each.received("killCursors"))
+    deadline = asyncio.get_running_loop().time() + 5
+    while not spans.named("killCursors orders") and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.01)
+
+    assert spans.one("killCursors orders").parent is None
+    assert spans.one("find orders").parent == spans.one("first request").context
+
+
+async def test_a_cursor_that_another_task_closes_leaves_nothing(
+    aclient: AsyncMongoClient[Any], listeners: Any, spans: Spans
+) -> None:
+    await aclient.shop.orders.insert_many([{"_id": number} for number in range(5)])
+    cursor = aclient.shop.orders.find(batch_size=2, cursor_type=pymongo.CursorType.EXHAUST)
+    await cursor.next()
+    await asyncio.create_task(cursor.close())
+    await aclient.admin.command("ping")
+
+    assert {span.status.status_code for span in spans.finished} == {StatusCode.UNSET}
+    assert len(table_of(listeners)) == 0
+
+
+async def test_a_dropped_connection_ends_what_was_open(
+    aclient: AsyncMongoClient[Any], server: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    frozen = server.freeze("find")
+    task = asyncio.create_task(aclient.shop.command("find", "orders"))
+    with contextlib.suppress(Exception):
+        if pymongo.version_tuple >= (4, 11):
+            await reached(frozen)
+            server.drop_connections()
+        else:
+            frozen.release()
+        await task
+
+    assert len(table_of(listeners)) == 0
+    assert len(spans.named("find orders")) == len(server.received("find"))

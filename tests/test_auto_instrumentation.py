@@ -1,0 +1,89 @@
+"""`opentelemetry-instrument` with no argument of ours, and a script that knows nothing of us."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.application import SCRIPT, console_spans, run_instrumented
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.servers.scripted import ScriptedServer
+
+
+def test_an_unmodified_script_is_traced(server: ScriptedServer, tmp_path: Path) -> None:
+    run = run_instrumented(SCRIPT, server.uri, tmp_path, "--traces_exporter", "console")
+
+    assert (run.returncode, run.stderr) == (0, "")
+    spans = {span["name"]: span for span in console_spans(run.stdout)}
+    request = spans["POST /orders"]["context"]
+    assert spans["insert orders"]["parent_id"] == spans["find orders"]["parent_id"] == request["span_id"]
+    assert spans["getMore orders"]["links"][0]["context"] == spans["find orders"]["context"]
+    assert spans["thereIsNoSuchCommand shop"]["status"] == {
+        "status_code": "ERROR",
+        "description": "CommandNotFound",
+    }
+
+
+def test_options_come_from_the_environment(server: ScriptedServer, tmp_path: Path) -> None:
+    run = run_instrumented(
+        SCRIPT,
+        server.uri,
+        tmp_path,
+        "--traces_exporter",
+        "console",
+        OTEL_PYTHON_MONGO_EVENTS_EXCLUDE_COMMANDS="insert, find",
+        OTEL_PYTHON_MONGO_EVENTS_REQUIRE_PARENT_SPAN="true",
+    )
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert {span["name"] for span in console_spans(run.stdout)} == {
+        "POST /orders",
+        "createIndexes users",
+        "getMore orders",
+        "thereIsNoSuchCommand shop",
+    }
+
+
+def test_a_wrong_option_is_one_warning_and_stops_nothing(server: ScriptedServer, tmp_path: Path) -> None:
+    run = run_instrumented(
+        SCRIPT, server.uri, tmp_path, "--traces_exporter", "console", OTEL_PYTHON_MONGO_EVENTS_COMMANDS="perhaps"
+    )
+
+    assert run.returncode == 0
+    assert run.stderr == (
+        "OTEL_PYTHON_MONGO_EVENTS_COMMANDS='perhaps' can't be used: true or false is allowed; "
+        "the default, True, is used\n"
+    )
+    assert "find orders" in {span["name"] for span in console_spans(run.stdout)}
+
+
+def test_beside_the_other_instrumentation_there_is_one_span_a_command(server: ScriptedServer, tmp_path: Path) -> None:
+    run = run_instrumented(
+        SCRIPT, server.uri, tmp_path, "--traces_exporter", "console", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=""
+    )
+
+    names = [span["name"] for span in console_spans(run.stdout)]
+    assert (run.returncode, names.count("shop.find"), names.count("find orders")) == (0, 1, 0)
+    assert run.stderr.count("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo") == 1
+
+    run = run_instrumented(
+        SCRIPT,
+        server.uri,
+        tmp_path,
+        "--traces_exporter",
+        "console",
+        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="mongo_events",
+    )
+
+    names = [span["name"] for span in console_spans(run.stdout)]
+    assert (run.returncode, run.stderr, names.count("shop.find"), names.count("find orders")) == (0, "", 1, 0)
+
+
+def test_a_script_that_is_stopped_by_a_signal_leaves_its_spans(server: ScriptedServer, tmp_path: Path) -> None:
+    script = SCRIPT + "\nraise KeyboardInterrupt\n"
+    run = run_instrumented(script, server.uri, tmp_path, "--traces_exporter", "console")
+
+    assert run.returncode != 0
+    assert "find orders" in {span["name"] for span in console_spans(run.stdout)}

@@ -1,0 +1,90 @@
+"""The embedded server: the demo, and what a lenient server answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.trace import StatusCode
+from pymongo import MongoClient
+from pymongo.errors import BulkWriteError, OperationFailure
+
+from tests.servers.processes import NxServer, environment
+from tests.spans import Spans, attributes, table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.nx
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[NxServer]:
+    with NxServer() as server:
+        yield server
+
+
+@pytest.fixture
+def shop(embedded: NxServer, listeners: Any) -> Iterator[Any]:
+    with MongoClient(embedded.uri, event_listeners=listeners) as client:
+        client.drop_database("shop")
+        yield client.shop
+
+
+def test_reading_and_writing(shop: Any, spans: Spans, listeners: Any) -> None:
+    shop.users.create_index("email", unique=True)
+    shop.users.insert_many([{"email": f"{number}@example.org"} for number in range(5)])
+    assert len(list(shop.users.find(batch_size=2))) == 5
+    with pytest.raises(BulkWriteError):
+        shop.users.insert_many([{"email": "0@example.org"}, {"email": "1@example.org"}], ordered=False)
+
+    told = [(span.name, attributes(span).get("db.response.returned_rows")) for span in spans.finished[1:]]
+    assert told == [
+        ("createIndexes users", None),
+        ("insert users", None),
+        ("find users", 2),
+        ("getMore users", 2),
+        ("getMore users", 1),
+        ("insert users", None),
+    ]
+    error = spans.finished[-1]
+    assert (error.status.status_code, attributes(error)["error.type"]) == (StatusCode.ERROR, "11000")
+    assert attributes(error)["mongodb.client.write_errors"] == 2
+    assert "example.org" not in error.to_json()
+    assert len(table_of(listeners)) == 0
+
+
+def test_an_error_without_a_code(shop: Any, spans: Spans) -> None:
+    with pytest.raises(OperationFailure):
+        list(shop.users.aggregate([{"$groop": {}}]))
+
+    error = spans.finished[-1]
+    assert (error.status.status_code, attributes(error)["error.type"]) == (StatusCode.ERROR, "_OTHER")
+    assert "db.response.status_code" not in attributes(error)
+
+
+def test_the_demo_shows_its_traces() -> None:
+    demo = subprocess.run(  # noqa: S603
+        [sys.executable, str(ROOT / "examples" / "demo.py")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+    assert (demo.returncode, demo.stderr.count("shop: ")) == (0, 7)
+    lines = demo.stdout.splitlines()
+    assert any(line.startswith("GET /products  ") for line in lines)
+    assert any(line.startswith("├── find products  ") and line.endswith("101 rows") for line in lines)
+    assert any(
+        line.startswith("└── getMore products  ") and line.endswith("101 rows  -> find products") for line in lines
+    )
+    assert any(line.startswith("└── insert users  ") and line.endswith("ERROR 11000") for line in lines)
+    assert lines[-1] == "20 spans, 13 of them MongoDB commands."
+    assert "alice" not in demo.stdout

@@ -1,0 +1,82 @@
+"""After a fork the parent's commands are the parent's."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.trace import StatusCode
+from pymongo import MongoClient
+
+from opentelemetry_mongo_events import event_listeners
+from tests.spans import Spans, table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.servers.scripted import ScriptedServer
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+
+
+def in_child(check: Callable[[], bool]) -> bool:
+    """Whether `check` is true in a forked child."""
+    with warnings.catch_warnings():
+        # From 3.12 on Python, and before it PyMongo, warn of a fork while threads run: that is what is tried here.
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child == 0:
+        passed = False
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                passed = check()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)  # noqa: T201  # the child's only way to tell
+        finally:
+            os._exit(0 if passed else 1)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == 0
+
+
+def test_the_child_forgets_what_its_parent_has_open_and_traces_its_own(
+    client: MongoClient[Any], server: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    client.admin.command("ping")
+    frozen = server.freeze("find")
+    thread = threading.Thread(target=client.shop.command, args=("find", "orders"))
+    thread.start()
+    assert frozen.reached.wait(5)
+    assert len(table_of(listeners)) == 1
+    spans.clear()
+
+    def child() -> bool:
+        forgotten = len(table_of(listeners)) == 0
+        mine = Spans()
+        with MongoClient(server.uri, event_listeners=event_listeners(tracer_provider=mine.provider)) as own:
+            own.shop.orders.insert_one({})
+            return forgotten and mine.names == ["insert orders"] and spans.names == []
+
+    assert in_child(child)
+
+    frozen.release()
+    thread.join(5)
+    assert spans.one("find orders").status.status_code is StatusCode.UNSET
+    assert len(table_of(listeners)) == 0
+
+
+def test_listeners_that_are_gone_are_no_trouble(capfd: pytest.CaptureFixture[str]) -> None:
+    listeners = event_listeners()
+    gone = weakref.ref(table_of(listeners))
+    del listeners
+    gc.collect()
+    assert gone() is None
+
+    assert in_child(lambda: True)
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,272 @@
+"""The instrumentor: on, off and on again, and beside the listeners of one client."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from pymongo import MongoClient
+
+from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, event_listeners
+from tests.conftest import registered_listeners
+from tests.spans import Spans, attributes, table_of
+
+if TYPE_CHECKING:
+    from tests.servers.scripted import ScriptedServer
+
+
+@pytest.fixture
+def other() -> Spans:
+    return Spans()
+
+
+def test_clients_made_after_instrument_are_traced(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans
+) -> None:
+    with MongoClient(server.uri) as before:
+        instrumentor.instrument(tracer_provider=spans.provider)
+        with MongoClient(server.uri) as after:
+            after.shop.orders.insert_one({})
+            if not before._event_listeners.enabled_for_commands:  # the first test of a run: nothing was registered yet
+                before.shop.bills.insert_one({})
+            assert spans.names == ["insert orders"]
+
+
+def test_nothing_is_traced_after_uninstrument(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans
+) -> None:
+    instrumentor.instrument(tracer_provider=spans.provider)
+    with MongoClient(server.uri) as client:
+        client.admin.command("ping")
+        instrumentor.uninstrument()
+        client.shop.orders.find_one({})
+
+    assert spans.names == ["ping admin"]
+
+
+def test_a_command_opened_before_the_stop_still_closes(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans
+) -> None:
+    called: list[str] = []
+    instrumentor.instrument(
+        tracer_provider=spans.provider, response_hook=lambda span, event: called.append(event.command_name)
+    )
+    with MongoClient(server.uri) as client:
+        client.admin.command("ping")
+        frozen = server.freeze("find")
+        thread = threading.Thread(target=client.shop.command, args=("find", "orders"))
+        thread.start()
+        assert frozen.reached.wait(5)
+        assert len(table_of(registered_listeners())) == 1
+
+        instrumentor.uninstrument()
+        frozen.release()
+        thread.join(5)
+
+    assert spans.names == ["ping admin", "find orders"]
+    assert called == ["ping", "find"]
+    assert len(table_of(registered_listeners())) == 0
+
+
+def test_the_providers_and_hooks_of_a_second_instrument_are_used(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, other: Spans
+) -> None:
+    instrumentor.instrument(
+        tracer_provider=spans.provider, request_hook=lambda span, event: span.set_attribute("hook", "first")
+    )
+    with MongoClient(server.uri) as client:
+        client.shop.orders.find_one({})
+        frozen = server.freeze("find")
+        thread = threading.Thread(target=client.shop.command, args=("find", "bills"))
+        thread.start()
+        assert frozen.reached.wait(5)
+
+        instrumentor.uninstrument()
+        instrumentor.instrument(
+            tracer_provider=other.provider, request_hook=lambda span, event: span.set_attribute("hook", "second")
+        )
+        frozen.release()
+        thread.join(5)
+        client.shop.users.find_one({})
+
+        assert [(span.name, attributes(span)["hook"]) for span in spans.finished] == [
+            ("find orders", "first"),
+            ("find bills", "first"),
+        ]
+        assert [(span.name, attributes(span)["hook"]) for span in other.finished] == [("find users", "second")]
+
+
+def test_instrument_registers_its_listeners_once(instrumentor: MongoEventsInstrumentor) -> None:
+    for _ in range(3):
+        instrumentor.instrument()
+        instrumentor.uninstrument()
+
+    assert len(registered_listeners()) == 2
+
+
+def test_a_second_instrument_without_a_stop_changes_nothing(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, other: Spans
+) -> None:
+    instrumentor.instrument(tracer_provider=spans.provider)
+    MongoEventsInstrumentor().instrument(tracer_provider=other.provider)
+    with MongoClient(server.uri) as client:
+        client.admin.command("ping")
+        assert (spans.names, other.names) == (["ping admin"], [])
+
+
+def test_suppressed_commands_have_no_span(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans
+) -> None:
+    instrumentor.instrument(tracer_provider=spans.provider)
+    with MongoClient(server.uri) as client:
+        with suppress_instrumentation():
+            client.shop.orders.find_one({})
+        client.shop.bills.find_one({})
+        assert spans.names == ["find bills"]
+
+
+def test_where_the_instrumentor_and_a_clients_own_listeners_see_a_command_there_is_one_span(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, other: Spans
+) -> None:
+    instrumentor.instrument(tracer_provider=spans.provider)
+    own = event_listeners(tracer_provider=other.provider)
+    with MongoClient(server.uri, event_listeners=own) as client:
+        client.shop.orders.insert_many([{"_id": number} for number in range(3)])
+        list(client.shop.orders.find(batch_size=2))
+        assert (spans.names, other.names) == (["insert orders", "find orders", "getMore orders"], [])
+
+        instrumentor.uninstrument()
+        client.shop.orders.find_one({})
+        assert other.names == ["find orders"]
+        assert len(spans.names) == 3
+
+        instrumentor.instrument(tracer_provider=spans.provider)
+        client.admin.command("ping")
+        assert (spans.names[3:], other.names[1:]) == (["ping admin"], [])
+    assert len(table_of(own)) == 0
+
+
+def test_a_hook_that_runs_commands_doubles_nothing(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, other: Spans
+) -> None:
+    def hook(span: Any, event: Any) -> None:
+        if event.command_name == "find":
+            client.shop.audit.insert_one({})
+
+    instrumentor.instrument(tracer_provider=spans.provider, request_hook=hook)
+    own = event_listeners(tracer_provider=other.provider)
+    with MongoClient(server.uri, event_listeners=own) as client:
+        client.shop.orders.find_one({})
+        assert (spans.names, other.names) == (["insert audit", "find orders"], [])
+
+
+def test_a_command_that_the_instrumentor_leaves_out_is_left_out_by_a_clients_own_listeners_too(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, other: Spans
+) -> None:
+    instrumentor.instrument(tracer_provider=spans.provider, exclude_commands="ping")
+    with MongoClient(server.uri, event_listeners=event_listeners(tracer_provider=other.provider)) as client:
+        client.admin.command("ping")
+        assert (spans.names, other.names) == ([], [])
+
+
+def test_commands_can_be_switched_off(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans
+) -> None:
+    instrumentor.instrument(tracer_provider=spans.provider, commands=False)
+    with MongoClient(server.uri) as client:
+        client.admin.command("ping")
+
+    assert spans.names == []
+    assert event_listeners(commands=False) == []
+
+
+def test_one_list_of_listeners_serves_several_clients(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
+    with (
+        MongoClient(server.uri, event_listeners=listeners) as first,
+        MongoClient(server.uri, event_listeners=listeners) as second,
+    ):
+        first.shop.orders.find_one({})
+        second.shop.bills.find_one({})
+        assert spans.names == ["find orders", "find bills"]
+
+
+def test_a_config_is_taken_as_a_whole(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_COMMANDS", "false")
+    instrumentor.instrument(tracer_provider=spans.provider, config=Config(exclude_commands=frozenset({"ping"})))
+    with MongoClient(server.uri) as client:
+        client.admin.command("ping")
+        client.shop.orders.find_one({})
+        assert spans.names == ["find orders"]
+
+
+def test_options_come_from_the_environment(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_EXCLUDE_COMMANDS", "ping")
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", "http, database/dup")
+    instrumentor.instrument(tracer_provider=spans.provider)
+    with MongoClient(server.uri) as client:
+        client.admin.command("ping")
+        client.shop.orders.find_one({})
+        told = attributes(spans.one("find orders"))
+
+    assert (told["db.system"], told["db.statement"], told["net.peer.port"]) == ("mongodb", "find", server.port)
+
+
+@pytest.mark.parametrize("opt_in", ["", "database", "http/dup", "database/dupe"])
+def test_without_the_opt_in_there_are_no_old_names(
+    instrumentor: MongoEventsInstrumentor,
+    server: ScriptedServer,
+    spans: Spans,
+    monkeypatch: pytest.MonkeyPatch,
+    opt_in: str,
+) -> None:
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opt_in)
+    instrumentor.instrument(tracer_provider=spans.provider)
+    with MongoClient(server.uri) as client:
+        client.shop.orders.find_one({})
+        assert not attributes(spans.one("find orders")).keys() & {"db.system", "db.name", "net.peer.name"}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "allowed"),
+    [
+        ("tracer_provider", "a TracerProvider is"),
+        ("meter_provider", "a MeterProvider is"),
+        ("logger_provider", "a LoggerProvider is"),
+        ("request_hook", "a function of a span and an event is"),
+        ("response_hook", "a function of a span and an event is"),
+        ("failed_hook", "a function of a span and an event is"),
+        ("config", "a Config is"),
+    ],
+)
+def test_a_keyword_that_cant_be_used_is_one_warning_and_left_out(
+    instrumentor: MongoEventsInstrumentor, caplog: pytest.LogCaptureFixture, keyword: str, allowed: str
+) -> None:
+    instrumentor.instrument(**{keyword: 3})
+
+    assert instrumentor.is_instrumented_by_opentelemetry
+    assert caplog.messages == [f"{keyword}=3 can't be used: {allowed} allowed; it is left out"]
+
+
+def test_what_is_given_and_fits_is_no_warning(
+    instrumentor: MongoEventsInstrumentor, spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk.metrics import MeterProvider
+
+    meter_provider = MeterProvider(shutdown_on_exit=False)
+    logger_provider = LoggerProvider(shutdown_on_exit=False)
+    instrumentor.instrument(
+        tracer_provider=spans.provider,
+        meter_provider=meter_provider,
+        logger_provider=logger_provider,
+        request_hook=print,
+        skip_dep_check=True,
+    )
+
+    assert caplog.messages == []

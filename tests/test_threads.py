@@ -1,0 +1,58 @@
+"""Threads: each has its own parent, and one request id twice is two commands."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import StatusCode
+
+from tests.events import checked_in, checked_out, started, succeeded
+from tests.spans import Spans, attributes, commands_of, pools_of, table_of
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+
+
+def test_each_thread_is_the_parent_of_its_own_commands(client: MongoClient[Any], listeners: Any, spans: Spans) -> None:
+    def request(number: int) -> None:
+        with spans.tracer.start_as_current_span(f"request {number}"):
+            client.shop[f"c{number}"].insert_one({})
+            client.shop[f"c{number}"].find_one({})
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(request, range(100)))
+
+    for number in range(100):
+        parent = spans.one(f"request {number}").context
+        for name in ("insert", "find"):
+            span = spans.one(f"{name} c{number}")
+            assert (span.parent, span.status.status_code) == (parent, StatusCode.UNSET)
+    assert len(table_of(listeners)) == 0
+
+
+def test_two_threads_with_one_request_id_are_two_commands(listeners: Any, spans: Spans) -> None:
+    commands: Any = commands_of(listeners)
+    pools: Any = pools_of(listeners)
+    both_are_open = threading.Barrier(2)
+
+    def run(connection: int) -> None:
+        for _ in range(100):
+            pools.connection_checked_out(checked_out(connection))
+            commands.started(started({"find": f"c{connection}"}, request_id=1, server_connection_id=42))
+            both_are_open.wait(5)
+            assert len(table_of(listeners)) == 2
+            both_are_open.wait(5)
+            commands.succeeded(succeeded("find", request_id=1, server_connection_id=42))
+            pools.connection_checked_in(checked_in(connection))
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(run, (1, 2)))
+
+    for connection in (1, 2):
+        found = spans.named(f"find c{connection}")
+        assert len(found) == 100
+        assert {span.status.status_code for span in found} == {StatusCode.UNSET}
+        assert {attributes(span)["db.mongodb.driver_connection_id"] for span in found} == {connection}
+    assert len(table_of(listeners)) == 0
