@@ -46,7 +46,7 @@ def main() -> int:
         shop = subprocess.run(  # noqa: S603  # our own script
             [
                 str(Path(sys.executable).parent / "opentelemetry-instrument"),
-                *("--traces_exporter", "otlp_proto_http" if endpoint else "console"),
+                *("--traces_exporter", "otlp" if endpoint else "console"),
                 *("--metrics_exporter", "none", "--logs_exporter", "none"),
                 *("--service_name", "shop"),
                 sys.executable,
@@ -76,7 +76,12 @@ def shop_environment(uri: str) -> dict[str, str]:
     """The environment of the shop: without what is set here for others, but for where the traces go."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("OTEL_EXPORTER_OTLP_")}
     # The development environment holds the other instrumentation of PyMongo too; ours would stand down for it.
-    return environment() | kept | {"MONGODB_URI": uri, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo"}
+    return (
+        environment()
+        | {"MONGODB_URI": uri, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo"}
+        | kept
+        | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}  # the exporter that is installed
+    )
 
 
 def read_spans(text: str) -> Iterator[Span]:

@@ -19,7 +19,8 @@ tracer = trace.get_tracer("shop")
 
 def main() -> None:
     """Open the shop, and serve a few customers."""
-    with MongoClient(os.environ["MONGODB_URI"], serverSelectionTimeoutMS=5000) as client:
+    client: MongoClient[Any] = MongoClient(os.environ["MONGODB_URI"], serverSelectionTimeoutMS=5000)
+    with client:
         shop = client.shop
         open_shop(shop)
         browse(shop)
@@ -78,7 +79,7 @@ def report(shop: Any) -> None:
 
 def say(what: str) -> None:
     """Tell the shop's own story beside its telemetry, which may go to stdout."""
-    print(f"shop: {what}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"shop: {what}\n")  # in one piece: two customers may talk at once
 
 
 if __name__ == "__main__":

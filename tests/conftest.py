@@ -10,6 +10,7 @@ from pymongo import MongoClient, monitoring
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from opentelemetry_mongo_events._claims import _claim
+from tests.clients import connect
 from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, table_of
 
@@ -54,7 +55,7 @@ def listeners(spans: Spans) -> Iterator[Any]:
 @pytest.fixture
 def client(server: ScriptedServer, listeners: Any) -> Iterator[MongoClient[Any]]:
     """A client that is observed by `event_listeners()`."""
-    with MongoClient(server.uri, event_listeners=listeners) as client:
+    with connect(server.uri, event_listeners=listeners) as client:
         yield client
 
 

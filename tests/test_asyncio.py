@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
 from opentelemetry.trace import StatusCode
 
+from tests.clients import aconnect
 from tests.spans import Spans, attributes, table_of
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,15 +30,17 @@ cancellable = pytest.mark.skipif(pymongo.version_tuple < (4, 11), reason="PyMong
 
 @pytest.fixture
 async def aclient(server: ScriptedServer, listeners: Any) -> AsyncIterator[AsyncMongoClient[Any]]:
-    from pymongo import AsyncMongoClient
-
-    async with AsyncMongoClient(server.uri, event_listeners=listeners) as client:
+    async with aconnect(server.uri, event_listeners=listeners) as client:
         yield client
 
 
 async def reached(frozen: Any) -> None:
     """Wait, without holding up the event loop, until the server holds a command."""
     assert await asyncio.to_thread(frozen.reached.wait, 5)
+
+
+def arrivals(server: ScriptedServer, expected: int) -> bool:
+    return len(server.received("find")) == expected
 
 
 async def test_each_task_is_the_parent_of_its_own_commands(aclient: AsyncMongoClient[Any], spans: Spans) -> None:
@@ -82,17 +87,15 @@ async def test_a_cancelled_command_ends_its_span(
 
 
 @cancellable
-async def test_a_thousand_cancelled_commands_leave_nothing(
+async def test_many_cancelled_commands_leave_nothing(
     server: ScriptedServer, listeners: Any, spans: Spans
 ) -> None:
-    from pymongo import AsyncMongoClient
-
-    async with AsyncMongoClient(server.uri, event_listeners=listeners, maxPoolSize=20) as client:
+    async with aconnect(server.uri, event_listeners=listeners, maxPoolSize=20) as client:
         server.freeze("find", times=None)
-        for _ in range(50):
+        for _ in range(10):
             tasks = [asyncio.create_task(client.shop.command("find", "orders")) for _ in range(20)]
-            sent = len(server.received("find"))
-            await asyncio.to_thread(server.wait_for, lambda each, sent=sent: len(each.received("find")) == sent + 20)
+            arrived = len(server.received("find")) + len(tasks)
+            await eventually(functools.partial(arrivals, server, arrived))
             for task in tasks:
                 task.cancel()
             for task in tasks:
@@ -101,7 +104,7 @@ async def test_a_thousand_cancelled_commands_leave_nothing(
         server.reset()
 
     finds = spans.named("find orders")
-    assert len(finds) == len(server.received("find")) == 1000
+    assert len(finds) == len(server.received("find")) == 200
     assert {attributes(span)["error.type"] for span in finds} <= {"interrupted", "CancelledError"}
     assert len(table_of(listeners)) == 0
 
@@ -121,10 +124,8 @@ async def test_a_timeout_around_a_command_ends_its_span(
 
 @cancellable
 async def test_a_cancelled_authentication_ends_its_span(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
-    from pymongo import AsyncMongoClient
-
     frozen = server.freeze("saslStart")
-    async with AsyncMongoClient(
+    async with aconnect(
         server.uri, event_listeners=listeners, username="alice", password="secret", authMechanism="SCRAM-SHA-256"
     ) as client:
         task = asyncio.create_task(client.admin.command("ping"))
@@ -149,9 +150,7 @@ async def test_what_the_driver_sends_in_the_background_is_nobodys_child(
         del cursor  # never closed: the driver's background task closes it
 
     await asyncio.to_thread(server.wait_for, lambda each: each.received("killCursors"))
-    deadline = asyncio.get_running_loop().time() + 5
-    while not spans.named("killCursors orders") and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(0.01)
+    await eventually(lambda: spans.named("killCursors orders"))
 
     assert spans.one("killCursors orders").parent is None
     assert spans.one("find orders").parent == spans.one("first request").context

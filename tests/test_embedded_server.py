@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.trace import StatusCode
-from pymongo import MongoClient
 from pymongo.errors import BulkWriteError, OperationFailure
 
+from tests.clients import connect
 from tests.servers.processes import NxServer, environment
 from tests.spans import Spans, attributes, table_of
 
@@ -31,7 +31,7 @@ def embedded() -> Iterator[NxServer]:
 
 @pytest.fixture
 def shop(embedded: NxServer, listeners: Any) -> Iterator[Any]:
-    with MongoClient(embedded.uri, event_listeners=listeners) as client:
+    with connect(embedded.uri, event_listeners=listeners) as client:
         client.drop_database("shop")
         yield client.shop
 
@@ -69,7 +69,7 @@ def test_an_error_without_a_code(shop: Any, spans: Spans) -> None:
 
 
 def test_the_demo_shows_its_traces() -> None:
-    demo = subprocess.run(  # noqa: S603
+    demo = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "demo.py")],
         env=environment(),
         capture_output=True,

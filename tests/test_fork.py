@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.trace import StatusCode
-from pymongo import MongoClient
 
 from opentelemetry_mongo_events import event_listeners
+from tests.clients import connect
 from tests.spans import Spans, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pymongo import MongoClient
 
     from tests.servers.scripted import ScriptedServer
 
@@ -59,7 +61,7 @@ def test_the_child_forgets_what_its_parent_has_open_and_traces_its_own(
     def child() -> bool:
         forgotten = len(table_of(listeners)) == 0
         mine = Spans()
-        with MongoClient(server.uri, event_listeners=event_listeners(tracer_provider=mine.provider)) as own:
+        with connect(server.uri, event_listeners=event_listeners(tracer_provider=mine.provider)) as own:
             own.shop.orders.insert_one({})
             return forgotten and mine.names == ["insert orders"] and spans.names == []
 

@@ -68,4 +68,4 @@ def test_nothing_happens_at_import() -> None:
         "assert trace._TRACER_PROVIDER is None and threading.active_count() == 1"
     )
 
-    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pymongo
@@ -18,11 +17,13 @@ from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, Writ
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID
+from tests.clients import connect
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import Spans, attributes, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 needs_shared_ids = pytest.mark.skipif(not ATTEMPTS_SHARE_OPERATION_ID, reason="PyMongo 4.18")
 tells_server_connection = pytest.mark.skipif(pymongo.version_tuple < (4, 7), reason="PyMongo 4.7")
@@ -36,7 +37,7 @@ def primary(listeners: Any) -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def retrying(primary: ScriptedServer, listeners: Any) -> Iterator[MongoClient[Any]]:
-    with MongoClient(primary.uri, event_listeners=listeners) as client:
+    with connect(primary.uri, event_listeners=listeners) as client:
         yield client
 
 
@@ -83,7 +84,7 @@ def test_the_documents_of_a_raw_batch_are_not_counted(client: MongoClient[Any], 
 
 
 def test_raw_documents_are_counted(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
-    with MongoClient(server.uri, event_listeners=listeners, document_class=RawBSONDocument) as client:
+    with connect(server.uri, event_listeners=listeners, document_class=RawBSONDocument) as client:
         client.shop.orders.insert_many([RawBSONDocument(b"\x05\0\0\0\0") for _ in range(1)])
         assert len(list(client.shop.orders.find())) == 1
 
@@ -103,7 +104,7 @@ def test_an_exhaust_cursor_is_one_span_a_reply(client: MongoClient[Any], listene
 def test_two_exhaust_cursors_at_once_are_told_apart(listeners: Any, spans: Spans, server_connection_ids: bool) -> None:
     with (
         ScriptedServer(server_connection_ids=server_connection_ids) as server,
-        MongoClient(server.uri, event_listeners=listeners) as client,
+        connect(server.uri, event_listeners=listeners) as client,
     ):
         for name in ("orders", "bills"):
             client.shop[name].insert_many([{"_id": number} for number in range(10)])
@@ -264,7 +265,7 @@ def test_the_errors_of_a_client_bulk_write_are_errors(listeners: Any, spans: Spa
     }
     with (
         ScriptedServer(role="primary", max_wire_version=25) as server,
-        MongoClient(server.uri, event_listeners=listeners) as client,
+        connect(server.uri, event_listeners=listeners) as client,
     ):
         server.reply("bulkWrite", reply)
         with pytest.raises(ClientBulkWriteException):
@@ -314,7 +315,7 @@ def test_commands_that_wrap_or_name_no_collection(client: MongoClient[Any], span
 def test_a_step_down_is_told_by_its_code(listeners: Any, spans: Spans) -> None:
     with (
         ScriptedReplicaSet(members=1) as replica_set,
-        MongoClient(replica_set.uri, event_listeners=listeners, retryWrites=False) as client,
+        connect(replica_set.uri, event_listeners=listeners, retryWrites=False) as client,
     ):
         client.shop.orders.insert_one({"_id": 1})
         spans.clear()
@@ -331,7 +332,7 @@ def test_a_unix_socket_has_its_path_and_no_port(listeners: Any, spans: Spans, tm
     path = tmp_path / "mongodb.sock"
     with (
         ScriptedServer(unix_socket=path) as server,
-        MongoClient(server.uri, event_listeners=listeners) as client,
+        connect(server.uri, event_listeners=listeners) as client,
     ):
         client.admin.command("ping")
 
@@ -342,7 +343,7 @@ def test_a_unix_socket_has_its_path_and_no_port(listeners: Any, spans: Spans, tm
 
 def test_authentication_is_told_by_its_outcome(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
     server.fail("saslStart", times=None, code=18, code_name="AuthenticationFailed", errmsg="alice / secret")
-    client: MongoClient[Any] = MongoClient(
+    client = connect(
         server.uri, event_listeners=listeners, username="alice", password="secret", authMechanism="SCRAM-SHA-256"
     )
     with client, pytest.raises(OperationFailure):
@@ -362,7 +363,7 @@ def test_a_hook_may_run_commands_on_the_same_client(server: ScriptedServer, span
             client.shop.audit.insert_one({"what": "find"})
 
     listeners = event_listeners(tracer_provider=spans.provider, request_hook=hook, response_hook=hook)
-    with MongoClient(server.uri, event_listeners=listeners) as client:
+    with connect(server.uri, event_listeners=listeners) as client:
         client.shop.orders.find_one({})
         assert spans.names == ["insert audit", "insert audit", "find orders"]
 
@@ -376,7 +377,12 @@ def test_a_dropped_connection_ends_what_was_open(
 ) -> None:
     client.admin.command("ping")
     frozen = server.freeze("ping")
-    thread = threading.Thread(target=lambda: pytest.raises(AutoReconnect, client.admin.command, "ping"))
+
+    def ping() -> None:
+        with pytest.raises(AutoReconnect):
+            client.admin.command("ping")
+
+    thread = threading.Thread(target=ping)
     thread.start()
     assert frozen.reached.wait(5)
     assert len(table_of(listeners)) == 1
@@ -425,7 +431,7 @@ def test_an_interrupted_authentication_ends_its_span(server: ScriptedServer, lis
 
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
-    client: MongoClient[Any] = MongoClient(
+    client = connect(
         server.uri, event_listeners=listeners, username="alice", password="secret", authMechanism="SCRAM-SHA-256"
     )
     with client:

@@ -54,9 +54,9 @@ class DoubleTracing:
             return
         self._warned.add(other)
         _logger.warning(
-            "%s traces MongoDB commands already, so opentelemetry-mongo-events makes no command spans. To choose these, "
-            "%s. To choose those, and silence this, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=mongo_events, or only the "
-            "option commands=False",
+            "%s traces MongoDB commands already, so opentelemetry-mongo-events makes no command spans. To choose "
+            "these, %s. To choose those, and silence this, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=mongo_events, or "
+            "only the option commands=False",
             other,
             choice,
         )

@@ -27,10 +27,10 @@ _logger = logging.getLogger("opentelemetry_mongo_events")
 LIMIT: Final = 10_000
 
 
-# What tells open commands apart: request id, address, the server's id of the connection, and the connection itself where
-# the current thread or task is known to hold it. The request id alone would not do: PyMongo takes it from an unseeded
-# random generator, and all further replies of an exhaust cursor have the id 0. Nor would the server's id of the
-# connection: old drivers don't tell it, and there are servers that give all connections the same.
+# What tells open commands apart: request id, address, the server's id of the connection, and the connection itself
+# where the current thread or task is known to hold it. The request id alone would not do: PyMongo takes it from an
+# unseeded random generator, and all further replies of an exhaust cursor have the id 0. Nor would the server's id of
+# the connection: old drivers don't tell it, and there are servers that give all connections the same.
 Key: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None", "HeldConnection | None"]
 
 

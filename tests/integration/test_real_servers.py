@@ -12,10 +12,10 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Link, SpanContext, format_span_id, format_trace_id
-from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
+from tests.clients import connect
 from tests.servers.processes import FerretDB, Jaeger, NotReady, Process
 
 if TYPE_CHECKING:
@@ -56,10 +56,6 @@ def notes(mongodb_uri: str, replies: Replies) -> Iterator[Collection[dict[str, A
         database = f"test_{uuid.uuid4().hex}"
         yield client[database].notes
         client.drop_database(database)
-
-
-def connect(uri: str, **options: Any) -> MongoClient[dict[str, Any]]:
-    return MongoClient(uri, serverSelectionTimeoutMS=5000, **options)
 
 
 def test_documents_are_created_read_updated_and_deleted(notes: Collection[dict[str, Any]]) -> None:

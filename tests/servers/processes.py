@@ -165,7 +165,7 @@ class Process(ABC):
         command = self.command(folder)
         self._log = folder / "output.log"
         with self._log.open("wb") as output:
-            self._popen = subprocess.Popen(  # noqa: S603 - the programs of this module, without a shell
+            self._popen = subprocess.Popen(
                 command,
                 cwd=folder,
                 env=environment(),

@@ -743,8 +743,9 @@ class ScriptedServer:
     """A MongoDB server on the loopback interface, or on a Unix socket; it listens from its creation until ``close()``.
 
     Without a script it answers as a small healthy server. ``freeze`` comes before ``fail``, and that before ``reply``.
-    ``hello`` stands for all names of that command; a rule for it is heard by streaming heartbeats at once. New connections
-    and a driver's round-trip monitor say hello too, so a rule that is to meet the heartbeat is for ``times=None``.
+    ``hello`` stands for all names of that command; a rule for it is heard by streaming heartbeats at once. New
+    connections and a driver's round-trip monitor say hello too: a rule that is to meet the heartbeat needs
+    ``times=None``.
 
     Args:
         role: What hello says the server is.
@@ -997,8 +998,8 @@ class ScriptedServer:
         """Close all open client connections at once."""
         with self._changed:
             connections = list(self._connections)
-        for connection in connections:
-            connection.hang_up()
+            for connection in connections:
+                connection.hang_up()
         for connection in connections:
             connection.join()
 

@@ -33,7 +33,8 @@ def links(span: ReadableSpan) -> list[int]:
 
 def span_id(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.span_id
+    identifier: int = span.context.span_id
+    return identifier
 
 
 def test_a_command_is_a_client_span_under_the_callers(commands: Any, spans: Spans) -> None:
@@ -473,7 +474,7 @@ def test_a_hook_that_is_interrupted_ends_the_span(spans: Spans) -> None:
     "name", ["authenticate", "saslStart", "saslContinue", "getnonce", "createUser", "updateUser", "copydb"]
 )
 def test_a_sensitive_command_is_told_by_name_server_and_outcome(commands: Any, spans: Spans, name: str) -> None:
-    secret = "correct horse"  # noqa: S105
+    secret = "correct horse"
     commands.started(started({name: secret, "pwd": secret, "payload": secret}, database="admin"))
     commands.failed(failed(name, {"ok": 0, "code": 18, "codeName": "AuthenticationFailed", "errmsg": secret}))
 

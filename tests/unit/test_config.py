@@ -74,8 +74,10 @@ def test_a_config_stands_in_for_environment_and_defaults_and_a_keyword_wins_over
         *(
             (
                 {"exclude_commands": value},
-                f"exclude_commands={value!r} can't be used: a list of command names, or a text with commas between "
-                "them, is allowed; the default, none, is used",
+                (
+                    f"exclude_commands={value!r} can't be used: a list of command names, or a text with commas between "
+                    "them, is allowed; the default, none, is used"
+                ),
             )
             for value in (3, None, b"ping", {"ping": 1}, ["ping", 3], True)
         ),
@@ -95,8 +97,10 @@ def test_a_value_that_cant_be_used_is_one_warning_and_the_default(
 def test_a_variable_that_cant_be_used_is_one_warning_that_names_it(caplog: pytest.LogCaptureFixture) -> None:
     assert config_from({"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": "x" * 1000}, {}) == Config()
     assert caplog.messages == [
-        f"OTEL_PYTHON_MONGO_EVENTS_COMMANDS='{'x' * 99} can't be used: true or false is allowed; "
-        "the default, True, is used"
+        (
+            f"OTEL_PYTHON_MONGO_EVENTS_COMMANDS='{'x' * 99} can't be used: true or false is allowed; "
+            "the default, True, is used"
+        )
     ]
 
 

@@ -8,8 +8,16 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 from opentelemetry_mongo_events import event_listeners
-from tests.events import checked_in, checked_out, connection_closed, connection_created, connection_ready
-from tests.events import failed, started, succeeded
+from tests.events import (
+    checked_in,
+    checked_out,
+    connection_closed,
+    connection_created,
+    connection_ready,
+    failed,
+    started,
+    succeeded,
+)
 from tests.spans import Spans, attributes, commands_of, pools_of, table_of
 
 
@@ -82,18 +90,18 @@ def test_a_connection_that_was_made_is_held_again_when_it_is_checked_out(driver:
 def test_a_command_of_a_hook_is_not_taken_for_the_one_around_it(spans: Spans) -> None:
     def hook(span: Any, event: Any) -> None:
         if event.command_name == "find":
-            driver.pools.connection_checked_out(checked_out(5))
-            driver.commands.started(started({"ping": 1}, request_id=2, server_connection_id=8))
-            driver.commands.succeeded(succeeded("ping", request_id=2, server_connection_id=8))
-            driver.pools.connection_checked_in(checked_in(5))
+            made.pools.connection_checked_out(checked_out(5))
+            made.commands.started(started({"ping": 1}, request_id=2, server_connection_id=8))
+            made.commands.succeeded(succeeded("ping", request_id=2, server_connection_id=8))
+            made.pools.connection_checked_in(checked_in(5))
 
-    driver = Driver(event_listeners(tracer_provider=spans.provider, request_hook=hook))
-    driver.pools.connection_checked_out(checked_out(4))
-    driver.commands.started(started({"find": "orders"}))
-    assert len(driver.table) == 1
+    made = Driver(event_listeners(tracer_provider=spans.provider, request_hook=hook))
+    made.pools.connection_checked_out(checked_out(4))
+    made.commands.started(started({"find": "orders"}))
+    assert len(made.table) == 1
 
-    driver.commands.failed(failed("find", {"errtype": "AutoReconnect"}))
-    driver.pools.connection_checked_in(checked_in(4))
+    made.commands.failed(failed("find", {"errtype": "AutoReconnect"}))
+    made.pools.connection_checked_in(checked_in(4))
 
     assert [(span.name, attributes(span)["db.mongodb.driver_connection_id"]) for span in spans.finished] == [
         ("ping shop", 5),

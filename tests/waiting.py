@@ -1,0 +1,18 @@
+"""Waiting for what comes a moment later."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 5) -> None:
+    """Wait until `condition` is true, without holding up the event loop; AssertionError if it isn't in time."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not condition():
+        assert loop.time() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0.01)
