@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,6 +66,16 @@ def test_the_order_of_the_two_doesnt_matter_and_the_spans_come_back(
         contrib.uninstrument()
         client.shop.orders.find_one({})
         assert mine.names == ["ping admin", "find orders"]
+
+
+def test_where_the_other_instrumentation_was_never_imported_nothing_stands_down(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "opentelemetry.instrumentation.pymongo")
+    instrumentor.instrument(tracer_provider=spans.provider)
+    with connect(server.uri) as client:
+        client.admin.command("ping")
+        assert spans.names == ["ping admin"]
 
 
 @pytest.mark.usefixtures("contrib")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,24 @@ def test_each_thread_is_the_parent_of_its_own_commands(client: MongoClient[Any],
             span = spans.one(f"{name} c{number}")
             assert (span.parent, span.status.status_code) == (parent, StatusCode.UNSET)
     assert len(table_of(listeners)) == 0
+
+
+def test_what_a_thread_of_the_drivers_own_sends_is_nobodys_child(listeners: Any, spans: Spans) -> None:
+    commands: Any = commands_of(listeners)
+
+    def close_cursors() -> None:
+        commands.started(started({"killCursors": "orders", "cursors": [12]}))
+        commands.succeeded(succeeded("killCursors"))
+
+    with spans.tracer.start_as_current_span("request"):
+        # As with `sys.flags.thread_inherit_context`: the thread has the context of whoever started it.
+        inherited = contextvars.copy_context()
+    for name in ("pymongo_kill_cursors_thread", "worker"):
+        thread = threading.Thread(target=inherited.run, args=(close_cursors,), name=name)
+        thread.start()
+        thread.join()
+
+    assert [span.parent for span in spans.named("killCursors orders")] == [None, spans.one("request").context]
 
 
 def test_two_threads_with_one_request_id_are_two_commands(listeners: Any, spans: Spans) -> None:

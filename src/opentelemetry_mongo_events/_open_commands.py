@@ -89,7 +89,7 @@ class OpenCommands:
         self._untraced = itertools.count(1)
         self.untraced = 0
         """How many commands got no span because the table was full."""
-        _watched().add(self)
+        _tables().add(self)
 
     def __len__(self) -> int:
         return len(self._commands)
@@ -143,14 +143,13 @@ def _detach(command: OpenCommand) -> None:
 
 
 @functools.cache
-def _watched() -> weakref.WeakSet[OpenCommands]:
-    """The tables to empty in the child after a fork. What is registered with `os` can't be taken out, so it is once."""
-    tables: weakref.WeakSet[OpenCommands] = weakref.WeakSet()
-
-    def forget_all() -> None:
-        for table in tables:
-            table.forget()
-
+def _tables() -> weakref.WeakSet[OpenCommands]:
+    """All tables. What is registered with `os` can't be taken out again, so it is registered once, for all of them."""
     if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-        os.register_at_fork(after_in_child=forget_all)
-    return tables
+        os.register_at_fork(after_in_child=_forget_all)
+    return weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for table in _tables():
+        table.forget()

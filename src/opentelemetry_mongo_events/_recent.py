@@ -41,7 +41,3 @@ class Recent(Generic[K, V]):
     def pop(self, key: K) -> V | None:
         """The value of `key`, or None; it is forgotten."""
         return self._entries.pop(key, None)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
