@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pymongo
@@ -18,7 +16,7 @@ from tests.spans import Spans, attributes, table_of
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from pymongo import AsyncMongoClient
 
@@ -28,15 +26,6 @@ pytestmark = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMon
 
 # In 4.9 and 4.10 the client waits in a blocking select, where no cancellation arrives.
 cancellable = pytest.mark.skipif(pymongo.version_tuple < (4, 11), reason="PyMongo 4.11")
-
-
-@pytest.fixture(autouse=True)
-def sockets_left_by_the_driver() -> Iterator[None]:
-    """Collect what the driver leaves to the garbage collector when a task is cancelled while it connects."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture
