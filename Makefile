@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test integration lint types layers docs wheel check clean
+.PHONY: demo test integration versions lint types layers docs wheel check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
@@ -13,6 +13,13 @@ test: $(VENV)/test.stamp
 
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration
+
+# The tests that need no other server, with older versions of what this works with: tests/versions/NAME.txt.
+versions: $(patsubst tests/versions/%.txt,versions-%,$(wildcard tests/versions/*.txt))
+
+versions-%:
+	@$(MAKE) --no-print-directory VENV=.venv-$* CONSTRAINTS='-c tests/versions/$*.txt' .venv-$*/versions.stamp
+	.venv-$*/bin/pytest -m 'not nx' --ignore=tests/integration
 
 lint: $(VENV)/check.stamp
 	$(BIN)/ruff check
@@ -30,7 +37,7 @@ docs: $(VENV)/docs.stamp
 wheel: $(VENV)/check.stamp
 	PYTHON=$(BIN)/python scripts/check-wheel
 
-check: test lint types layers integration docs wheel
+check: test lint types layers integration docs wheel versions
 
 $(VENV)/%.stamp: pyproject.toml
 	@test -x $(BIN)/python || { \
@@ -38,8 +45,8 @@ $(VENV)/%.stamp: pyproject.toml
 	  && $(PYTHON) -m venv $(VENV) \
 	  && $(BIN)/python -m pip install -q 'pip >= 25.1'; }
 	@echo "Installing what '$*' needs into $(VENV) ..."
-	@$(BIN)/python -m pip install -q -e '.[instruments]' --group $*
+	@$(BIN)/python -m pip install -q -e '.[instruments]' --group $* $(CONSTRAINTS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist docs/_build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-* build dist docs/_build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
