@@ -1,0 +1,129 @@
+"""The words match the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pymongo import MongoClient
+
+import opentelemetry_mongo_events
+from opentelemetry_mongo_events import _semconv
+from opentelemetry_mongo_events._attributes import _OLD_NAMES
+from opentelemetry_mongo_events._config import ENVIRONMENT_PREFIX, OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from opentelemetry_mongo_events import MongoEventsInstrumentor
+    from tests.servers.scripted import ScriptedServer
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    pytest.param(snippet, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+]
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its head."""
+    text = f"\n{(ROOT / page).read_text()}".partition(f"\n{heading}\n")[2]
+    table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert table is not None
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+
+
+def emitted() -> set[str]:
+    """Every attribute's name that the code has."""
+    constants = {name: getattr(_semconv, name) for name in _semconv.__all__}
+    return {
+        value
+        for name, value in constants.items()
+        if isinstance(value, str) and name not in {"INTERRUPTED", "MONGODB", "OTHER", "SCHEMA_URL"}
+    }
+
+
+def old() -> set[str]:
+    return {getattr(_semconv, name) for name in _semconv.__all__ if name.startswith("OLD_")}
+
+
+def test_each_attribute_is_in_the_reference_and_no_other() -> None:
+    documented = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Attributes")]
+
+    assert sorted(documented) == sorted(emitted() - old())
+
+
+def test_each_old_name_is_in_the_reference_with_its_new_one() -> None:
+    documented = {cells[0].strip("`"): cells[1].strip("`") for cells in rows("docs/spans.md", "## The old names")}
+
+    assert documented == {old_name: new for new, old_name in _OLD_NAMES.items()} | {
+        "db.operation": "db.operation.name",
+        "db.statement": "db.operation.name",
+    }
+    assert documented.keys() == old()
+
+
+def test_the_schema_is_that_of_the_reference() -> None:
+    version = _semconv.SCHEMA_URL.rpartition("/")[2]
+
+    assert f"(schema {version})" in (ROOT / "docs/spans.md").read_text()
+
+
+def test_each_option_is_in_the_reference_with_its_variable_and_default() -> None:
+    documented = [cells[:3] for cells in rows("docs/options.md", "# Options")]
+
+    def default(value: object) -> str:
+        return "none" if value == frozenset() else f"`{str(value).lower()}`"
+
+    assert documented == [
+        [f"`{name}`", f"`{ENVIRONMENT_PREFIX}{name.upper()}`", default(option.default)]
+        for name, option in OPTIONS.items()
+    ]
+    assert [cells[0] for cells in rows("README.md", "## Options")] == [f"`{name}`" for name in OPTIONS]
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+    assert versions[0] == opentelemetry_mongo_events.__version__
+
+
+@pytest.fixture
+def here(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where a snippet finds its server; its clients are closed after it."""
+    clients: list[MongoClient[Any]] = []
+    original = MongoClient.__init__
+
+    def remembered(self: MongoClient[Any], *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        clients.append(self)
+
+    monkeypatch.setattr(MongoClient, "__init__", remembered)
+    yield server.uri
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_runs(snippet: str, here: str, instrumentor: MongoEventsInstrumentor) -> None:
+    exec(compile(snippet.replace("mongodb://localhost:27017", here), "snippet", "exec"), {})
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    local = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
+
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_the_two_commands_of_the_readme_are_targets() -> None:
+    commands = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+
+    assert commands == ["demo", "test"]
+    assert all(re.search(rf"^{command}:", makefile, re.MULTILINE) for command in commands)
