@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pymongo
@@ -133,6 +134,37 @@ async def test_a_cancelled_authentication_ends_its_span(server: ScriptedServer, 
             await task
 
         assert spans.one("saslStart admin").status.status_code is StatusCode.ERROR
+        assert len(table_of(listeners)) == 0
+
+
+@cancellable
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_task_whose_event_loop_is_thrown_away_ends_its_span(
+    server: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    # The garbage collector ends the task, in a context of its own.
+    async def leave_a_command_open() -> None:
+        client = aconnect(server.uri, event_listeners=listeners)
+        frozen = server.freeze("find")
+        left_behind.append(asyncio.ensure_future(client.shop.command("find", "orders")))
+        await reached(frozen)
+
+    left_behind: list[Any] = []
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave_a_command_open())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    assert len(table_of(listeners)) == 1
+    left_behind.clear()
+    del loop
+    gc.collect()
+
+    if pymongo.version_tuple < (4, 20, 1):
+        # A known limit: there is no end, and the connection is given back by somebody who doesn't hold it.
+        assert len(table_of(listeners)) == 1
+        table_of(listeners).forget()
+    else:
+        assert attributes(spans.one("find orders"))["error.type"] == "GeneratorExit"
         assert len(table_of(listeners)) == 0
 
 

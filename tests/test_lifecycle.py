@@ -151,6 +151,24 @@ def test_where_the_instrumentor_and_a_clients_own_listeners_see_a_command_there_
     assert len(table_of(own)) == 0
 
 
+def test_where_a_client_has_its_listeners_twice_there_is_one_span(
+    server: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    with connect(server.uri, event_listeners=listeners * 2) as client:
+        client.shop.orders.insert_many([{"_id": number} for number in range(3)])
+        list(client.shop.orders.find(batch_size=2))
+        assert spans.names == ["insert orders", "find orders", "getMore orders"]
+
+
+def test_where_a_client_has_two_sets_of_listeners_the_first_takes_its_commands(
+    server: ScriptedServer, listeners: Any, spans: Spans, other: Spans
+) -> None:
+    second = event_listeners(tracer_provider=other.provider)
+    with connect(server.uri, event_listeners=[*listeners, *second]) as client:
+        client.shop.orders.find_one({})
+        assert (spans.names, other.names) == (["find orders"], [])
+
+
 def test_a_hook_that_runs_commands_doubles_nothing(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, other: Spans
 ) -> None:

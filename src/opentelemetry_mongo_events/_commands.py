@@ -29,11 +29,12 @@ from opentelemetry_mongo_events._claims import claim, unclaim
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID, runs_in_background, server_connection_id
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, holder
-from opentelemetry_mongo_events._open_commands import Key, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._recent import Recent
 
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._driver import CommandEvent
+    from opentelemetry_mongo_events._held_connections import HeldConnection
     from opentelemetry_mongo_events._telemetry import Switch, Telemetry
 
 _REMEMBERED: Final = 1_000
@@ -77,9 +78,11 @@ class CommandEvents(CommandListener):
             return
         if telemetry.config.require_parent_span and not current_span.get_span_context().is_valid:
             return
+        held = held_connection(self._open, address, server_id)
+        if held is None and holder(self._open, address, event.request_id) is not None:
+            return  # the client has this listener twice
         if self._open.has_room():
-            key = (*command_id, held_connection(self._open, address, server_id))
-            self._open_span(event, key, context, telemetry)
+            self._open_span(event, command_id, held, context, telemetry)
             claim(command_id, self._open)  # again: a hook may have run commands of its own
 
     @guarded
@@ -112,8 +115,15 @@ class CommandEvents(CommandListener):
         finally:
             self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
 
-    def _open_span(self, event: CommandStartedEvent, key: Key, context: Context, telemetry: Telemetry) -> None:
-        _, address, server_id, held = key
+    def _open_span(
+        self,
+        event: CommandStartedEvent,
+        command_id: CommandId,
+        held: HeldConnection | None,
+        context: Context,
+        telemetry: Telemetry,
+    ) -> None:
+        _, address, server_id = command_id
         command_name = event.command_name
         command = event.command
         collection = collection_name(command_name, command)
@@ -143,7 +153,7 @@ class CommandEvents(CommandListener):
         span = telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes, links)
         if not span.is_recording():
             return
-        self._open.add(OpenCommand(key, event.operation_id, attempt, continued, span, telemetry))
+        self._open.add(OpenCommand(command_id, held, event.operation_id, attempt, continued, span, telemetry))
         if telemetry.request_hook is not None:
             self.guard.run("request_hook", telemetry.request_hook, span, event)
 
@@ -152,11 +162,11 @@ class CommandEvents(CommandListener):
         unclaim(self._open)
         address = event.connection_id
         held = holder(self._open, address, event.request_id)
-        return self._open.take((event.request_id, address, server_connection_id(event), held))
+        return self._open.take((event.request_id, address, server_connection_id(event)), held)
 
     def _remember_cursor(self, command: OpenCommand, cursor: int | None) -> None:
         """Remember which span opened a cursor, until the cursor is exhausted or broken."""
-        address = command.key[1]
+        address = command.command_id[1]
         if command.continued_cursor is None:
             if cursor:
                 self._cursors.put((address, cursor), command.span.get_span_context())
@@ -168,7 +178,7 @@ class CommandEvents(CommandListener):
 
         A command that the driver never repeats has its own request id for an operation id.
         """
-        if ATTEMPTS_SHARE_OPERATION_ID and command.operation_id != command.key[0]:
+        if ATTEMPTS_SHARE_OPERATION_ID and command.operation_id != command.command_id[0]:
             attempt = (command.span.get_span_context(), command.attempt)
             self._failed_attempts.put((command.operation_id, command_name), attempt)
 

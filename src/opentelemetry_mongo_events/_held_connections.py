@@ -41,6 +41,15 @@ _held: ContextVar[tuple[HeldConnection, ...]] = ContextVar("opentelemetry_mongo_
 def hold(owner: object, address: Any, connection_id: int) -> None:
     """Note that the current thread or task got a connection."""
     held = _held.get()
+    if held:
+        newest = held[-1]
+        if (
+            newest.command is None
+            and newest.connection_id == connection_id
+            and newest.address == address
+            and newest.owner is owner
+        ):
+            return  # a client that has the listener twice tells everything twice
     _held.set((*held[-_LIMIT + 1 :], HeldConnection(owner, address, connection_id)))
 
 
@@ -78,7 +87,7 @@ def holder(owner: object, address: Any, request_id: int) -> HeldConnection | Non
             command is not None
             and connection.owner is owner
             and connection.address == address
-            and command.key[0] == request_id
+            and command.command_id[0] == request_id
         ):
             return connection
     return None

@@ -27,28 +27,27 @@ _logger = logging.getLogger("opentelemetry_mongo_events")
 LIMIT: Final = 10_000
 
 
-# What tells open commands apart: request id, address, the server's id of the connection, and the connection itself
-# where the current thread or task is known to hold it. The request id alone would not do: PyMongo takes it from an
-# unseeded random generator, and all further replies of an exhaust cursor have the id 0. Nor would the server's id of
-# the connection: old drivers don't tell it, and there are servers that give all connections the same.
-Key: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None", "HeldConnection | None"]
+# Request id, address, and the server's id of the connection.
+CommandId: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None"]
 
 
 class OpenCommand:
     """A command that was sent and whose outcome is awaited."""
 
-    __slots__ = ("attempt", "continued_cursor", "key", "operation_id", "span", "telemetry")
+    __slots__ = ("attempt", "command_id", "continued_cursor", "held", "operation_id", "span", "telemetry")
 
     def __init__(
         self,
-        key: Key,
+        command_id: CommandId,
+        held: HeldConnection | None,
         operation_id: int | None,
         attempt: int,
         continued_cursor: int | None,
         span: Span,
         telemetry: Telemetry,
     ) -> None:
-        self.key = key
+        self.command_id = command_id
+        self.held = held
         self.operation_id = operation_id
         self.attempt = attempt
         self.continued_cursor = continued_cursor
@@ -78,25 +77,31 @@ class OpenCommand:
 class OpenCommands:
     """A bounded table of the open commands, used from any thread.
 
-    It has no lock: each step is one operation of a dictionary. A lock would deadlock where a finalizer or a signal
+    Command ids come twice: PyMongo takes request ids from an unseeded random generator, all further replies of an
+    exhaust cursor have the id 0, and there are drivers that tell no server's id of the connection and servers that give
+    all connections the same. So a command whose id is taken stands in a second table, under the connection that its
+    thread or task holds.
+
+    There is no lock: each step is one operation of a dictionary. A lock would deadlock where a finalizer or a signal
     handler runs a command while it is held, and in the child of a process that forks meanwhile.
     """
 
-    __slots__ = ("__weakref__", "_commands", "_untraced", "untraced")
+    __slots__ = ("__weakref__", "_commands", "_twins", "_untraced", "untraced")
 
     def __init__(self) -> None:
-        self._commands: dict[Key, OpenCommand] = {}
+        self._commands: dict[CommandId, OpenCommand] = {}
+        self._twins: dict[tuple[CommandId, HeldConnection | None], OpenCommand] = {}
         self._untraced = itertools.count(1)
         self.untraced = 0
         """How many commands got no span because the table was full."""
         _tables().add(self)
 
     def __len__(self) -> int:
-        return len(self._commands)
+        return len(self._commands) + len(self._twins)
 
     def has_room(self) -> bool:
         """Whether one more command may be opened; if not, it is counted, and the first is a warning."""
-        if len(self._commands) < LIMIT:
+        if len(self) < LIMIT:
             return True
         self.untraced = next(self._untraced)
         if self.untraced == 1:
@@ -107,39 +112,46 @@ class OpenCommands:
         return False
 
     def add(self, command: OpenCommand) -> None:
-        """Note an open command. One that has the same key can't be told apart any more: it is ended as interrupted."""
-        displaced = self._commands.pop(command.key, None)
-        self._commands[command.key] = command
-        held = command.key[3]
-        if held is not None:
-            held.command = command
+        """Note an open command. A twin on the same connection can't be told apart any more: it ends as interrupted."""
+        if command.held is not None:
+            command.held.command = command
+        if self._commands.setdefault(command.command_id, command) is command:
+            return
+        key = (command.command_id, command.held)
+        displaced = self._twins.pop(key, None)
+        self._twins[key] = command
         if displaced is not None:
-            _detach(displaced)
             displaced.interrupt()
 
-    def take(self, key: Key) -> OpenCommand | None:
-        """Take the command out, or None where it isn't known: not observed when it started, or ended before."""
-        command = self._commands.pop(key, None)
-        if command is not None:
-            _detach(command)
+    def take(self, command_id: CommandId, held: HeldConnection | None) -> OpenCommand | None:
+        """Take a command out.
+
+        Args:
+            command_id: Its id.
+            held: The connection on which the current thread or task has it open, if it does. The driver may also end a
+                command in another context: that of the garbage collector, for a task whose event loop is gone.
+
+        Returns:
+            The command, or None where it isn't known: it was not observed when it started, or has ended before.
+        """
+        command = self._commands.get(command_id)
+        if command is not None and (held is None or command.held is held):
+            command = self._commands.pop(command_id, None)
+        else:
+            command = self._twins.pop((command_id, held), None)
+        if command is not None and command.held is not None and command.held.command is command:
+            command.held.command = None
         return command
 
     def take_abandoned(self, held: HeldConnection) -> OpenCommand | None:
-        """Take out the command that is still attached to a connection which its thread or task gives back."""
+        """Take out the command that is still open on a connection which its thread or task gives back."""
         command = held.command
-        if command is None or self._commands.get(command.key) is not command:
-            return None
-        return self.take(command.key)
+        return None if command is None else self.take(command.command_id, held)
 
     def forget(self) -> None:
         """Drop all without ending them: after a fork they are the parent's."""
         self._commands = {}
-
-
-def _detach(command: OpenCommand) -> None:
-    held = command.key[3]
-    if held is not None and held.command is command:
-        held.command = None
+        self._twins = {}
 
 
 @functools.cache

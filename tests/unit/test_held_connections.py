@@ -27,7 +27,7 @@ class Command:
     """All that is looked at of an open command."""
 
     def __init__(self, request_id: int, address: Any) -> None:
-        self.key = (request_id, address, None, None)
+        self.command_id = (request_id, address, None)
 
 
 def ids() -> list[int]:
@@ -88,6 +88,30 @@ def test_a_connection_that_is_given_back_is_no_longer_held() -> None:
     assert release(owner, HERE, 1) is None
     assert release(owner, THERE, 2) is None
     assert release(object(), HERE, 2) is None
+
+
+def test_a_connection_that_is_told_twice_is_held_once() -> None:
+    owner = object()
+    hold(owner, HERE, 1)
+    hold(owner, HERE, 1)
+    assert ids() == [1]
+
+    hold(object(), HERE, 1)
+    assert ids() == [1, 1]
+
+
+def test_two_clients_of_one_server_have_connections_with_one_number() -> None:
+    # The second is checked out by a hook, in the middle of a command on the first.
+    owner = object()
+    hold(owner, HERE, 1)
+    outer = held_connection(owner, HERE, 7)
+    assert outer is not None
+    outer.command = Command(5, HERE)  # type: ignore[assignment]
+    hold(owner, HERE, 1)
+
+    assert ids() == [1, 1]
+    assert release(owner, HERE, 1) is not outer
+    assert release(owner, HERE, 1) is outer
 
 
 def test_connections_that_somebody_else_gave_back_are_forgotten_in_the_end() -> None:

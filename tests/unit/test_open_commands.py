@@ -9,7 +9,7 @@ import pytest
 
 from opentelemetry_mongo_events import _open_commands
 from opentelemetry_mongo_events._held_connections import HeldConnection
-from opentelemetry_mongo_events._open_commands import Key, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
 from tests.spans import Spans, attributes
 
 if TYPE_CHECKING:
@@ -20,43 +20,75 @@ ADDRESS = ("db.example", 27017)
 
 @pytest.fixture
 def open_command(spans: Spans) -> Callable[..., OpenCommand]:
-    def opened(request_id: int, connection: int | None = 7, held: Any = None) -> OpenCommand:
-        key: Key = (request_id, ADDRESS, connection, held)
-        return OpenCommand(key, request_id, 1, None, spans.tracer.start_span(f"{request_id}"), None)  # type: ignore[arg-type]
+    def opened(request_id: int, held: Any = None, connection: int | None = 42) -> OpenCommand:
+        command_id: CommandId = (request_id, ADDRESS, connection)
+        return OpenCommand(command_id, held, request_id, 1, None, spans.tracer.start_span(f"{request_id}"), None)  # type: ignore[arg-type]
 
     return opened
 
 
+def connection(table: OpenCommands) -> HeldConnection:
+    return HeldConnection(table, ADDRESS, 1)
+
+
 def test_what_is_added_can_be_taken_once(open_command: Callable[..., OpenCommand]) -> None:
     table = OpenCommands()
-    command = open_command(1)
+    held = connection(table)
+    command = open_command(1, held)
     table.add(command)
+    assert held.command is command
 
-    assert (table.take(command.key), table.take(command.key), len(table)) == (command, None, 0)
+    assert table.take(command.command_id, held) is command
+    assert held.command is None
+    assert (table.take(command.command_id, held), len(table)) == (None, 0)
 
 
-@pytest.mark.parametrize("connections", [(1, 2), (7, 7), (None, None)])
-def test_one_request_id_on_two_connections_is_two_commands(
-    open_command: Callable[..., OpenCommand], connections: tuple[int | None, int | None]
+def test_a_command_that_ends_where_its_connection_is_not_known_is_found(
+    open_command: Callable[..., OpenCommand],
 ) -> None:
     table = OpenCommands()
-    first, second = (open_command(0, each, HeldConnection(table, ADDRESS, 1)) for each in connections)
+    held = connection(table)
+    command = open_command(1, held)
+    table.add(command)
+
+    assert (table.take(command.command_id, None), held.command, len(table)) == (command, None, 0)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_one_id_on_several_connections_is_several_commands(
+    open_command: Callable[..., OpenCommand], order: tuple[int, ...]
+) -> None:
+    table = OpenCommands()
+    connections = [connection(table) for _ in order]
+    commands = [open_command(0, held) for held in connections]
+    for command in commands:
+        table.add(command)
+    assert len(table) == 3
+
+    for number in order:
+        assert table.take(commands[number].command_id, connections[number]) is commands[number]
+    assert len(table) == 0
+
+
+def test_twins_on_unknown_connections_both_end(open_command: Callable[..., OpenCommand]) -> None:
+    table = OpenCommands()
+    first, second = open_command(0), open_command(0)
     table.add(first)
     table.add(second)
 
-    assert (table.take(second.key), table.take(first.key)) == (second, first)
+    assert {table.take(first.command_id, None), table.take(first.command_id, None)} == {first, second}
+    assert len(table) == 0
 
 
 def test_what_is_displaced_is_ended(open_command: Callable[..., OpenCommand], spans: Spans) -> None:
     table = OpenCommands()
-    held = HeldConnection(table, ADDRESS, 1)
-    first, second = open_command(0, held=held), open_command(0, held=held)
-    table.add(first)
-    table.add(second)
+    commands = [open_command(0) for _ in range(3)]
+    for command in commands:
+        table.add(command)
 
     assert attributes(spans.one("0")) == {"error.type": "interrupted"}
-    assert held.command is second
-    assert (table.take(second.key), len(table)) == (second, 0)
+    assert len(table) == 2
+    assert {table.take(commands[0].command_id, None) for _ in range(2)} == {commands[0], commands[2]}
 
 
 def test_a_full_table_takes_no_more_and_says_so_once(
@@ -74,7 +106,7 @@ def test_a_full_table_takes_no_more_and_says_so_once(
         "2 commands are open: those that start now get no span until some have ended (this is logged once)"
     ]
 
-    assert table.take((1, ADDRESS, 7, None)) is not None
+    assert table.take((1, ADDRESS, 42), None) is not None
     assert table.has_room()
 
 
@@ -82,10 +114,11 @@ def test_ten_thousand_is_the_limit() -> None:
     assert _open_commands.LIMIT == 10_000
 
 
-def test_what_is_attached_to_a_connection_can_be_taken_from_it(open_command: Callable[..., OpenCommand]) -> None:
+def test_what_is_open_on_a_connection_can_be_taken_from_it(open_command: Callable[..., OpenCommand]) -> None:
     table = OpenCommands()
-    held = HeldConnection(table, ADDRESS, 1)
-    command = open_command(1, held=held)
+    held = connection(table)
+    assert table.take_abandoned(held) is None
+    command = open_command(1, held)
     table.add(command)
 
     assert (table.take_abandoned(held), table.take_abandoned(held), len(table)) == (command, None, 0)
@@ -93,8 +126,8 @@ def test_what_is_attached_to_a_connection_can_be_taken_from_it(open_command: Cal
 
 def test_what_was_forgotten_is_not_taken_from_its_connection(open_command: Callable[..., OpenCommand]) -> None:
     table = OpenCommands()
-    held = HeldConnection(table, ADDRESS, 1)
-    table.add(open_command(1, held=held))
+    held = connection(table)
+    table.add(open_command(1, held))
 
     table.forget()
 
