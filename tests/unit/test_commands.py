@@ -300,6 +300,15 @@ def test_two_replies_with_the_request_id_0_are_told_apart_by_their_connections(l
     assert {span.status.status_code for span in spans.finished} == {StatusCode.UNSET}
 
 
+def test_one_id_in_two_clients_one_after_the_other_is_two_commands(listeners: Any, spans: Spans) -> None:
+    other = Spans()
+    for made in (listeners, event_listeners(tracer_provider=other.provider)):
+        commands_of(made).started(started({"getMore": 12, "collection": "orders"}, request_id=0))
+        commands_of(made).succeeded(succeeded("getMore", request_id=0))
+
+    assert (spans.names, other.names) == (["getMore orders"], ["getMore orders"])
+
+
 # Drivers before 4.7 tell no server connection id, and some servers give all connections the same.
 @pytest.mark.parametrize("server_connection_id", [None, 42])
 def test_without_a_server_connection_id_of_its_own_the_connection_held_tells_them_apart(

@@ -59,6 +59,16 @@ def test_a_command_whose_end_is_never_published_ends_when_its_connection_is_give
     assert len(driver.table) == 0
 
 
+def test_an_interrupted_command_doesnt_keep_its_id_from_another_client(driver: Driver, spans: Spans) -> None:
+    other = Spans()
+    for each in (driver, Driver(event_listeners(tracer_provider=other.provider))):
+        each.pools.connection_checked_out(checked_out(4))
+        each.commands.started(started({"getMore": 12, "collection": "orders"}, request_id=0))
+        each.pools.connection_checked_in(checked_in(4))
+
+    assert (spans.names, other.names) == (["getMore orders"], ["getMore orders"])
+
+
 def test_authentication_whose_end_is_never_published_ends_when_its_connection_is_closed(
     driver: Driver, spans: Spans
 ) -> None:
