@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping, Sized
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from opentelemetry.util.types import AttributeValue
 
@@ -82,6 +82,11 @@ SUCCEEDED: Final = Outcome({}, None)
 FAILED: Final = Outcome({names.ERROR_TYPE: names.OTHER}, names.OTHER)
 
 
+def _is_document(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is a document: mostly a dict, which is quicker to tell than any other mapping."""
+    return type(value) is dict or isinstance(value, Mapping)
+
+
 def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None:
     """The collection that a command names, or None.
 
@@ -89,7 +94,7 @@ def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None
     """
     if command_name == "explain":
         command = command.get("explain")  # type: ignore[assignment]  # an odd command may hold anything
-        if not isinstance(command, Mapping) or not command:
+        if not _is_document(command) or not command:
             return None
         command_name = next(iter(command))
     if command_name == "getMore":
@@ -151,7 +156,7 @@ def _add_transaction(attributes: Attributes, command: Mapping[str, Any]) -> None
     if isinstance(number, int):
         attributes[names.TXN_NUMBER] = int(number)
     session = command.get("lsid")
-    session_id = session.get("id") if isinstance(session, Mapping) else None
+    session_id = session.get("id") if _is_document(session) else None
     if isinstance(session_id, bytes) and len(session_id) == 16:
         attributes[names.LSID] = str(uuid.UUID(bytes=bytes(session_id)))
     elif isinstance(session_id, uuid.UUID):
@@ -185,19 +190,19 @@ def continued_cursor(command_name: str, command: Mapping[str, Any]) -> int | Non
 def killed_cursors(command_name: str, command: Mapping[str, Any]) -> list[int]:
     """The ids of the cursors that a `killCursors` closes."""
     cursors = command.get("cursors") if command_name == "killCursors" else None
-    return cursors if isinstance(cursors, list) else []
+    return [cursor for cursor in cursors if isinstance(cursor, int)] if isinstance(cursors, list) else []
 
 
 def cursor_id(reply: object) -> int | None:
     """The id of the cursor in a reply: 0 where it is exhausted, None where there is none."""
-    cursor = reply.get("cursor") if isinstance(reply, Mapping) else None
-    value = cursor.get("id") if isinstance(cursor, Mapping) else None
+    cursor = reply.get("cursor") if _is_document(reply) else None
+    value = cursor.get("id") if _is_document(cursor) else None
     return int(value) if isinstance(value, int) else None
 
 
 def is_retryable_write_error(reply: object) -> bool:
     """Whether a succeeded reply has the label after which the driver sends a write again."""
-    labels = reply.get("errorLabels") if isinstance(reply, Mapping) else None
+    labels = reply.get("errorLabels") if _is_document(reply) else None
     return isinstance(labels, list) and "RetryableWriteError" in labels
 
 
@@ -206,7 +211,7 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
 
     A write that failed is one: the command went well, its documents did not.
     """
-    if not isinstance(reply, Mapping):
+    if not _is_document(reply):
         return Outcome({}, None)
     attributes: Attributes = {}
     batch = _batch(reply)
@@ -224,7 +229,7 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
     elif command_name == "bulkWrite" and isinstance(reply.get("nErrors"), int) and reply["nErrors"] > 0:
         # The results of a client bulk write come in the batch of a cursor.
         count = int(reply["nErrors"])
-        error = next((item for item in batch or () if isinstance(item, Mapping) and not item.get("ok")), {})
+        error = next((item for item in batch or () if _is_document(item) and not item.get("ok")), {})
     elif reply.get("writeConcernError"):
         error = reply["writeConcernError"]
     if error is None:
@@ -240,7 +245,7 @@ def failure_outcome(failure: object) -> Outcome:
     `failure` is mostly a dictionary; an exception without details and a server without a code give less.
     """
     attributes: Attributes = {}
-    if isinstance(failure, Mapping) and failure.get("code") is None:
+    if _is_document(failure) and failure.get("code") is None:
         kind = failure.get("errtype")
         if isinstance(kind, str) and kind:
             attributes[names.ERROR_TYPE] = kind
@@ -250,7 +255,7 @@ def failure_outcome(failure: object) -> Outcome:
 
 def _add_server_error(attributes: Attributes, error: object) -> str:
     """Add what a server says of an error; the status description: never its message, which holds user data."""
-    if not isinstance(error, Mapping):
+    if not _is_document(error):
         error = {}
     code = error.get("code")
     if (isinstance(code, int) and not isinstance(code, bool)) or (isinstance(code, float) and code.is_integer()):
@@ -279,7 +284,7 @@ def _duplicate_index(message: object) -> str | None:
 
 def _batch(reply: Mapping[str, Any]) -> list[Any] | None:
     cursor = reply.get("cursor")
-    if not isinstance(cursor, Mapping):
+    if not _is_document(cursor):
         return None
     batch = cursor.get("firstBatch")
     if batch is None:

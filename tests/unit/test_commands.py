@@ -196,7 +196,7 @@ def test_a_cursor_is_forgotten_when_its_getmore_fails(commands: Any) -> None:
     assert len(commands._cursors) == 0
 
 
-def test_a_cursor_is_forgotten_when_it_is_killed(commands: Any) -> None:
+def test_a_cursor_is_forgotten_when_it_is_killed(commands: Any, spans: Spans) -> None:
     for identifier in (12, 13):
         commands.started(started({"find": "orders"}))
         commands.succeeded(succeeded("find", {"cursor": {"id": identifier, "firstBatch": []}}))
@@ -204,9 +204,11 @@ def test_a_cursor_is_forgotten_when_it_is_killed(commands: Any) -> None:
     commands.succeeded(succeeded("killCursors"))
     assert len(commands._cursors) == 1
 
-    commands.started(started({"killCursors": "orders", "cursors": 3}))
-    commands.succeeded(succeeded("killCursors"))
+    for odd in (3, [[12], None]):
+        commands.started(started({"killCursors": "orders", "cursors": odd}))
+        commands.succeeded(succeeded("killCursors"))
     assert len(commands._cursors) == 1
+    assert len(spans.named("killCursors orders")) == 3
 
 
 def test_cursors_of_two_servers_are_two(commands: Any, spans: Spans) -> None:
