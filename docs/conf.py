@@ -13,6 +13,7 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
-autodoc_typehints = "none"  # the docstrings tell them, in words
+# The types in the signatures are other projects', whose documentation is not asked for.
+nitpick_ignore_regex = [("py:.*", r"(?!opentelemetry_mongo_events).*")]
 autodoc_member_order = "bysource"
 default_role = "code"  # the docstrings mark code with single backticks

@@ -30,74 +30,34 @@ def _made(event: Any, *args: Any, **optional: Any) -> Any:
     return event(*args, **known)
 
 
-def started(
-    command: Any,
-    *,
-    database: str = "shop",
+def _command_event(
+    event: Any,
+    *told: Any,
     request_id: int = 1,
     address: Any = ADDRESS,
     operation_id: int | None = None,
     server_connection_id: int | None = SERVER_CONNECTION_ID,
-) -> CommandStartedEvent:
+) -> Any:
+    operation_id = request_id if operation_id is None else operation_id
+    return _made(event, *told, request_id, address, operation_id, server_connection_id=server_connection_id)
+
+
+def started(command: Any, *, database: str = "shop", **identity: Any) -> CommandStartedEvent:
     """A command was sent."""
-    operation_id = request_id if operation_id is None else operation_id
-    event: CommandStartedEvent = _made(
-        CommandStartedEvent,
-        command,
-        database,
-        request_id,
-        address,
-        operation_id,
-        server_connection_id=server_connection_id,
-    )
+    event: CommandStartedEvent = _command_event(CommandStartedEvent, command, database, **identity)
     return event
 
 
-def succeeded(
-    command_name: str,
-    reply: Any = None,
-    *,
-    request_id: int = 1,
-    address: Any = ADDRESS,
-    operation_id: int | None = None,
-    server_connection_id: int | None = SERVER_CONNECTION_ID,
-) -> CommandSucceededEvent:
+def succeeded(command_name: str, reply: Any = None, **identity: Any) -> CommandSucceededEvent:
     """Its reply came."""
-    operation_id = request_id if operation_id is None else operation_id
-    event: CommandSucceededEvent = _made(
-        CommandSucceededEvent,
-        _DURATION,
-        {"ok": 1} if reply is None else reply,
-        command_name,
-        request_id,
-        address,
-        operation_id,
-        server_connection_id=server_connection_id,
-    )
+    reply = {"ok": 1} if reply is None else reply
+    event: CommandSucceededEvent = _command_event(CommandSucceededEvent, _DURATION, reply, command_name, **identity)
     return event
 
 
-def failed(
-    command_name: str,
-    failure: Any,
-    *,
-    request_id: int = 1,
-    address: Any = ADDRESS,
-    operation_id: int | None = None,
-    server_connection_id: int | None = SERVER_CONNECTION_ID,
-) -> CommandFailedEvent:
+def failed(command_name: str, failure: Any, **identity: Any) -> CommandFailedEvent:
     """It failed."""
-    operation_id = request_id if operation_id is None else operation_id
-    event: CommandFailedEvent = _made(
-        CommandFailedEvent,
-        _DURATION,
-        failure,
-        command_name,
-        request_id,
-        address,
-        operation_id,
-        server_connection_id=server_connection_id,
-    )
+    event: CommandFailedEvent = _command_event(CommandFailedEvent, _DURATION, failure, command_name, **identity)
     return event
 
 

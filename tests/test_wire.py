@@ -432,6 +432,27 @@ def test_an_interrupted_command_ends_its_span(
     assert len(table_of(listeners)) == 0
 
 
+@pytest.mark.parametrize(
+    ("hook", "error_type"), [("request_hook", "interrupted"), ("response_hook", None)], ids=["request", "response"]
+)
+def test_a_hook_that_is_interrupted_leaves_nothing(
+    server: ScriptedServer, spans: Spans, hook: str, error_type: str | None
+) -> None:
+    def interrupted(span: Any, event: Any) -> None:
+        if event.command_name == "find":
+            raise KeyboardInterrupt
+
+    listeners = event_listeners(tracer_provider=spans.provider, **{hook: interrupted})  # type: ignore[arg-type]
+    with connect(server.uri, event_listeners=listeners) as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.shop.command("find", "orders")
+        client.admin.command("ping")
+
+        assert attributes(spans.one("find orders")).get("error.type") == error_type
+        assert spans.names == ["find orders", "ping admin"]
+        assert len(table_of(listeners)) == 0
+
+
 def test_an_interrupted_authentication_ends_its_span(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
     frozen = server.freeze("saslStart")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 _logger = logging.getLogger("opentelemetry_mongo_events")
@@ -48,12 +48,12 @@ class Config:
     Attributes:
         commands: Whether commands are observed at all. Where they are not, no command listener is registered.
         exclude_commands: Names of commands that get no span, as MongoDB spells them (`ping`, `endSessions`). Takes any
-            iterable of names, or one text with commas between them.
+            iterable of names, or one text with commas between them; holds a frozenset.
         require_parent_span: Whether a command outside of any span gets none.
     """
 
     commands: bool = _option(True, _switch, "true or false is")
-    exclude_commands: frozenset[str] = _option(
+    exclude_commands: Collection[str] = _option(
         frozenset(), _names, "a list of command names, or a text with commas between them, is"
     )
     require_parent_span: bool = _option(False, _switch, "true or false is")
