@@ -20,7 +20,10 @@ def claim(key: object, owner: object) -> bool:
 
     The driver calls globally registered listeners first, so these win over a client's own.
     """
-    if _claim.key == key and _claim.owner is not owner:
+    if _claim.owner is owner:
+        _claim.key = key
+        return True
+    if _claim.key == key:
         return False
     _claim.key = key
     _claim.owner = owner
@@ -30,4 +33,4 @@ def claim(key: object, owner: object) -> bool:
 def unclaim(owner: object) -> None:
     """Give the claim up, if it is `owner`'s: it has served its purpose, and its request id may come again."""
     if _claim.owner is owner:
-        _claim.key = _claim.owner = None
+        _claim.key = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import traceback
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("opentelemetry_mongo_events")
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Guard:
@@ -62,18 +61,19 @@ class Guarded(Protocol):
 
 
 G = TypeVar("G", bound=Guarded)
+E = TypeVar("E")
 
 
-def guarded(method: Callable[Concatenate[G, P], None]) -> Callable[Concatenate[G, P], None]:
+def guarded(method: Callable[[G, E], None]) -> Callable[[G, E], None]:
     """Make a listener's method one that never raises into the driver.
 
     PyMongo prints a traceback for each event whose listener raises, so an error in a hot listener would flood stderr.
     """
 
     @functools.wraps(method)
-    def call(self: G, /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def call(self: G, event: E) -> None:
         try:
-            method(self, *args, **kwargs)
+            method(self, event)
         except Exception as error:
             self.guard.failed(method.__qualname__, error)
 
