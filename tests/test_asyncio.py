@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 from tests.clients import aconnect
+from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, attributes, table_of
 from tests.waiting import eventually
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from pymongo import AsyncMongoClient
 
-    from tests.servers.scripted import ScriptedServer
 
 pytestmark = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
 
@@ -119,6 +119,33 @@ async def test_a_timeout_around_a_command_ends_its_span(
 
     assert spans.one("find orders").status.status_code is StatusCode.ERROR
     assert len(table_of(listeners)) == 0
+
+
+@cancellable
+@pytest.mark.parametrize("role", ["standalone", "load_balanced"])
+async def test_a_cursor_that_each_time_another_task_goes_on_with_leaves_nothing(
+    role: Any, listeners: Any, spans: Spans
+) -> None:
+    # As `asyncio.wait_for` makes a task before Python 3.12: the cursor's connection was given to the first of them.
+    cursor_type = pymongo.CursorType.EXHAUST if role == "standalone" else pymongo.CursorType.NON_TAILABLE
+    with ScriptedServer(role=role) as server:
+        async with aconnect(server.uri, event_listeners=listeners) as client:
+            await client.shop.orders.insert_many([{"_id": number} for number in range(5)])
+            cursor = client.shop.orders.find(batch_size=2, cursor_type=cursor_type)
+            for _ in range(2):
+                await asyncio.create_task(cursor.next())
+            frozen = server.freeze("getMore")
+            task = asyncio.create_task(cursor.next())
+            await reached(frozen)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+            span = spans.one("getMore orders")
+            assert attributes(span)["error.type"] in ("interrupted", "CancelledError")
+            assert len(table_of(listeners)) == 0
+            frozen.release()
+            await cursor.close()
 
 
 @cancellable

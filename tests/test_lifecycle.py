@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import TracerProvider
 
 from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, event_listeners
 from tests.clients import connect
@@ -272,6 +273,23 @@ def test_a_keyword_that_cant_be_used_is_one_warning_and_left_out(
 
     assert instrumentor.is_instrumented_by_opentelemetry
     assert caplog.messages == [f"{keyword}=3 can't be used: {allowed} allowed; it is left out"]
+
+
+class Broken:
+    def get_tracer(self, name: str) -> None:
+        """A provider of an older API, or of a mistake."""
+
+
+@pytest.mark.parametrize("provider", [TracerProvider, Broken(), "opentelemetry"])
+def test_a_provider_that_gives_no_tracer_is_one_warning_and_left_out(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, caplog: pytest.LogCaptureFixture, provider: Any
+) -> None:
+    instrumentor.instrument(tracer_provider=provider)
+    with connect(server.uri) as client:
+        client.admin.command("ping")
+
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("can't be used: a TracerProvider is allowed; it is left out")
 
 
 def test_what_is_given_and_fits_is_no_warning(

@@ -18,12 +18,15 @@ from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, Writ
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID
 from tests.clients import connect
+from tests.conftest import registered_listeners
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import Spans, attributes, table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from opentelemetry_mongo_events import MongoEventsInstrumentor
 
 # Before 4.18 the driver publishes the error as it was, before it wraps it.
 HANG_UP = "AutoReconnect" if pymongo.version_tuple >= (4, 18) else "OSError"
@@ -375,6 +378,47 @@ def test_a_hook_may_run_commands_on_the_same_client(server: ScriptedServer, span
     assert len(table_of(listeners)) == 0
 
 
+def test_a_hook_may_use_a_client_of_its_own_and_close_it(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans
+) -> None:
+    # Its connection has the number that the one of the command around it has, and is closed while that is open.
+    def hook(span: Any, event: Any) -> None:
+        if event.command_name == "find":
+            with connect(server.uri) as audit:
+                audit.shop.audit.insert_one({"what": "find"})
+
+    instrumentor.instrument(tracer_provider=spans.provider, request_hook=hook, exclude_commands="endSessions")
+    with connect(server.uri) as client:
+        client.shop.orders.find_one({})
+
+    assert [(span.name, attributes(span)["db.mongodb.driver_connection_id"]) for span in spans.finished] == [
+        ("insert audit", 1),
+        ("find orders", 1),
+    ]
+    assert {span.status.status_code for span in spans.finished} == {StatusCode.UNSET}
+
+
+def test_commands_of_two_clients_whose_connections_have_one_number_are_told_apart(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans
+) -> None:
+    # The first client's connection is pinned to its cursor while the second's first command is interrupted, and then
+    # the cursor's own.
+    instrumentor.instrument(tracer_provider=spans.provider)
+    with connect(server.uri) as first, connect(server.uri) as second:
+        first.shop.orders.insert_many([{"_id": number} for number in range(9)])
+        cursor = first.shop.orders.find(batch_size=2, cursor_type=CursorType.EXHAUST)
+        next(cursor)
+        interrupted(server, "distinct", lambda: second.shop.orders.distinct("a"))
+        interrupted(server, "getMore", lambda: list(cursor))
+        cursor.close()  # where the connection is given back, in older versions
+
+        for name in ("distinct", "getMore"):
+            assert len(spans.named(f"{name} orders")) == len(server.received(name)) == 1
+            told = attributes(spans.one(f"{name} orders"))
+            assert told["error.type"] in ("interrupted", "KeyboardInterrupt")
+        assert len(table_of(registered_listeners())) == 0
+
+
 def test_a_dropped_connection_ends_what_was_open(
     client: MongoClient[Any], server: ScriptedServer, listeners: Any, spans: Spans
 ) -> None:
@@ -404,26 +448,31 @@ def interrupt_main_thread() -> None:
     signal.pthread_kill(main, signal.SIGINT)
 
 
-def test_an_interrupted_command_ends_its_span(
-    client: MongoClient[Any], server: ScriptedServer, listeners: Any, spans: Spans
-) -> None:
-    # A signal's handler raises in the main thread while it waits for the reply, as Ctrl-C does.
-    frozen = server.freeze("find")
+def interrupted(server: ScriptedServer, command_name: str, run: Callable[[], object]) -> None:
+    """Run what sends a command, and interrupt it while it waits for the reply, as Ctrl-C does."""
+    frozen = server.freeze(command_name)
 
     def interrupt() -> None:
         assert frozen.reached.wait(5)
         interrupt_main_thread()
 
-    client.admin.command("ping")
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     try:
         thread.start()
         with pytest.raises(KeyboardInterrupt):
-            client.shop.command("find", "orders")
+            run()
     finally:
         thread.join(5)
         signal.signal(signal.SIGINT, previous)
+        frozen.release()
+
+
+def test_an_interrupted_command_ends_its_span(
+    client: MongoClient[Any], server: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    client.admin.command("ping")
+    interrupted(server, "find", lambda: client.shop.command("find", "orders"))
 
     # 4.20.1 publishes a failure, versions before it no end at all.
     span = spans.one("find orders")
@@ -454,25 +503,11 @@ def test_a_hook_that_is_interrupted_leaves_nothing(
 
 
 def test_an_interrupted_authentication_ends_its_span(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
-    frozen = server.freeze("saslStart")
-
-    def interrupt() -> None:
-        assert frozen.reached.wait(5)
-        interrupt_main_thread()
-
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    thread = threading.Thread(target=interrupt)
     client = connect(
         server.uri, event_listeners=listeners, username="alice", password="secret", authMechanism="SCRAM-SHA-256"
     )
     with client:
-        try:
-            thread.start()
-            with pytest.raises(KeyboardInterrupt):
-                client.admin.command("ping")
-        finally:
-            thread.join(5)
-            signal.signal(signal.SIGINT, previous)
+        interrupted(server, "saslStart", lambda: client.admin.command("ping"))
 
     span = spans.one("saslStart admin")
     assert attributes(span)["error.type"] in ("interrupted", "KeyboardInterrupt")

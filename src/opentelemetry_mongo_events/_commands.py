@@ -28,7 +28,7 @@ from opentelemetry_mongo_events._attributes import (
 from opentelemetry_mongo_events._claims import claim, unclaim
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID, runs_in_background, server_connection_id
 from opentelemetry_mongo_events._guard import Guard, guarded
-from opentelemetry_mongo_events._held_connections import held_connection, holder
+from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._recent import Recent
 
@@ -79,7 +79,8 @@ class CommandEvents(CommandListener):
         if telemetry.config.require_parent_span and not current_span.get_span_context().is_valid:
             return
         held = held_connection(self._open, address, server_id)
-        if held is None and holder(self._open, address, event.request_id) is not None:
+        twin = holder(self._open, command_id)
+        if twin is not None and (held is None or held.connection_id == twin.connection_id):
             return  # the client has this listener twice
         if self._open.has_room():
             self._open_span(event, command_id, held, context, telemetry)
@@ -153,6 +154,8 @@ class CommandEvents(CommandListener):
         span = telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes, links)
         if not span.is_recording():
             return
+        if held is None:
+            held = hold(self._open, address, None)
         self._open.add(OpenCommand(command_id, held, event.operation_id, attempt, continued, span, telemetry))
         if telemetry.request_hook is not None:
             self.guard.run("request_hook", telemetry.request_hook, span, event)
@@ -160,9 +163,8 @@ class CommandEvents(CommandListener):
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
         unclaim(self._open)
-        address = event.connection_id
-        held = holder(self._open, address, event.request_id)
-        return self._open.take((event.request_id, address, server_connection_id(event)), held)
+        command_id = (event.request_id, event.connection_id, server_connection_id(event))
+        return self._open.take(command_id, holder(self._open, command_id))
 
     def _remember_cursor(self, command: OpenCommand, cursor: int | None) -> None:
         """Remember which span opened a cursor, until the cursor is exhausted or broken."""

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._open_commands import OpenCommand
+    from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand
 
 # A thread or task holds one connection, or a few where a hook runs a command of its own. More are left behind by
 # cursors that were closed by somebody else; these are forgotten first.
@@ -21,15 +21,22 @@ _LIMIT: Final = 16
 class HeldConnection:
     """A connection, and the command that is open on it.
 
-    `owner` tells listeners apart: two of them may see one client, and each keeps its own notes.
+    Attributes:
+        owner: Tells listeners apart: two of them may see one client, and each keeps its own notes.
+        address: Of the server.
+        connection_id: The driver's number of the connection; None where another thread or task was given it.
+        being_made: Whether the driver is still making it: it authenticates on a connection before it hands it out.
+        server_connection_id: The server's number, once a command has told it.
+        command: What is open on it.
     """
 
-    __slots__ = ("address", "command", "connection_id", "owner", "server_connection_id")
+    __slots__ = ("address", "being_made", "command", "connection_id", "owner", "server_connection_id")
 
-    def __init__(self, owner: object, address: Any, connection_id: int) -> None:
+    def __init__(self, owner: object, address: Any, connection_id: int | None, being_made: bool) -> None:
         self.owner = owner
         self.address = address
         self.connection_id = connection_id
+        self.being_made = being_made
         self.server_connection_id: int | None = None
         self.command: OpenCommand | None = None
 
@@ -38,30 +45,35 @@ class HeldConnection:
 _held: ContextVar[tuple[HeldConnection, ...]] = ContextVar("opentelemetry_mongo_events_held_connections", default=())
 
 
-def hold(owner: object, address: Any, connection_id: int) -> None:
+def hold(owner: object, address: Any, connection_id: int | None, *, being_made: bool = False) -> HeldConnection:
     """Note that the current thread or task got a connection."""
-    held = _held.get()
-    if held:
-        newest = held[-1]
-        if (
-            newest.command is None
-            and newest.connection_id == connection_id
-            and newest.address == address
-            and newest.owner is owner
-        ):
-            return  # a client that has the listener twice tells everything twice
-    _held.set((*held[-_LIMIT + 1 :], HeldConnection(owner, address, connection_id)))
+    connection = HeldConnection(owner, address, connection_id, being_made)
+    _held.set((*_held.get()[-_LIMIT + 1 :], connection))
+    return connection
 
 
-def release(owner: object, address: Any, connection_id: int) -> HeldConnection | None:
-    """Note that a connection was given back; what was noted of it, if it was this thread or task that held it."""
-    held = _held.get()
-    for index in range(len(held) - 1, -1, -1):
-        connection = held[index]
-        if connection.connection_id == connection_id and connection.address == address and connection.owner is owner:
-            _held.set(held[:index] + held[index + 1 :])
-            return connection
-    return None
+def release(owner: object, address: Any, connection_id: int, *, being_made: bool = False) -> HeldConnection | None:
+    """Note that a connection was given back, or is made; what was noted of it, if it was held here.
+
+    The newest of its number: another client of the same server numbers its connections from 1 as well. One that was
+    given to another thread or task, and is given back in this one, is the one on which a command is open here.
+    """
+    unknown = None
+    for connection in reversed(_held.get()):
+        if connection.address == address and connection.owner is owner and connection.being_made is being_made:
+            if connection.connection_id == connection_id:
+                let_go(connection)
+                return connection
+            if connection.connection_id is None and unknown is None:
+                unknown = connection
+    if unknown is not None:
+        let_go(unknown)
+    return unknown
+
+
+def let_go(connection: HeldConnection) -> None:
+    """Forget a connection."""
+    _held.set(tuple(each for each in _held.get() if each is not connection))
 
 
 def held_connection(owner: object, address: Any, server_connection_id: int | None) -> HeldConnection | None:
@@ -79,15 +91,10 @@ def held_connection(owner: object, address: Any, server_connection_id: int | Non
     return None
 
 
-def holder(owner: object, address: Any, request_id: int) -> HeldConnection | None:
+def holder(owner: object, command_id: CommandId) -> HeldConnection | None:
     """The connection on which the current thread or task has that command open."""
     for connection in reversed(_held.get()):
         command = connection.command
-        if (
-            command is not None
-            and connection.owner is owner
-            and connection.address == address
-            and command.command_id[0] == request_id
-        ):
+        if command is not None and connection.owner is owner and command.command_id == command_id:
             return connection
     return None

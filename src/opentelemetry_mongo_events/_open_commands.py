@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from opentelemetry.trace.status import Status, StatusCode
 
+from opentelemetry_mongo_events._held_connections import let_go
 from opentelemetry_mongo_events._semconv import ERROR_TYPE, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class OpenCommand:
     def __init__(
         self,
         command_id: CommandId,
-        held: HeldConnection | None,
+        held: HeldConnection,
         operation_id: int | None,
         attempt: int,
         continued_cursor: int | None,
@@ -90,7 +91,7 @@ class OpenCommands:
 
     def __init__(self) -> None:
         self._commands: dict[CommandId, OpenCommand] = {}
-        self._twins: dict[tuple[CommandId, HeldConnection | None], OpenCommand] = {}
+        self._twins: dict[tuple[CommandId, HeldConnection], OpenCommand] = {}
         self._untraced = itertools.count(1)
         self.untraced = 0
         """How many commands got no span because the table was full."""
@@ -112,16 +113,10 @@ class OpenCommands:
         return False
 
     def add(self, command: OpenCommand) -> None:
-        """Note an open command. A twin on the same connection can't be told apart any more: it ends as interrupted."""
-        if command.held is not None:
-            command.held.command = command
-        if self._commands.setdefault(command.command_id, command) is command:
-            return
-        key = (command.command_id, command.held)
-        displaced = self._twins.pop(key, None)
-        self._twins[key] = command
-        if displaced is not None:
-            displaced.interrupt()
+        """Note an open command, here and on its connection."""
+        command.held.command = command
+        if self._commands.setdefault(command.command_id, command) is not command:
+            self._twins[command.command_id, command.held] = command
 
     def take(self, command_id: CommandId, held: HeldConnection | None) -> OpenCommand | None:
         """Take a command out.
@@ -138,9 +133,11 @@ class OpenCommands:
         if command is not None and (held is None or command.held is held):
             command = self._commands.pop(command_id, None)
         else:
-            command = self._twins.pop((command_id, held), None)
-        if command is not None and command.held is not None and command.held.command is command:
+            command = None if held is None else self._twins.pop((command_id, held), None)
+        if command is not None:
             command.held.command = None
+            if command.held.connection_id is None:
+                let_go(command.held)
         return command
 
     def take_abandoned(self, held: HeldConnection) -> OpenCommand | None:

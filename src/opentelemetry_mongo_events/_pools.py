@@ -40,12 +40,12 @@ class PoolEvents(ConnectionPoolListener):
     @guarded
     def connection_created(self, event: ConnectionCreatedEvent) -> None:
         """The current thread or task makes a connection."""
-        hold(self._open, event.address, event.connection_id)
+        hold(self._open, event.address, event.connection_id, being_made=True)
 
     @guarded
     def connection_ready(self, event: ConnectionReadyEvent) -> None:
         """The connection is made, and handed to the pool."""
-        self._release(event)
+        self._release(event, being_made=True)
 
     @guarded
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
@@ -55,15 +55,15 @@ class PoolEvents(ConnectionPoolListener):
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
         """The connection was given back."""
-        self._release(event)
+        self._release(event, being_made=False)
 
     @guarded
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
-        """The connection is gone: one that was being made doesn't come to be checked in."""
-        self._release(event)
+        """The connection is gone: one that was being made doesn't come to be checked in, as others do before it."""
+        self._release(event, being_made=True)
 
-    def _release(self, event: Any) -> None:
-        held = release(self._open, event.address, event.connection_id)
+    def _release(self, event: Any, *, being_made: bool) -> None:
+        held = release(self._open, event.address, event.connection_id, being_made=being_made)
         if held is None:
             return
         # Up to 4.20.0 the driver publishes no end of a command that a cancelled task or an interrupted thread gives up.

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.trace import Span, Tracer
@@ -26,7 +26,7 @@ RequestHook = Callable[[Span, "CommandStartedEvent"], object]
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
 FailedHook = Callable[[Span, "CommandFailedEvent"], object]
 
-T = TypeVar("T")
+_SCOPE: Final = "opentelemetry_mongo_events"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,17 +61,17 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     What can't be used is one warning that names it, and is left out.
     """
     options = dict(keywords)
-    tracer_provider = _usable(options, "tracer_provider", lambda value: callable(value.get_tracer), "a TracerProvider")
+    tracer_provider = _usable(options, "tracer_provider", _tracer, "a TracerProvider")
     # Taken and checked already: nothing is measured or logged yet that would go there.
-    _usable(options, "meter_provider", lambda value: callable(value.get_meter), "a MeterProvider")
-    _usable(options, "logger_provider", lambda value: callable(value.get_logger), "a LoggerProvider")
+    _usable(options, "meter_provider", lambda value: value.get_meter(_SCOPE, __version__), "a MeterProvider")
+    _usable(options, "logger_provider", lambda value: value.get_logger(_SCOPE, __version__), "a LoggerProvider")
     hook = "a function of a span and an event"
     request_hook = _usable(options, "request_hook", callable, hook)
     response_hook = _usable(options, "response_hook", callable, hook)
     failed_hook = _usable(options, "failed_hook", callable, hook)
     base = _usable(options, "config", lambda value: isinstance(value, Config), "a Config")
     return Telemetry(
-        trace.get_tracer("opentelemetry_mongo_events", __version__, tracer_provider, SCHEMA_URL),
+        _tracer(tracer_provider or trace.get_tracer_provider()),
         config_from(os.environ, options, base),
         old_names_wanted(os.environ),
         request_hook,
@@ -81,7 +81,11 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     )
 
 
-def _usable(keywords: dict[str, Any], name: str, check: Callable[[Any], bool], allowed: str) -> Any:
+def _tracer(provider: trace.TracerProvider) -> Tracer:
+    return provider.get_tracer(_SCOPE, __version__, SCHEMA_URL)
+
+
+def _usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], allowed: str) -> Any:
     """Take `name` out of the keywords: its value, or None, with a warning, where it isn't what is allowed."""
     value = keywords.pop(name, None)
     if value is None:

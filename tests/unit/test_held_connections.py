@@ -26,11 +26,11 @@ def nothing_held() -> Iterator[None]:
 class Command:
     """All that is looked at of an open command."""
 
-    def __init__(self, request_id: int, address: Any) -> None:
-        self.command_id = (request_id, address, None)
+    def __init__(self, *command_id: Any) -> None:
+        self.command_id = command_id
 
 
-def ids() -> list[int]:
+def ids() -> list[int | None]:
     return [connection.connection_id for connection in _held.get()]
 
 
@@ -57,12 +57,13 @@ def test_a_connection_runs_one_command_at_a_time() -> None:
     held = held_connection(owner, HERE, 7)
     assert held is not None
 
-    held.command = Command(5, HERE)  # type: ignore[assignment]
+    held.command = Command(5, HERE, 7)  # type: ignore[assignment]
     assert held_connection(owner, HERE, 7) is None
-    assert holder(owner, HERE, 5) is held
-    assert holder(owner, HERE, 6) is None
-    assert holder(owner, THERE, 5) is None
-    assert holder(object(), HERE, 5) is None
+    assert holder(owner, (5, HERE, 7)) is held
+    assert holder(owner, (6, HERE, 7)) is None
+    assert holder(owner, (5, THERE, 7)) is None
+    assert holder(owner, (5, HERE, 8)) is None
+    assert holder(object(), (5, HERE, 7)) is None
 
 
 def test_the_servers_own_id_tells_a_pinned_connection_from_a_newer_one() -> None:
@@ -90,28 +91,36 @@ def test_a_connection_that_is_given_back_is_no_longer_held() -> None:
     assert release(object(), HERE, 2) is None
 
 
-def test_a_connection_that_is_told_twice_is_held_once() -> None:
-    owner = object()
-    hold(owner, HERE, 1)
-    hold(owner, HERE, 1)
-    assert ids() == [1]
-
-    hold(object(), HERE, 1)
-    assert ids() == [1, 1]
-
-
 def test_two_clients_of_one_server_have_connections_with_one_number() -> None:
-    # The second is checked out by a hook, in the middle of a command on the first.
+    # The second is checked out in the middle of a command, by a hook, or while the first is pinned to a cursor.
+    owner = object()
+    first = hold(owner, HERE, 1)
+    second = hold(owner, HERE, 1)
+
+    assert release(owner, HERE, 1) is second
+    assert release(owner, HERE, 1) is first
+
+
+def test_a_connection_that_is_being_made_is_another_than_one_that_was_handed_out() -> None:
+    owner = object()
+    handed_out = hold(owner, HERE, 1)
+    being_made = hold(owner, HERE, 1, being_made=True)
+
+    assert release(owner, HERE, 1, being_made=True) is being_made
+    assert release(owner, HERE, 1, being_made=True) is None
+    assert release(owner, HERE, 1) is handed_out
+
+
+def test_a_connection_that_was_given_to_another_thread_is_the_one_with_a_command_open() -> None:
     owner = object()
     hold(owner, HERE, 1)
-    outer = held_connection(owner, HERE, 7)
-    assert outer is not None
-    outer.command = Command(5, HERE)  # type: ignore[assignment]
-    hold(owner, HERE, 1)
+    unknown = hold(owner, HERE, None)
 
-    assert ids() == [1, 1]
-    assert release(owner, HERE, 1) is not outer
-    assert release(owner, HERE, 1) is outer
+    assert release(owner, HERE, 5, being_made=True) is None
+    assert release(owner, THERE, 5) is None
+    assert release(owner, HERE, 5) is unknown
+    assert release(owner, HERE, 5) is None
+    assert ids() == [1]
 
 
 def test_connections_that_somebody_else_gave_back_are_forgotten_in_the_end() -> None:
