@@ -65,6 +65,8 @@ COLLECTION_COMMANDS: Final = frozenset(
 
 _BATCHES: Final = {"insert": "documents", "update": "updates", "delete": "deletes", "bulkWrite": "ops"}
 
+_SUMMARY_LENGTH: Final = 255
+
 _DUPLICATE_KEY: Final = 11000
 # Looked for only before the key itself, which is user data: `... index: email_1 dup key: { email: "..." }`.
 _INDEX: Final = re.compile(r" index: (\S{1,128})$")
@@ -109,9 +111,13 @@ def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None
 
 
 def span_name(command_name: str, database: str, collection: str | None) -> str:
-    """`{operation} {collection}`, or `{operation} {database}` where no collection is named."""
+    """`{operation} {collection}`, or `{operation} {database}` where no collection is named; at most 255 characters.
+
+    It is the query summary as well, to which the conventions set that limit.
+    """
     target = collection or database
-    return f"{command_name} {target}" if target else command_name
+    name = f"{command_name} {target}" if target else command_name
+    return name if len(name) <= _SUMMARY_LENGTH else name[:_SUMMARY_LENGTH]
 
 
 def start_attributes(
@@ -187,9 +193,9 @@ def continued_cursor(command_name: str, command: Mapping[str, Any]) -> int | Non
     return int(value) if isinstance(value, int) and value else None
 
 
-def killed_cursors(command_name: str, command: Mapping[str, Any]) -> list[int]:
+def killed_cursors(command: Mapping[str, Any]) -> list[int]:
     """The ids of the cursors that a `killCursors` closes."""
-    cursors = command.get("cursors") if command_name == "killCursors" else None
+    cursors = command.get("cursors")
     return [cursor for cursor in cursors if isinstance(cursor, int)] if isinstance(cursors, list) else []
 
 

@@ -55,11 +55,14 @@ class CommandEvents(CommandListener):
         self._switch = switch
         self._open = open_commands
         self._cursors: Recent[tuple[Any, int], SpanContext] = Recent(_REMEMBERED)
-        self._failed_attempts: Recent[tuple[int | None, str], tuple[SpanContext, int]] = Recent(_REMEMBERED)
+        self._failed_attempts: Recent[tuple[int | None, str, int | None], tuple[SpanContext, int]] = Recent(_REMEMBERED)
 
     @guarded
     def started(self, event: CommandStartedEvent) -> None:
         """Open a span for the command, unless it is suppressed, excluded, traced by another, or not sampled."""
+        if event.command_name == "killCursors":  # seen or not, its cursors are gone
+            for cursor in killed_cursors(event.command):
+                self._cursors.pop((event.connection_id, cursor))
         telemetry = self._switch.telemetry
         if telemetry is None or not telemetry.config.commands or not is_instrumentation_enabled():
             return
@@ -97,7 +100,8 @@ class CommandEvents(CommandListener):
             reply = event.reply
             outcome = reply_outcome(event.command_name, reply)
             self._remember_cursor(command, cursor_id(reply))
-            if is_retryable_write_error(reply):
+            # Without a transaction number the driver doesn't write again, whatever the label says.
+            if command.txn_number is not None and is_retryable_write_error(reply):
                 self._remember_attempt(command, event.command_name)
         finally:
             self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
@@ -138,13 +142,12 @@ class CommandEvents(CommandListener):
             attributes[names.DRIVER_CONNECTION_ID] = held.connection_id
         links = []
         attempt = 1
-        failed_attempt = self._failed_attempts.pop((event.operation_id, command_name))
+        txn_number = command.get("txnNumber")
+        failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number))
         if failed_attempt is not None:
             attempt = failed_attempt[1] + 1
             attributes[names.ATTEMPT] = attempt
             links.append(Link(failed_attempt[0]))
-        for cursor in killed_cursors(command_name, command):
-            self._cursors.pop((address, cursor))
         continued = continued_cursor(command_name, command)
         if continued is not None:
             attributes[names.CURSOR_ID] = continued
@@ -156,15 +159,22 @@ class CommandEvents(CommandListener):
             return
         if held is None:
             held = hold(self._open, address, None)
-        self._open.add(OpenCommand(command_id, held, event.operation_id, attempt, continued, span, telemetry))
+        self._open.add(
+            OpenCommand(command_id, held, event.operation_id, txn_number, attempt, continued, span, telemetry)
+        )
         if telemetry.request_hook is not None:
             self.guard.run("request_hook", telemetry.request_hook, span, event)
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
         unclaim(self._open)
-        command_id = (event.request_id, event.connection_id, server_connection_id(event))
-        return self._open.take(command_id, holder(self._open, command_id))
+        address = event.connection_id
+        server_id = server_connection_id(event)
+        command_id = (event.request_id, address, server_id)
+        held = holder(self._open, command_id)
+        if held is None and held_connection(self._open, address, server_id) is not None:
+            return None  # it ran on that connection, and was not opened
+        return self._open.take(command_id, held)
 
     def _remember_cursor(self, command: OpenCommand, cursor: int | None) -> None:
         """Remember which span opened a cursor, until the cursor is exhausted or broken."""
@@ -178,11 +188,12 @@ class CommandEvents(CommandListener):
     def _remember_attempt(self, command: OpenCommand, command_name: str) -> None:
         """Remember a failed attempt: the next one of its operation will link to it.
 
-        A command that the driver never repeats has its own request id for an operation id.
+        A command that the driver never repeats has its own request id for an operation id. The batches of a bulk write
+        share theirs, and each has a transaction number of its own, which its attempts keep.
         """
         if ATTEMPTS_SHARE_OPERATION_ID and command.operation_id != command.command_id[0]:
             attempt = (command.span.get_span_context(), command.attempt)
-            self._failed_attempts.put((command.operation_id, command_name), attempt)
+            self._failed_attempts.put((command.operation_id, command_name, command.txn_number), attempt)
 
     def _close(
         self, command: OpenCommand, outcome: Outcome, hook_name: str, hook: Hook | None, event: CommandEvent

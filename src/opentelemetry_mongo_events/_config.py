@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-_logger = logging.getLogger("opentelemetry_mongo_events")
+from opentelemetry_mongo_events._log import warn
 
 ENVIRONMENT_PREFIX = "OTEL_PYTHON_MONGO_EVENTS_"
 
@@ -16,8 +15,8 @@ _SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "
 
 
 def _switch(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
     if isinstance(value, str):
         return _SWITCHES[value.strip().lower()]
     raise TypeError
@@ -43,7 +42,7 @@ class Config:
     """What is observed, and how.
 
     A value that can't be used is one warning on the logger `opentelemetry_mongo_events`, which names the option, the
-    value and what is allowed; the default stands in for it. No value makes the constructor raise.
+    value and what is allowed; the default stands in for it, as it does for None. No value makes the constructor raise.
 
     Attributes:
         commands: Whether commands are observed at all. Where they are not, no command listener is registered.
@@ -68,11 +67,13 @@ OPTIONS = {option.name: option for option in dataclasses.fields(Config)}
 
 
 def _usable(option: dataclasses.Field[Any], value: object, source: str) -> Any:
-    """`value` as the option holds it; its default, with a warning, where it can't be used."""
+    """`value` as the option holds it; its default for None and, with a warning, for what can't be used."""
+    if value is None:
+        return option.default
     try:
         return option.metadata["usable"](value)
     except Exception:
-        _logger.warning(
+        warn(
             "%s=%s can't be used: %s allowed; the default, %s, is used",
             source,
             shown(value),
@@ -96,12 +97,12 @@ def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base
     Args:
         environ: The environment; each option's variable is `OTEL_PYTHON_MONGO_EVENTS_` and its name in capitals. An
             empty variable counts as unset, as the OpenTelemetry specification has it.
-        keywords: Options by name. They win over all else. An unknown name is a warning.
+        keywords: Options by name. They win over all else, but for None. An unknown name is a warning.
         base: Options that stand in for environment and defaults.
     """
     values: dict[str, object] = {}
     for name, option in OPTIONS.items():
-        if name in keywords:
+        if keywords.get(name) is not None:
             values[name] = keywords[name]
         elif base is not None:
             values[name] = getattr(base, name)
@@ -109,7 +110,7 @@ def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base
             values[name] = _usable(option, variable, ENVIRONMENT_PREFIX + name.upper())
     for name in keywords.keys() - OPTIONS.keys():
         near = difflib.get_close_matches(name, OPTIONS, n=1)
-        _logger.warning(
+        warn(
             "unknown option %.100s%s: the options are %s",
             name,
             f" (is {near[0]} meant?)" if near else "",

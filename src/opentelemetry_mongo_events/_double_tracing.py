@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import TYPE_CHECKING, Final
 
+from opentelemetry_mongo_events._log import warn
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
-
-_logger = logging.getLogger("opentelemetry_mongo_events")
 
 _CONTRIB: Final = "opentelemetry.instrumentation.pymongo"
 _DRIVER_SCOPE: Final = "PyMongo"
@@ -53,7 +52,7 @@ class DoubleTracing:
         if other in self._warned:
             return
         self._warned.add(other)
-        _logger.warning(
+        warn(
             "%s traces MongoDB commands already, so opentelemetry-mongo-events makes no command spans. To choose "
             "these, %s. To choose those, and silence this, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=mongo_events, or "
             "only the option commands=False",

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import logging
 import traceback
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
+
+from opentelemetry_mongo_events._log import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_logger = logging.getLogger("opentelemetry_mongo_events")
-
 P = ParamSpec("P")
+
+
+_KINDS: Final = 100
+_OTHER_KINDS: Final = ("any other place", "an exception of any other class")
 
 
 class Guard:
     """Counts the failures of telemetry by kind and logs the first of each.
 
-    A kind is a place (a listener's method, a hook) and an exception's class.
+    A kind is a place (a listener's method, a hook) and the name of an exception's class. There are 100 kinds at most;
+    what comes after is one more.
 
     The log names the exception's class and the lines of code it went through, never its message: that may hold what the
     application stores in its database.
@@ -27,29 +32,33 @@ class Guard:
     __slots__ = ("failures",)
 
     def __init__(self) -> None:
-        self.failures: dict[tuple[str, type[Exception]], int] = {}
+        self.failures: dict[tuple[str, str], int] = {}
 
-    def failed(self, place: str, error: Exception) -> None:
+    def failed(self, place: str, error: BaseException) -> None:
         """Note that `error` was raised in `place`. Runs on the thread that failed; never raises."""
-        kind = (place, type(error))
+        kind = (place, type(error).__qualname__)
+        if kind not in self.failures and len(self.failures) >= _KINDS:
+            kind = _OTHER_KINDS
         count = self.failures.get(kind, 0)
         # Counted first: a log handler that itself uses MongoDB comes back here.
         self.failures[kind] = count + 1
         if count:
             return
         lines = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
-        _logger.warning(
+        warn(
             "%s raised %s; the application goes on, further failures of this kind are not logged\n%s",
-            place,
-            type(error).__qualname__,
+            *kind,
             lines,
         )
 
     def run(self, place: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call `function`; an exception of it is noted under `place` and goes no further."""
+        """Call `function`; an exception of it is noted under `place` and goes no further.
+
+        So does a `CancelledError`: a function that awaits nothing is never cancelled, so it is a failure of its own.
+        """
         try:
             function(*args, **kwargs)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self.failed(place, error)
 
 

@@ -64,7 +64,7 @@ def release(owner: object, address: Any, connection_id: int, *, being_made: bool
             if connection.connection_id == connection_id:
                 let_go(connection)
                 return connection
-            if connection.connection_id is None and unknown is None:
+            if connection.connection_id is None and connection.command is not None and unknown is None:
                 unknown = connection
     if unknown is not None:
         let_go(unknown)
@@ -83,6 +83,9 @@ def held_connection(owner: object, address: Any, server_connection_id: int | Non
     connection, where it is known, tells a pinned cursor's connection from another one.
     """
     for connection in reversed(_held.get()):
+        # Without a number it was noted for one command, which has ended; a copied context may still hold it.
+        if connection.connection_id is None:
+            continue
         if connection.address == address and connection.command is None and connection.owner is owner:
             known = connection.server_connection_id
             if known is None or known == server_connection_id:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import os
 import weakref
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events._held_connections import let_go
+from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._semconv import ERROR_TYPE, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._held_connections import HeldConnection
     from opentelemetry_mongo_events._telemetry import Telemetry
 
-_logger = logging.getLogger("opentelemetry_mongo_events")
-
 LIMIT: Final = 10_000
 
 
@@ -35,13 +33,14 @@ CommandId: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None"]
 class OpenCommand:
     """A command that was sent and whose outcome is awaited."""
 
-    __slots__ = ("attempt", "command_id", "continued_cursor", "held", "operation_id", "span", "telemetry")
+    __slots__ = ("attempt", "command_id", "continued_cursor", "held", "operation_id", "span", "telemetry", "txn_number")
 
     def __init__(
         self,
         command_id: CommandId,
         held: HeldConnection,
         operation_id: int | None,
+        txn_number: int | None,
         attempt: int,
         continued_cursor: int | None,
         span: Span,
@@ -50,6 +49,7 @@ class OpenCommand:
         self.command_id = command_id
         self.held = held
         self.operation_id = operation_id
+        self.txn_number = txn_number
         self.attempt = attempt
         self.continued_cursor = continued_cursor
         self.span = span
@@ -106,7 +106,7 @@ class OpenCommands:
             return True
         self.untraced = next(self._untraced)
         if self.untraced == 1:
-            _logger.warning(
+            warn(
                 "%s commands are open: those that start now get no span until some have ended (this is logged once)",
                 f"{LIMIT:,}",
             )

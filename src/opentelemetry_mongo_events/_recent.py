@@ -29,6 +29,7 @@ class Recent(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Remember `value`, as the newest."""
+        self._entries.pop(key, None)  # a key that is there already would keep its place
         self._entries[key] = value
         while len(self._entries) > self._limit:
             with contextlib.suppress(KeyError):  # other threads have emptied it meanwhile

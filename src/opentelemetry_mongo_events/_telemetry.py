@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, Tracer
 
 from opentelemetry_mongo_events._config import Config, config_from, shown
+from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._semconv import SCHEMA_URL, old_names_wanted
 from opentelemetry_mongo_events._version import __version__
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
 
     from opentelemetry_mongo_events._double_tracing import DoubleTracing
-
-_logger = logging.getLogger("opentelemetry_mongo_events")
 
 RequestHook = Callable[[Span, "CommandStartedEvent"], object]
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
@@ -95,5 +93,5 @@ def _usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object],
             return value
     except Exception:  # noqa: S110  # the check itself can't be made: told below
         pass
-    _logger.warning("%s=%s can't be used: %s is allowed; it is left out", name, shown(value), allowed)
+    warn("%s=%s can't be used: %s is allowed; it is left out", name, shown(value), allowed)
     return None

@@ -76,6 +76,7 @@ def test_the_collection_is_taken_from_commands_that_name_one(command: dict[str, 
         (("find", "shop", "orders"), "find orders"),
         (("ping", "admin", None), "ping admin"),
         (("ping", "", None), "ping"),
+        (("x" * 300, "shop", None), "x" * 255),
     ],
 )
 def test_the_name_is_the_operation_and_its_target(parts: tuple[str, str, str | None], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,21 @@ def test_a_cursor_is_forgotten_when_it_is_killed(commands: Any, spans: Spans) ->
     assert len(spans.named("killCursors orders")) == 3
 
 
+@pytest.mark.parametrize("options", [{"exclude_commands": "killCursors"}, {"require_parent_span": True}])
+def test_a_cursor_is_forgotten_when_it_is_killed_by_a_command_without_a_span(
+    spans: Spans, options: dict[str, Any]
+) -> None:
+    commands: Any = commands_of(event_listeners(tracer_provider=spans.provider, **options))
+    with spans.tracer.start_as_current_span("request"):
+        commands.started(started({"find": "orders"}))
+        commands.succeeded(succeeded("find", {"cursor": {"id": 12, "firstBatch": []}}))
+    assert len(commands._cursors) == 1
+
+    with suppress_instrumentation():
+        commands.started(started({"killCursors": "orders", "cursors": [12]}))
+    assert len(commands._cursors) == 0
+
+
 def test_cursors_of_two_servers_are_two(commands: Any, spans: Spans) -> None:
     commands.started(started({"find": "orders"}))
     commands.succeeded(succeeded("find", {"cursor": {"id": 12, "firstBatch": []}}))
@@ -249,9 +265,9 @@ def test_an_attempt_links_to_the_one_that_failed_before_it(commands: Any, spans:
 @attempts
 def test_a_reply_with_a_retryable_label_is_an_attempt_too(commands: Any, spans: Spans) -> None:
     reply = {"ok": 1, "writeConcernError": {"code": 91}, "errorLabels": ["RetryableWriteError"]}
-    commands.started(started({"insert": "orders"}, operation_id=50))
+    commands.started(started({"insert": "orders", "txnNumber": 7}, operation_id=50))
     commands.succeeded(succeeded("insert", reply, operation_id=50))
-    commands.started(started({"insert": "orders"}, request_id=2, operation_id=50))
+    commands.started(started({"insert": "orders", "txnNumber": 7}, request_id=2, operation_id=50))
     commands.succeeded(succeeded("insert", request_id=2, operation_id=50))
 
     first, second = spans.named("insert orders")
@@ -267,6 +283,19 @@ def test_the_batches_of_one_bulk_write_are_no_attempts(commands: Any, spans: Spa
 
     assert [links(span) for span in spans.finished] == [[], [], []]
     assert not any("mongodb.client.attempt" in attributes(span) for span in spans.finished)
+
+
+@attempts
+def test_batches_that_the_driver_does_not_repeat_are_no_attempts_whatever_their_label(
+    commands: Any, spans: Spans
+) -> None:
+    # Without a transaction number the driver never writes again; with one, the next batch has the next.
+    reply = {"ok": 1, "writeConcernError": {"code": 64}, "errorLabels": ["RetryableWriteError"]}
+    for number, transaction in ((1, {}), (2, {}), (3, {"txnNumber": 7}), (4, {"txnNumber": 8})):
+        commands.started(started({"insert": "orders"} | transaction, request_id=number, operation_id=50))
+        commands.succeeded(succeeded("insert", reply, request_id=number, operation_id=50))
+
+    assert [links(span) for span in spans.finished] == [[], [], [], []]
 
 
 @attempts
@@ -356,6 +385,33 @@ def test_an_end_is_never_suppressed(commands: Any, spans: Spans) -> None:
         commands.succeeded(succeeded("find"))
 
     assert spans.names == ["find orders"]
+
+
+@pytest.mark.parametrize("server_connection_id", [None, 42])
+def test_a_command_that_was_not_observed_doesnt_end_one_with_the_same_id(
+    listeners: Any, spans: Spans, server_connection_id: int | None
+) -> None:
+    # Two exhaust cursors at once, whose replies all have the request id 0; one of them is suppressed.
+    commands: Any = commands_of(listeners)
+    pools: Any = pools_of(listeners)
+
+    def run(connection: int, *, suppressed: bool, between: Any = lambda: None) -> None:
+        pools.connection_checked_out(checked_out(connection))
+        identity: dict[str, Any] = {"request_id": 0, "server_connection_id": server_connection_id}
+        with suppress_instrumentation() if suppressed else contextlib.nullcontext():
+            commands.started(started({"getMore": connection, "collection": "orders"}, **identity))
+        between()
+        if suppressed:
+            commands.failed(failed("getMore", {"errtype": "AutoReconnect"}, **identity))
+        else:
+            commands.succeeded(succeeded("getMore", **identity))
+        pools.connection_checked_in(checked_in(connection))
+
+    other_task = contextvars.copy_context()
+    run(1, suppressed=False, between=lambda: other_task.run(run, 2, suppressed=True))
+
+    span = spans.one("getMore orders")
+    assert (span.status.status_code, attributes(span)["db.mongodb.cursor_id"]) == (StatusCode.UNSET, 1)
 
 
 def test_a_command_that_is_not_sampled_is_not_kept() -> None:

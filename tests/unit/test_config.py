@@ -41,6 +41,20 @@ def test_names_are_any_iterable_or_a_text(names: Any) -> None:
     assert Config(exclude_commands=names).exclude_commands == {"ping", "hello"}
 
 
+@pytest.mark.parametrize(("given", "on"), [(0, False), (1, True), (False, False), ("off", False)])
+def test_a_switch_is_a_bool_or_what_stands_for_one(given: Any, on: bool, caplog: pytest.LogCaptureFixture) -> None:
+    assert Config(commands=given) == Config(commands=on)
+    assert caplog.messages == []
+
+
+def test_none_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
+    environ = {"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": "false"}
+
+    assert config_from(environ, {"commands": None, "exclude_commands": None}) == Config(commands=False)
+    assert Config(commands=None, exclude_commands=None) == Config()  # type: ignore[arg-type]
+    assert caplog.messages == []
+
+
 def test_an_empty_variable_is_unset(caplog: pytest.LogCaptureFixture) -> None:
     assert config_from({"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": ""}, {}) == Config()
     assert caplog.messages == []
@@ -65,8 +79,7 @@ def test_a_config_stands_in_for_environment_and_defaults_and_a_keyword_wins_over
     ("keywords", "message"),
     [
         ({"commands": "maybe"}, "commands='maybe' can't be used: true or false is allowed; the default, True, is used"),
-        ({"commands": None}, "commands=None can't be used: true or false is allowed; the default, True, is used"),
-        ({"commands": 0}, "commands=0 can't be used: true or false is allowed; the default, True, is used"),
+        ({"commands": 2}, "commands=2 can't be used: true or false is allowed; the default, True, is used"),
         (
             {"require_parent_span": []},
             "require_parent_span=[] can't be used: true or false is allowed; the default, False, is used",
@@ -79,7 +92,7 @@ def test_a_config_stands_in_for_environment_and_defaults_and_a_keyword_wins_over
                     "them, is allowed; the default, none, is used"
                 ),
             )
-            for value in (3, None, b"ping", {"ping": 1}, ["ping", 3], True)
+            for value in (3, b"ping", {"ping": 1}, ["ping", 3], True)
         ),
     ],
 )

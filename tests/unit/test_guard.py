@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
@@ -26,7 +27,7 @@ def test_the_first_failure_of_a_kind_is_logged_and_the_rest_are_counted(caplog: 
     for error in (ValueError("alice"), ValueError("bob"), TypeError("alice")):
         listener.started(error)
 
-    assert listener.guard.failures == {("Listener.started", ValueError): 2, ("Listener.started", TypeError): 1}
+    assert listener.guard.failures == {("Listener.started", "ValueError"): 2, ("Listener.started", "TypeError"): 1}
     assert [message.partition("\n")[0] for message in caplog.messages] == [
         "Listener.started raised ValueError; the application goes on, further failures of this kind are not logged",
         "Listener.started raised TypeError; the application goes on, further failures of this kind are not logged",
@@ -70,4 +71,56 @@ def test_a_log_handler_that_fails_the_same_way_is_not_called_again() -> None:
         logger.removeHandler(handler)
 
     assert len(logged) == 1
-    assert listener.guard.failures == {("Listener.started", ValueError): 2}
+    assert listener.guard.failures == {("Listener.started", "ValueError"): 2}
+
+
+def test_kinds_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener()
+    for number in range(1000):
+        listener.started(type(f"Error{number}", (Exception,), {})())
+
+    assert len(listener.guard.failures) == len(caplog.messages) == 101
+    assert listener.guard.failures["any other place", "an exception of any other class"] == 900
+
+
+def test_a_class_that_is_made_anew_each_time_is_one_kind(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener()
+    for _ in range(10):
+        listener.started(type("Error", (Exception,), {})())
+
+    assert (listener.guard.failures, len(caplog.messages)) == ({("Listener.started", "Error"): 10}, 1)
+
+
+def test_a_hook_that_raises_what_cancels_a_task_cancels_nothing() -> None:
+    guard = Guard()
+
+    def hook() -> None:
+        raise asyncio.CancelledError
+
+    guard.run("request_hook", hook)
+
+    assert guard.failures == {("request_hook", "CancelledError"): 1}
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_a_hook_that_is_interrupted_is_not_held_up(interruption: type[BaseException]) -> None:
+    def hook() -> None:
+        raise interruption
+
+    with pytest.raises(interruption):
+        Guard().run("request_hook", hook)
+
+
+def test_a_log_filter_that_raises_goes_no_further() -> None:
+    def raising(record: logging.LogRecord) -> bool:
+        raise AttributeError
+
+    logger = logging.getLogger("opentelemetry_mongo_events")
+    logger.addFilter(raising)
+    listener = Listener()
+    try:
+        listener.started(ValueError())
+    finally:
+        logger.removeFilter(raising)
+
+    assert listener.guard.failures == {("Listener.started", "ValueError"): 1}

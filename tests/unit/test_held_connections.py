@@ -115,12 +115,22 @@ def test_a_connection_that_was_given_to_another_thread_is_the_one_with_a_command
     owner = object()
     hold(owner, HERE, 1)
     unknown = hold(owner, HERE, None)
+    assert release(owner, HERE, 5) is None
+    unknown.command = Command(5, HERE, 7)  # type: ignore[assignment]
 
     assert release(owner, HERE, 5, being_made=True) is None
     assert release(owner, THERE, 5) is None
     assert release(owner, HERE, 5) is unknown
     assert release(owner, HERE, 5) is None
     assert ids() == [1]
+
+
+def test_a_connection_without_a_number_is_for_one_command() -> None:
+    # A task that was started while the command was open has a copy of the note.
+    owner = object()
+    hold(owner, HERE, None)
+
+    assert held_connection(owner, HERE, 7) is None
 
 
 def test_connections_that_somebody_else_gave_back_are_forgotten_in_the_end() -> None:

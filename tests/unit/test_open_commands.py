@@ -35,7 +35,8 @@ def open_command(spans: Spans, table: OpenCommands) -> Callable[..., OpenCommand
     def opened(request_id: int, held: HeldConnection | None = None) -> OpenCommand:
         held = held or hold(table, ADDRESS, 1)
         command_id: CommandId = (request_id, ADDRESS, 42)
-        return OpenCommand(command_id, held, request_id, 1, None, spans.tracer.start_span(f"{request_id}"), None)  # type: ignore[arg-type]
+        span = spans.tracer.start_span(f"{request_id}")
+        return OpenCommand(command_id, held, request_id, None, 1, None, span, None)  # type: ignore[arg-type]
 
     return opened
 

@@ -14,6 +14,15 @@ def test_the_oldest_is_forgotten() -> None:
     assert (len(recent), recent.get(1), recent.get(2), recent.get(3)) == (2, None, "2", "3")
 
 
+def test_what_is_put_again_is_the_newest() -> None:
+    recent: Recent[int, str] = Recent(2)
+
+    for key in (1, 2, 1, 3):
+        recent.put(key, str(key))
+
+    assert (recent.get(1), recent.get(2), recent.get(3)) == ("1", None, "3")
+
+
 def test_what_is_popped_is_forgotten() -> None:
     recent: Recent[int, str] = Recent(2)
     recent.put(1, "1")
