@@ -158,9 +158,9 @@ def start_attributes(
 
 
 def _add_transaction(attributes: Attributes, command: Mapping[str, Any]) -> None:
-    number = command.get("txnNumber")
-    if isinstance(number, int):
-        attributes[names.TXN_NUMBER] = int(number)
+    number = transaction_number(command)
+    if number is not None:
+        attributes[names.TXN_NUMBER] = number
     session = command.get("lsid")
     session_id = session.get("id") if _is_document(session) else None
     if isinstance(session_id, bytes) and len(session_id) == 16:
@@ -191,6 +191,12 @@ def continued_cursor(command_name: str, command: Mapping[str, Any]) -> int | Non
     """The id of the cursor that a `getMore` goes on with."""
     value = command.get("getMore") if command_name == "getMore" else None
     return int(value) if isinstance(value, int) and value else None
+
+
+def transaction_number(command: Mapping[str, Any]) -> int | None:
+    """The number of the transaction, or of the retryable write, that a command is part of."""
+    number = command.get("txnNumber")
+    return int(number) if isinstance(number, int) else None
 
 
 def killed_cursors(command: Mapping[str, Any]) -> list[int]:

@@ -24,6 +24,7 @@ from opentelemetry_mongo_events._attributes import (
     reply_outcome,
     span_name,
     start_attributes,
+    transaction_number,
 )
 from opentelemetry_mongo_events._claims import claim, unclaim
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID, runs_in_background, server_connection_id
@@ -142,7 +143,7 @@ class CommandEvents(CommandListener):
             attributes[names.DRIVER_CONNECTION_ID] = held.connection_id
         links = []
         attempt = 1
-        txn_number = command.get("txnNumber")
+        txn_number = transaction_number(command)
         failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number))
         if failed_attempt is not None:
             attempt = failed_attempt[1] + 1

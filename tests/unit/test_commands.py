@@ -150,6 +150,17 @@ def test_a_command_that_raises_is_passed_over(commands: Any, spans: Spans) -> No
     assert spans.names == []
 
 
+@pytest.mark.parametrize("field", ["txnNumber", "lsid", "autocommit", "documents", "getMore", "collection", "cursors"])
+@pytest.mark.parametrize("value", [None, [], {}, "x", 3.5, False])
+def test_an_odd_field_costs_no_span(commands: Any, spans: Spans, field: str, value: Any) -> None:
+    for name in ("insert", "getMore", "killCursors", "explain"):
+        commands.started(started({name: "orders", "autocommit": False} | {field: value}))
+        commands.succeeded(succeeded(name))
+
+    assert len(spans.finished) == 4
+    assert commands.guard.failures == {}
+
+
 @pytest.mark.parametrize("reply", [None, b"raw", 3, {}])
 def test_an_odd_reply_ends_its_span(commands: Any, spans: Spans, reply: Any) -> None:
     commands.started(started({"find": "orders"}))
