@@ -5,7 +5,6 @@ With `OTEL_EXPORTER_OTLP_ENDPOINT` set the traces go there in place of the termi
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from rich.tree import Tree
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from tests.application import console_spans, instrumented  # noqa: E402  # it is found only now
 from tests.servers.processes import NxServer, environment  # noqa: E402  # it is found only now
 
 if TYPE_CHECKING:
@@ -44,14 +44,9 @@ def main() -> int:
     with NxServer() as server:
         console.print(f"Running examples/shop.py under opentelemetry-instrument, on {server.uri} ...")
         shop = subprocess.run(  # noqa: S603  # our own script
-            [
-                str(Path(sys.executable).parent / "opentelemetry-instrument"),
-                *("--traces_exporter", "otlp" if endpoint else "console"),
-                *("--metrics_exporter", "none", "--logs_exporter", "none"),
-                *("--service_name", "shop"),
-                sys.executable,
-                str(HERE / "shop.py"),
-            ],
+            instrumented(
+                HERE / "shop.py", "--traces_exporter", "otlp" if endpoint else "console", "--service_name", "shop"
+            ),
             env=shop_environment(server.uri),
             stdout=None if endpoint else subprocess.PIPE,
             text=True,
@@ -63,7 +58,7 @@ def main() -> int:
     if endpoint:
         console.print(f"The traces of the service 'shop' were sent to {endpoint}.")
         return 0
-    spans = list(read_spans(shop.stdout))
+    spans = list(console_spans(shop.stdout))
     for tree in trees(spans):
         console.print()
         console.print(tree)
@@ -82,15 +77,6 @@ def shop_environment(uri: str) -> dict[str, str]:
         | kept
         | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}  # the exporter that is installed
     )
-
-
-def read_spans(text: str) -> Iterator[Span]:
-    """The spans that the console exporter wrote: JSON documents, one behind the other."""
-    decoder = json.JSONDecoder()
-    position = 0
-    while (position := text.find("{", position)) >= 0:
-        span, position = decoder.raw_decode(text, position)
-        yield span
 
 
 def trees(spans: list[Span]) -> Iterator[Tree]:

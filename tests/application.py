@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.servers.processes import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # It knows nothing of this package: only PyMongo, and OpenTelemetry's API for a span of its own.
 SCRIPT = """
@@ -37,6 +40,17 @@ with MongoClient(os.environ["MONGODB_URI"], serverSelectionTimeoutMS=5000) as cl
 """
 
 
+def instrumented(script: Path, *options: str) -> list[str]:
+    """The command line that runs a script under `opentelemetry-instrument`, for its traces alone."""
+    return [
+        str(Path(sys.executable).parent / "opentelemetry-instrument"),
+        *("--metrics_exporter", "none", "--logs_exporter", "none"),
+        *options,
+        sys.executable,
+        str(script),
+    ]
+
+
 def run_instrumented(
     script: str, uri: str, folder: Path, *options: str, database: str = "shop", **variables: str
 ) -> subprocess.CompletedProcess[str]:
@@ -48,13 +62,7 @@ def run_instrumented(
     path = folder / "application.py"
     path.write_text(script)
     return subprocess.run(
-        [
-            str(Path(sys.executable).parent / "opentelemetry-instrument"),
-            *("--metrics_exporter", "none", "--logs_exporter", "none"),
-            *options,
-            sys.executable,
-            str(path),
-        ],
+        instrumented(path, *options),
         env=environment()
         | {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo", "MONGODB_URI": uri, "MONGODB_DATABASE": database}
         | variables,
@@ -65,12 +73,22 @@ def run_instrumented(
     )
 
 
-def console_spans(output: str) -> list[dict[str, Any]]:
-    """The spans that the console exporter wrote."""
+def run_demo(**variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the demo, with those environment variables."""
+    return subprocess.run(
+        [sys.executable, str(Path(__file__).resolve().parent.parent / "examples" / "demo.py")],
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def console_spans(output: str) -> Iterator[dict[str, Any]]:
+    """The spans that the console exporter wrote: JSON documents, one behind the other."""
     decoder = json.JSONDecoder()
-    spans = []
     position = 0
     while (position := output.find("{", position)) >= 0:
         span, position = decoder.raw_decode(output, position)
-        spans.append(span)
-    return spans
+        yield span

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ from pymongo import MongoClient, monitoring
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from opentelemetry_mongo_events._claims import _claim
+from opentelemetry_mongo_events._held_connections import _held
 from tests.clients import connect
 from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, table_of
@@ -20,17 +22,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in os.environ:
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
-def no_claim() -> None:
-    """A test may leave a command open, and the next one have its request id."""
+def nothing_left_by_another_test() -> None:
+    """A test may leave a command open or a connection checked out, and the next one have its number."""
     _claim.__dict__.clear()
+    _held.set(())
 
 
 @pytest.fixture

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 from tests.application import SCRIPT, console_spans, run_instrumented
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
     from tests.servers.scripted import ScriptedServer
 
 
+def run_on_console(
+    server: ScriptedServer, folder: Path, script: str = SCRIPT, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return run_instrumented(script, server.uri, folder, "--traces_exporter", "console", **variables)
+
+
 def test_an_unmodified_script_is_traced(server: ScriptedServer, tmp_path: Path) -> None:
-    run = run_instrumented(SCRIPT, server.uri, tmp_path, "--traces_exporter", "console")
+    run = run_on_console(server, tmp_path)
 
     assert (run.returncode, run.stderr) == (0, "")
     spans = {span["name"]: span for span in console_spans(run.stdout)}
@@ -27,12 +34,9 @@ def test_an_unmodified_script_is_traced(server: ScriptedServer, tmp_path: Path) 
 
 
 def test_options_come_from_the_environment(server: ScriptedServer, tmp_path: Path) -> None:
-    run = run_instrumented(
-        SCRIPT,
-        server.uri,
+    run = run_on_console(
+        server,
         tmp_path,
-        "--traces_exporter",
-        "console",
         OTEL_PYTHON_MONGO_EVENTS_EXCLUDE_COMMANDS="insert, find",
         OTEL_PYTHON_MONGO_EVENTS_REQUIRE_PARENT_SPAN="true",
     )
@@ -47,9 +51,7 @@ def test_options_come_from_the_environment(server: ScriptedServer, tmp_path: Pat
 
 
 def test_a_wrong_option_is_one_warning_and_stops_nothing(server: ScriptedServer, tmp_path: Path) -> None:
-    run = run_instrumented(
-        SCRIPT, server.uri, tmp_path, "--traces_exporter", "console", OTEL_PYTHON_MONGO_EVENTS_COMMANDS="perhaps"
-    )
+    run = run_on_console(server, tmp_path, OTEL_PYTHON_MONGO_EVENTS_COMMANDS="perhaps")
 
     assert run.returncode == 0
     assert run.stderr == (
@@ -60,20 +62,15 @@ def test_a_wrong_option_is_one_warning_and_stops_nothing(server: ScriptedServer,
 
 
 def test_beside_the_other_instrumentation_there_is_one_span_a_command(server: ScriptedServer, tmp_path: Path) -> None:
-    run = run_instrumented(
-        SCRIPT, server.uri, tmp_path, "--traces_exporter", "console", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=""
-    )
+    run = run_on_console(server, tmp_path, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="")
 
     names = [span["name"] for span in console_spans(run.stdout)]
     assert (run.returncode, names.count("shop.find"), names.count("find orders")) == (0, 1, 0)
     assert run.stderr.count("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo") == 1
 
-    run = run_instrumented(
-        SCRIPT,
-        server.uri,
+    run = run_on_console(
+        server,
         tmp_path,
-        "--traces_exporter",
-        "console",
         OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="mongo_events",
     )
 
@@ -84,7 +81,7 @@ def test_beside_the_other_instrumentation_there_is_one_span_a_command(server: Sc
 
 def test_a_script_that_is_stopped_by_a_signal_leaves_its_spans(server: ScriptedServer, tmp_path: Path) -> None:
     script = SCRIPT + "\nraise KeyboardInterrupt\n"
-    run = run_instrumented(script, server.uri, tmp_path, "--traces_exporter", "console")
+    run = run_on_console(server, tmp_path, script)
 
     assert run.returncode != 0
     assert "find orders" in {span["name"] for span in console_spans(run.stdout)}

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.trace import StatusCode
 from pymongo.errors import BulkWriteError, OperationFailure
 
+from tests.application import run_demo
 from tests.clients import connect
-from tests.servers.processes import NxServer, environment
+from tests.servers.processes import NxServer
 from tests.spans import Spans, attributes, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.nx
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +65,7 @@ def test_an_error_without_a_code(shop: Any, spans: Spans) -> None:
 
 
 def test_the_demo_shows_its_traces() -> None:
-    demo = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "demo.py")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    demo = run_demo()
 
     assert (demo.returncode, demo.stderr.count("shop: ")) == (0, 7)
     lines = demo.stdout.splitlines()

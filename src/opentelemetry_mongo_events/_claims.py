@@ -20,10 +20,7 @@ def claim(key: object, owner: object) -> bool:
 
     The driver calls globally registered listeners first, so these win over a client's own.
     """
-    if _claim.owner is owner:
-        _claim.key = key
-        return True
-    if _claim.key == key:
+    if _claim.owner is not owner and _claim.key == key:
         return False
     _claim.key = key
     _claim.owner = owner

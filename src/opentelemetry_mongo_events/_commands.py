@@ -48,6 +48,10 @@ _NO_PARENT: Final = Context()
 Hook = Callable[[Span, Any], object]
 
 
+def _command_id(event: CommandEvent) -> CommandId:
+    return event.request_id, event.connection_id, server_connection_id(event)
+
+
 class CommandEvents(CommandListener):
     """Opens and closes the spans. Runs on the thread, or in the task, that called the driver; never raises."""
 
@@ -73,16 +77,14 @@ class CommandEvents(CommandListener):
         current_span = get_current_span(context)
         if telemetry.double_tracing is not None and telemetry.double_tracing.found(current_span):
             return
-        address = event.connection_id
-        server_id = server_connection_id(event)
-        command_id = (event.request_id, address, server_id)
+        command_id = _command_id(event)
         if not claim(command_id, self._open):
             return
         if event.command_name in telemetry.config.exclude_commands:
             return
         if telemetry.config.require_parent_span and not current_span.get_span_context().is_valid:
             return
-        held = held_connection(self._open, address, server_id)
+        held = held_connection(self._open, command_id)
         twin = holder(self._open, command_id)
         if twin is not None and (held is None or held.connection_id == twin.connection_id):
             return  # the client has this listener twice
@@ -169,11 +171,9 @@ class CommandEvents(CommandListener):
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
         unclaim(self._open)
-        address = event.connection_id
-        server_id = server_connection_id(event)
-        command_id = (event.request_id, address, server_id)
+        command_id = _command_id(event)
         held = holder(self._open, command_id)
-        if held is None and held_connection(self._open, address, server_id) is not None:
+        if held is None and held_connection(self._open, command_id) is not None:
             return None  # it ran on that connection, and was not opened
         return self._open.take(command_id, held)
 

@@ -76,12 +76,13 @@ def let_go(connection: HeldConnection) -> None:
     _held.set(tuple(each for each in _held.get() if each is not connection))
 
 
-def held_connection(owner: object, address: Any, server_connection_id: int | None) -> HeldConnection | None:
+def held_connection(owner: object, command_id: CommandId) -> HeldConnection | None:
     """The connection that a command which starts now runs on.
 
     The newest one to that address which is free: a connection runs one command at a time. The server's own id of the
     connection, where it is known, tells a pinned cursor's connection from another one.
     """
+    _, address, server_connection_id = command_id
     for connection in reversed(_held.get()):
         # Without a number it was noted for one command, which has ended; a copied context may still hold it.
         if connection.connection_id is None:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.application import SCRIPT, run_instrumented
-from tests.servers.processes import environment
+from tests.application import SCRIPT, run_demo, run_instrumented
 
 if TYPE_CHECKING:
-    from tests.servers.processes import Jaeger
+    from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+    from tests.servers.processes import Jaeger
 
 
 def tags(span: dict[str, Any]) -> dict[str, Any]:
@@ -109,14 +105,7 @@ def test_a_trace_of_an_unmodified_script_arrives_in_jaeger(mongodb_uri: str, jae
 
 
 def test_the_demo_sends_its_traces_where_it_is_told(jaeger: Jaeger) -> None:
-    demo = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "demo.py")],
-        env=environment() | {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.otlp_http_endpoint},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    demo = run_demo(OTEL_EXPORTER_OTLP_ENDPOINT=jaeger.otlp_http_endpoint)
 
     assert demo.returncode == 0
     assert "were sent to" in demo.stdout

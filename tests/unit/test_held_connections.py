@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-from typing import TYPE_CHECKING, Any
-
-import pytest
+from typing import Any
 
 from opentelemetry_mongo_events._held_connections import _held, held_connection, hold, holder, release
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 HERE = ("db.example", 27017)
 THERE = ("db.example", 27018)
-
-
-@pytest.fixture(autouse=True)
-def nothing_held() -> Iterator[None]:
-    token = _held.set(())
-    yield
-    _held.reset(token)
 
 
 class Command:
@@ -35,7 +23,7 @@ def ids() -> list[int | None]:
 
 
 def connection_id(owner: object, address: Any, server_connection_id: int | None) -> int | None:
-    connection = held_connection(owner, address, server_connection_id)
+    connection = held_connection(owner, (1, address, server_connection_id))
     return None if connection is None else connection.connection_id
 
 
@@ -54,11 +42,11 @@ def test_a_command_runs_on_the_newest_connection_to_its_address() -> None:
 def test_a_connection_runs_one_command_at_a_time() -> None:
     owner = object()
     hold(owner, HERE, 1)
-    held = held_connection(owner, HERE, 7)
+    held = held_connection(owner, (1, HERE, 7))
     assert held is not None
 
     held.command = Command(5, HERE, 7)  # type: ignore[assignment]
-    assert held_connection(owner, HERE, 7) is None
+    assert held_connection(owner, (1, HERE, 7)) is None
     assert holder(owner, (5, HERE, 7)) is held
     assert holder(owner, (6, HERE, 7)) is None
     assert holder(owner, (5, THERE, 7)) is None
@@ -130,7 +118,7 @@ def test_a_connection_without_a_number_is_for_one_command() -> None:
     owner = object()
     hold(owner, HERE, None)
 
-    assert held_connection(owner, HERE, 7) is None
+    assert held_connection(owner, (1, HERE, 7)) is None
 
 
 def test_connections_that_somebody_else_gave_back_are_forgotten_in_the_end() -> None:

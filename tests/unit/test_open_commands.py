@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from opentelemetry_mongo_events import _open_commands
-from opentelemetry_mongo_events._held_connections import HeldConnection, _held, held_connection, hold, holder
+from opentelemetry_mongo_events._held_connections import HeldConnection, held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
 from tests.spans import Spans, attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 ADDRESS = ("db.example", 27017)
-
-
-@pytest.fixture(autouse=True)
-def nothing_held() -> Iterator[None]:
-    token = _held.set(())
-    yield
-    _held.reset(token)
 
 
 @pytest.fixture
@@ -87,7 +80,7 @@ def test_a_connection_of_another_thread_is_forgotten_with_its_command(
     table.take(command.command_id, held)
 
     assert holder(table, command.command_id) is None
-    assert held_connection(table, ADDRESS, 42) is None
+    assert held_connection(table, (1, ADDRESS, 42)) is None
 
 
 def test_a_full_table_takes_no_more_and_says_so_once(
