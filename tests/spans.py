@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from opentelemetry_mongo_events._commands import CommandEvents
-from opentelemetry_mongo_events._pools import PoolEvents
+from opentelemetry_mongo_events._connections import ConnectionEvents
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.sampling import Sampler
@@ -61,9 +61,9 @@ def commands_of(listeners: Any) -> CommandEvents:
     return next(listener for listener in listeners if isinstance(listener, CommandEvents))
 
 
-def pools_of(listeners: Any) -> PoolEvents:
+def connections_of(listeners: Any) -> ConnectionEvents:
     """The pool listener among those."""
-    return next(listener for listener in listeners if isinstance(listener, PoolEvents))
+    return next(listener for listener in listeners if isinstance(listener, ConnectionEvents))
 
 
 def table_of(listeners: Any) -> OpenCommands:

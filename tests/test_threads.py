@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.trace import StatusCode
 
 from tests.events import checked_in, checked_out, started, succeeded
-from tests.spans import Spans, attributes, commands_of, pools_of, table_of
+from tests.spans import Spans, attributes, commands_of, connections_of, table_of
 
 if TYPE_CHECKING:
     from pymongo import MongoClient
@@ -53,7 +53,7 @@ def test_what_a_thread_of_the_drivers_own_sends_is_nobodys_child(listeners: Any,
 
 def test_two_threads_with_one_request_id_are_two_commands(listeners: Any, spans: Spans) -> None:
     commands: Any = commands_of(listeners)
-    pools: Any = pools_of(listeners)
+    pools: Any = connections_of(listeners)
     both_are_open = threading.Barrier(2)
 
     def run(connection: int) -> None:

@@ -71,8 +71,8 @@ def listeners(switch: Switch) -> list[CommandListener | ConnectionPoolListener]:
     """New listeners that write to what `switch` holds."""
     # Here, not above: the package can be imported, and its entry point loaded, where PyMongo isn't installed.
     from opentelemetry_mongo_events._commands import CommandEvents
-    from opentelemetry_mongo_events._pools import PoolEvents
+    from opentelemetry_mongo_events._connections import ConnectionEvents
 
     open_commands = OpenCommands()
     guard = Guard()
-    return [CommandEvents(switch, open_commands, guard), PoolEvents(open_commands, guard)]
+    return [CommandEvents(switch, open_commands, guard), ConnectionEvents(open_commands, guard)]

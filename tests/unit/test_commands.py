@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry_mongo_events import _open_commands, event_listeners
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID
 from tests.events import ADDRESS, checked_in, checked_out, failed, started, succeeded
-from tests.spans import Spans, attributes, commands_of, pools_of, table_of
+from tests.spans import Spans, attributes, commands_of, connections_of, table_of
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -356,7 +356,7 @@ def test_one_id_in_two_clients_one_after_the_other_is_two_commands(listeners: An
 def test_without_a_server_connection_id_of_its_own_the_connection_held_tells_them_apart(
     listeners: Any, spans: Spans, server_connection_id: int | None
 ) -> None:
-    commands, pools = commands_of(listeners), pools_of(listeners)
+    commands, pools = commands_of(listeners), connections_of(listeners)
 
     def send(collection: str, connection: int) -> None:
         command = {"getMore": 12, "collection": collection}
@@ -404,7 +404,7 @@ def test_a_command_that_was_not_observed_doesnt_end_one_with_the_same_id(
 ) -> None:
     # Two exhaust cursors at once, whose replies all have the request id 0; one of them is suppressed.
     commands: Any = commands_of(listeners)
-    pools: Any = pools_of(listeners)
+    pools: Any = connections_of(listeners)
 
     def run(connection: int, *, suppressed: bool, between: Any = lambda: None) -> None:
         pools.connection_checked_out(checked_out(connection))

@@ -18,7 +18,7 @@ from tests.events import (
     started,
     succeeded,
 )
-from tests.spans import Spans, attributes, commands_of, pools_of, table_of
+from tests.spans import Spans, attributes, commands_of, connections_of, table_of
 
 
 class Driver:
@@ -26,7 +26,7 @@ class Driver:
 
     def __init__(self, listeners: Any) -> None:
         self.commands: Any = commands_of(listeners)
-        self.pools: Any = pools_of(listeners)
+        self.connections: Any = connections_of(listeners)
         self.table = table_of(listeners)
 
 
@@ -36,10 +36,10 @@ def driver(listeners: Any) -> Driver:
 
 
 def test_a_command_has_the_drivers_id_of_its_connection(driver: Driver, spans: Spans) -> None:
-    driver.pools.connection_checked_out(checked_out(4))
+    driver.connections.connection_checked_out(checked_out(4))
     driver.commands.started(started({"find": "orders"}))
     driver.commands.succeeded(succeeded("find"))
-    driver.pools.connection_checked_in(checked_in(4))
+    driver.connections.connection_checked_in(checked_in(4))
 
     assert attributes(spans.one())["db.mongodb.driver_connection_id"] == 4
 
@@ -48,10 +48,10 @@ def test_a_command_whose_end_is_never_published_ends_when_its_connection_is_give
     driver: Driver, spans: Spans
 ) -> None:
     # As up to PyMongo 4.20.0, after a cancelled task or an interrupted thread.
-    driver.pools.connection_checked_out(checked_out(4))
+    driver.connections.connection_checked_out(checked_out(4))
     driver.commands.started(started({"find": "orders"}))
-    driver.pools.connection_checked_in(checked_in(4))
-    driver.pools.connection_closed(connection_closed(4))
+    driver.connections.connection_checked_in(checked_in(4))
+    driver.connections.connection_closed(connection_closed(4))
 
     span = spans.one("find orders")
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "interrupted")
@@ -62,9 +62,9 @@ def test_a_command_whose_end_is_never_published_ends_when_its_connection_is_give
 def test_an_interrupted_command_doesnt_keep_its_id_from_another_client(driver: Driver, spans: Spans) -> None:
     other = Spans()
     for each in (driver, Driver(event_listeners(tracer_provider=other.provider))):
-        each.pools.connection_checked_out(checked_out(4))
+        each.connections.connection_checked_out(checked_out(4))
         each.commands.started(started({"getMore": 12, "collection": "orders"}, request_id=0))
-        each.pools.connection_checked_in(checked_in(4))
+        each.connections.connection_checked_in(checked_in(4))
 
     assert (spans.names, other.names) == (["getMore orders"], ["getMore orders"])
 
@@ -73,9 +73,9 @@ def test_authentication_whose_end_is_never_published_ends_when_its_connection_is
     driver: Driver, spans: Spans
 ) -> None:
     # The driver authenticates before a connection is checked out, so it never comes to be checked in.
-    driver.pools.connection_created(connection_created(4))
+    driver.connections.connection_created(connection_created(4))
     driver.commands.started(started({"saslStart": 1}, database="admin"))
-    driver.pools.connection_closed(connection_closed(4))
+    driver.connections.connection_closed(connection_closed(4))
 
     told = attributes(spans.one("saslStart admin"))
     assert (told["error.type"], told["db.mongodb.driver_connection_id"]) == ("interrupted", 4)
@@ -83,16 +83,16 @@ def test_authentication_whose_end_is_never_published_ends_when_its_connection_is
 
 
 def test_a_connection_that_was_made_is_held_again_when_it_is_checked_out(driver: Driver, spans: Spans) -> None:
-    driver.pools.connection_created(connection_created(4))
+    driver.connections.connection_created(connection_created(4))
     driver.commands.started(started({"saslStart": 1}, database="admin"))
     driver.commands.succeeded(succeeded("saslStart"))
-    driver.pools.connection_ready(connection_ready(4))
+    driver.connections.connection_ready(connection_ready(4))
     driver.commands.started(started({"ping": 1}))
     driver.commands.succeeded(succeeded("ping"))
-    driver.pools.connection_checked_out(checked_out(4))
+    driver.connections.connection_checked_out(checked_out(4))
     driver.commands.started(started({"find": "orders"}))
     driver.commands.succeeded(succeeded("find"))
-    driver.pools.connection_checked_in(checked_in(4))
+    driver.connections.connection_checked_in(checked_in(4))
 
     assert [attributes(span).get("db.mongodb.driver_connection_id") for span in spans.finished] == [4, None, 4]
 
@@ -100,18 +100,18 @@ def test_a_connection_that_was_made_is_held_again_when_it_is_checked_out(driver:
 def test_a_command_of_a_hook_is_not_taken_for_the_one_around_it(spans: Spans) -> None:
     def hook(span: Any, event: Any) -> None:
         if event.command_name == "find":
-            made.pools.connection_checked_out(checked_out(5))
+            made.connections.connection_checked_out(checked_out(5))
             made.commands.started(started({"ping": 1}, request_id=2, server_connection_id=8))
             made.commands.succeeded(succeeded("ping", request_id=2, server_connection_id=8))
-            made.pools.connection_checked_in(checked_in(5))
+            made.connections.connection_checked_in(checked_in(5))
 
     made = Driver(event_listeners(tracer_provider=spans.provider, request_hook=hook))
-    made.pools.connection_checked_out(checked_out(4))
+    made.connections.connection_checked_out(checked_out(4))
     made.commands.started(started({"find": "orders"}))
     assert len(made.table) == 1
 
     made.commands.failed(failed("find", {"errtype": "AutoReconnect"}))
-    made.pools.connection_checked_in(checked_in(4))
+    made.connections.connection_checked_in(checked_in(4))
 
     assert [(span.name, attributes(span)["db.mongodb.driver_connection_id"]) for span in spans.finished] == [
         ("ping shop", 5),
@@ -121,12 +121,12 @@ def test_a_command_of_a_hook_is_not_taken_for_the_one_around_it(spans: Spans) ->
 
 
 def test_a_connection_that_somebody_else_gives_back_ends_nothing(driver: Driver, spans: Spans) -> None:
-    driver.pools.connection_checked_out(checked_out(4))
+    driver.connections.connection_checked_out(checked_out(4))
     driver.commands.started(started({"find": "orders"}))
-    driver.pools.connection_checked_in(checked_in(99))
-    driver.pools.connection_closed(connection_closed(99))
+    driver.connections.connection_checked_in(checked_in(99))
+    driver.connections.connection_closed(connection_closed(99))
     assert spans.names == []
 
     driver.commands.succeeded(succeeded("find"))
-    driver.pools.connection_checked_in(checked_in(4))
+    driver.connections.connection_checked_in(checked_in(4))
     assert spans.one("find orders").status.status_code is StatusCode.UNSET

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._open_commands import OpenCommands
 
 
-class PoolEvents(ConnectionPoolListener):
+class ConnectionEvents(ConnectionPoolListener):
     """Follows who holds which connection. Runs on the thread, or in the task, that called the driver; never raises.
 
     A connection is held twice: while it is made (the driver authenticates on it) and while it is checked out.
