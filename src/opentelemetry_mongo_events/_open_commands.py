@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
-import weakref
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events._held_connections import let_go
 from opentelemetry_mongo_events._log import warn
+from opentelemetry_mongo_events._process_state import keep_track
 from opentelemetry_mongo_events._semconv import ERROR_TYPE, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -95,7 +93,7 @@ class OpenCommands:
         self._untraced = itertools.count(1)
         self.untraced = 0
         """How many commands got no span because the table was full."""
-        _tables().add(self)
+        keep_track(self)
 
     def __len__(self) -> int:
         return len(self._commands) + len(self._twins)
@@ -149,16 +147,3 @@ class OpenCommands:
         """Drop all without ending them: after a fork they are the parent's."""
         self._commands = {}
         self._twins = {}
-
-
-@functools.cache
-def _tables() -> weakref.WeakSet[OpenCommands]:
-    """All tables. What is registered with `os` can't be taken out again, so it is registered once, for all of them."""
-    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-        os.register_at_fork(after_in_child=_forget_all)
-    return weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for table in _tables():
-        table.forget()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -129,22 +128,6 @@ def test_what_was_forgotten_is_not_taken_from_its_connection(
     table.forget()
 
     assert (table.take_abandoned(command.held), len(table)) == (None, 0)
-
-
-def test_after_a_fork_the_child_forgets_all_of_it(open_command: Callable[..., OpenCommand]) -> None:
-    tables = [OpenCommands(), OpenCommands()]
-    for each in tables:
-        each.add(open_command(1))
-
-    _open_commands._forget_all()
-
-    assert [len(each) for each in tables] == [0, 0]
-
-
-def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "register_at_fork", raising=False)
-
-    assert len(_open_commands._tables.__wrapped__()) == 0
 
 
 def test_a_span_that_a_hook_has_ended_stays_as_it_is(open_command: Callable[..., OpenCommand], spans: Spans) -> None:

@@ -1,0 +1,45 @@
+"""The state of this process: all of it that is alive, which a forked child forgets."""
+
+from __future__ import annotations
+
+import functools
+import os
+import weakref
+from typing import Protocol, TypeVar
+
+
+class ProcessState(Protocol):
+    """What is true in the process that made it only."""
+
+    def forget(self) -> None:
+        """Drop all of it. Runs in a forked child, where no other thread is."""
+
+
+S = TypeVar("S", bound=ProcessState)
+
+
+def keep_track(state: ProcessState) -> None:
+    """Know `state` for as long as it lives."""
+    known = _known()
+    # One operation of a dictionary each: a thread may come or go while another one looks.
+    known[weakref.ref(state, lambda gone: known.pop(gone, None))] = None
+
+
+def living(kind: type[S]) -> list[S]:
+    """All states of that kind which are alive, the oldest first. Runs on any thread."""
+    return [state for reference in list(_known()) if isinstance(state := reference(), kind)]
+
+
+@functools.cache
+def _known() -> dict[weakref.ref[ProcessState], None]:
+    """What is registered with `os` can't be taken out again, so it is registered once, for all of them."""
+    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+        os.register_at_fork(after_in_child=_forget_all)
+    return {}
+
+
+def _forget_all() -> None:
+    for reference in list(_known()):
+        state = reference()
+        if state is not None:
+            state.forget()

@@ -1,0 +1,51 @@
+"""What a forked child forgets."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from opentelemetry_mongo_events import _process_state
+from opentelemetry_mongo_events._process_state import keep_track, living
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class State:
+    def __init__(self, kept: str) -> None:
+        self.kept = kept
+
+    def forget(self) -> None:
+        self.kept = "nothing"
+
+
+class OtherState(State):
+    pass
+
+
+def test_what_is_alive_is_known_by_its_kind_and_kept_alive_by_nobody() -> None:
+    first, second, other = State("first"), State("second"), OtherState("other")
+    for state in (first, second, other):
+        keep_track(state)
+    assert living(OtherState) == [other]
+    assert living(State) == [first, second, other]
+
+    del second, state
+    assert [state.kept for state in living(State)] == ["first", "other"]
+
+
+def test_after_a_fork_the_child_forgets_all_of_it() -> None:
+    states = [State("a"), State("b")]
+    for state in states:
+        keep_track(state)
+
+    _process_state._forget_all()
+
+    assert [state.kept for state in states] == ["nothing", "nothing"]
+
+
+def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+
+    assert _process_state._known.__wrapped__() == {}
