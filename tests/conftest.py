@@ -10,9 +10,10 @@ import pytest
 from pymongo import MongoClient, monitoring
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
-from opentelemetry_mongo_events._claims import _claim
+from opentelemetry_mongo_events._claims import METRICS, SPANS
 from opentelemetry_mongo_events._held_connections import _held
 from tests.clients import connect
+from tests.metrics import Metrics
 from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, table_of
 
@@ -30,7 +31,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nothing_left_by_another_test() -> None:
     """A test may leave a command open or a connection checked out, and the next one have its number."""
-    _claim.__dict__.clear()
+    SPANS.__dict__.clear()
+    METRICS.__dict__.clear()
     _held.set(())
 
 
@@ -46,9 +48,14 @@ def spans() -> Spans:
 
 
 @pytest.fixture
-def listeners(spans: Spans) -> Iterator[Any]:
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def listeners(spans: Spans, metrics: Metrics) -> Iterator[Any]:
     """The listeners of one client; at the end of the test nothing may be open in them."""
-    made = event_listeners(tracer_provider=spans.provider)
+    made = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider)
     yield made
     assert len(table_of(made)) == 0
 

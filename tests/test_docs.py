@@ -38,14 +38,22 @@ def rows(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
 
 
+NO_NAMES = {"IDLE", "INTERRUPTED", "MONGODB", "OTHER", "SCHEMA_URL", "SCOPE", "USED"}
+
+
+def is_metric(constant: str) -> bool:
+    return constant.startswith(("DB_CLIENT_", "MONGODB_CLIENT_"))
+
+
 def emitted() -> set[str]:
     """Every attribute's name that the code has."""
-    constants = {name: getattr(_semconv, name) for name in _semconv.__all__}
-    return {
-        value
-        for name, value in constants.items()
-        if isinstance(value, str) and name not in {"INTERRUPTED", "MONGODB", "OTHER", "SCHEMA_URL"}
-    }
+    constants = {name: getattr(_semconv, name) for name in _semconv.__all__ if not is_metric(name)}
+    return {value for name, value in constants.items() if isinstance(value, str) and name not in NO_NAMES}
+
+
+def measured() -> set[str]:
+    """Every metric's name that the code has."""
+    return {getattr(_semconv, name) for name in _semconv.__all__ if is_metric(name)}
 
 
 def old() -> set[str]:
@@ -53,9 +61,21 @@ def old() -> set[str]:
 
 
 def test_each_attribute_is_in_the_reference_and_no_other() -> None:
-    documented = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Attributes")]
+    spans = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Attributes")]
+    metrics = [cells[0].strip("`") for cells in rows("docs/metrics.md", "## Attributes")]
 
-    assert sorted(documented) == sorted(emitted() - old())
+    assert sorted({*spans, *metrics}) == sorted(emitted() - old())
+    assert [len(page) for page in (spans, metrics)] == [len(set(page)) for page in (spans, metrics)]
+
+
+def test_each_metric_is_in_the_reference_and_no_other() -> None:
+    documented = [
+        cells[0].strip("`")
+        for heading in ("## Commands", "## Connection pools")
+        for cells in rows("docs/metrics.md", heading)
+    ]
+
+    assert sorted(documented) == sorted(measured())
 
 
 def test_each_old_name_is_in_the_reference_with_its_new_one() -> None:

@@ -107,7 +107,11 @@ def test_instrument_registers_its_listeners_once(instrumentor: MongoEventsInstru
         instrumentor.instrument()
         instrumentor.uninstrument()
 
-    assert len(registered_listeners()) == 2
+    assert [type(listener).__name__ for listener in registered_listeners()] == [
+        "CommandEvents",
+        "ConnectionEvents",
+        "PoolEvents",
+    ]
 
 
 def test_a_second_instrument_without_a_stop_changes_nothing(
@@ -201,7 +205,15 @@ def test_commands_can_be_switched_off(
         client.admin.command("ping")
 
     assert spans.names == []
-    assert event_listeners(commands=False) == []
+    assert [type(listener).__name__ for listener in event_listeners(commands=False)] == ["PoolEvents"]
+
+
+def test_what_is_off_has_no_listener() -> None:
+    assert event_listeners(commands=False, pools=False) == []
+    assert [type(listener).__name__ for listener in event_listeners(pools=False)] == [
+        "CommandEvents",
+        "ConnectionEvents",
+    ]
 
 
 def test_one_list_of_listeners_serves_several_clients(server: ScriptedServer, listeners: Any, spans: Spans) -> None:

@@ -12,6 +12,7 @@ from opentelemetry.util.types import AttributeValue
 from opentelemetry_mongo_events import _semconv as names
 
 Attributes = dict[str, AttributeValue]
+Address = tuple[str, "int | None"]
 
 # The commands whose own value is a collection's name. A list, since the value under a command's name is often something
 # else: a user (`dropUser`), a namespace (`renameCollection`), a number (`getMore`).
@@ -81,6 +82,7 @@ class Outcome(NamedTuple):
 
 # The outcomes where an odd event can't be read: its span is closed all the same.
 SUCCEEDED: Final = Outcome({}, None)
+INTERRUPTED: Final = Outcome({names.ERROR_TYPE: names.INTERRUPTED}, names.INTERRUPTED)
 FAILED: Final = Outcome({names.ERROR_TYPE: names.OTHER}, names.OTHER)
 
 
@@ -120,13 +122,34 @@ def span_name(command_name: str, database: str, collection: str | None) -> str:
     return name if len(name) <= _SUMMARY_LENGTH else name[:_SUMMARY_LENGTH]
 
 
+def server_attributes(address: Address | None) -> Attributes:
+    """The host and the port; the path of a Unix socket."""
+    if address is None:
+        return {}
+    host, port = address
+    return {names.SERVER_ADDRESS: host} if port is None else {names.SERVER_ADDRESS: host, names.SERVER_PORT: port}
+
+
+def metric_attributes(command_name: str, database: str, collection: str | None, address: Address | None) -> Attributes:
+    """What the metrics of a command have, however it ends."""
+    attributes: Attributes = {
+        names.DB_SYSTEM_NAME: names.MONGODB,
+        names.DB_NAMESPACE: database,
+        names.DB_OPERATION_NAME: command_name,
+        **server_attributes(address),
+    }
+    if collection is not None:
+        attributes[names.DB_COLLECTION_NAME] = collection
+    return attributes
+
+
 def start_attributes(
     command_name: str,
     database: str,
     collection: str | None,
     summary: str,
     command: Mapping[str, Any],
-    address: tuple[str, int | None] | None,
+    address: Address | None,
     old_names: bool,
 ) -> Attributes:
     """What is known of a command before it is sent, so that a sampler sees it."""
@@ -139,11 +162,8 @@ def start_attributes(
     if collection is not None:
         attributes[names.DB_COLLECTION_NAME] = collection
     if address is not None:
-        host, port = address
-        attributes[names.SERVER_ADDRESS] = host
-        attributes[names.NETWORK_TRANSPORT] = "unix" if port is None else "tcp"
-        if port is not None:
-            attributes[names.SERVER_PORT] = port
+        attributes.update(server_attributes(address))
+        attributes[names.NETWORK_TRANSPORT] = "unix" if address[1] is None else "tcp"
     if command_name in _BATCHES:
         batch = command.get(_BATCHES[command_name])
         # The conventions leave the size out for one: that is no batch.

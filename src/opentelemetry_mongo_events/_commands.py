@@ -1,11 +1,11 @@
-"""Commands as spans: opened on `started`, closed on `succeeded` or `failed`."""
+"""Commands as spans and metrics: opened on `started`, closed on `succeeded` or `failed`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import Context, get_current
+from opentelemetry.context import get_current
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, get_current_span
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
@@ -21,19 +21,24 @@ from opentelemetry_mongo_events._attributes import (
     failure_outcome,
     is_retryable_write_error,
     killed_cursors,
+    metric_attributes,
     reply_outcome,
     span_name,
     start_attributes,
     transaction_number,
 )
-from opentelemetry_mongo_events._claims import claim, unclaim
+from opentelemetry_mongo_events._claims import METRICS, SPANS
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID, runs_in_background, server_connection_id
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._recent import Recent
+from opentelemetry_mongo_events._telemetry import NO_PARENT
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+    from opentelemetry_mongo_events._attributes import Address, Attributes
     from opentelemetry_mongo_events._driver import CommandEvent
     from opentelemetry_mongo_events._held_connections import HeldConnection
     from opentelemetry_mongo_events._telemetry import Switch, Telemetry
@@ -43,13 +48,16 @@ _REMEMBERED: Final = 1_000
 # What the driver sends by itself, besides what it sends for a caller: it may come from a background thread or task.
 _BACKGROUND: Final = frozenset({"authenticate", "endSessions", "killCursors", "saslContinue", "saslStart"})
 
-_NO_PARENT: Final = Context()
-
 Hook = Callable[[Span, Any], object]
 
 
 def _command_id(event: CommandEvent) -> CommandId:
     return event.request_id, event.connection_id, server_connection_id(event)
+
+
+def _cursor_key(address: Address | None, cursor: int) -> tuple[Any, ...]:
+    # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
+    return (cursor, *(address or ()))
 
 
 class CommandEvents(CommandListener):
@@ -59,38 +67,38 @@ class CommandEvents(CommandListener):
         self.guard = guard
         self._switch = switch
         self._open = open_commands
-        self._cursors: Recent[tuple[Any, int], SpanContext] = Recent(_REMEMBERED)
+        self._cursors: Recent[tuple[Any, ...], SpanContext] = Recent(_REMEMBERED)
         self._failed_attempts: Recent[tuple[int | None, str, int | None], tuple[SpanContext, int]] = Recent(_REMEMBERED)
+        self._measured: Recent[tuple[Any, ...], Attributes] = Recent(_REMEMBERED)
 
     @guarded
     def started(self, event: CommandStartedEvent) -> None:
-        """Open a span for the command, unless it is suppressed, excluded, traced by another, or not sampled."""
+        """Open the command: a span, unless it is excluded, traced by another or not sampled, and its metrics."""
         if event.command_name == "killCursors":  # seen or not, its cursors are gone
             for cursor in killed_cursors(event.command):
-                self._cursors.pop((event.connection_id, cursor))
+                self._cursors.pop(_cursor_key(event.connection_id, cursor))
         telemetry = self._switch.telemetry
         if telemetry is None or not telemetry.config.commands or not is_instrumentation_enabled():
             return
         context = get_current()
         if event.command_name in _BACKGROUND and runs_in_background():
-            context = _NO_PARENT
-        current_span = get_current_span(context)
-        if telemetry.double_tracing is not None and telemetry.double_tracing.found(current_span):
-            return
+            context = NO_PARENT
         command_id = _command_id(event)
-        if not claim(command_id, self._open):
-            return
-        if event.command_name in telemetry.config.exclude_commands:
-            return
-        if telemetry.config.require_parent_span and not current_span.get_span_context().is_valid:
+        is_measured = telemetry.instruments.are_real and METRICS.take(command_id, self._open)
+        is_traced = self._is_traced(event, command_id, context, telemetry)
+        if not is_measured and not is_traced:
             return
         held = held_connection(self._open, command_id)
         twin = holder(self._open, command_id)
         if twin is not None and (held is None or held.connection_id == twin.connection_id):
             return  # the client has this listener twice
         if self._open.has_room():
-            self._open_span(event, command_id, held, context, telemetry)
-            claim(command_id, self._open)  # again: a hook may have run commands of its own
+            self._open_command(event, command_id, held, context, telemetry, is_traced, is_measured)
+            # Again: a hook may have run commands of its own.
+            if is_measured:
+                METRICS.take(command_id, self._open)
+            if is_traced:
+                SPANS.take(command_id, self._open)
 
     @guarded
     def succeeded(self, event: CommandSucceededEvent) -> None:
@@ -123,54 +131,103 @@ class CommandEvents(CommandListener):
         finally:
             self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
 
-    def _open_span(
+    def _is_traced(
+        self, event: CommandStartedEvent, command_id: CommandId, context: Context, telemetry: Telemetry
+    ) -> bool:
+        """Whether the command gets a span of this listener's, if it is sampled."""
+        current_span = get_current_span(context)
+        if telemetry.double_tracing is not None and telemetry.double_tracing.found(current_span):
+            return False
+        if not SPANS.take(command_id, self._open) or event.command_name in telemetry.config.exclude_commands:
+            return False
+        return not telemetry.config.require_parent_span or current_span.get_span_context().is_valid
+
+    def _open_command(
         self,
         event: CommandStartedEvent,
         command_id: CommandId,
         held: HeldConnection | None,
         context: Context,
         telemetry: Telemetry,
+        is_traced: bool,
+        is_measured: bool,
     ) -> None:
         _, address, server_id = command_id
         command_name = event.command_name
         command = event.command
         collection = collection_name(command_name, command)
-        name = span_name(command_name, event.database_name, collection)
-        attributes = start_attributes(
-            command_name, event.database_name, collection, name, command, address, telemetry.old_names
-        )
-        if server_id is not None:
-            attributes[names.SERVER_CONNECTION_ID] = server_id
-        if held is not None:
-            attributes[names.DRIVER_CONNECTION_ID] = held.connection_id
-        links = []
         attempt = 1
         txn_number = transaction_number(command)
-        failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number))
-        if failed_attempt is not None:
-            attempt = failed_attempt[1] + 1
-            attributes[names.ATTEMPT] = attempt
-            links.append(Link(failed_attempt[0]))
         continued = continued_cursor(command_name, command)
-        if continued is not None:
-            attributes[names.CURSOR_ID] = continued
-            opener = self._cursors.get((address, continued))
-            if opener is not None:
-                links.append(Link(opener))
-        span = telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes, links)
-        if not span.is_recording():
+        span = None
+        wait_time = None
+        if held is not None:
+            wait_time, held.wait_time = held.wait_time, None
+        if is_traced:
+            name = span_name(command_name, event.database_name, collection)
+            attributes = start_attributes(
+                command_name, event.database_name, collection, name, command, address, telemetry.old_names
+            )
+            if server_id is not None:
+                attributes[names.SERVER_CONNECTION_ID] = server_id
+            if held is not None:
+                attributes[names.DRIVER_CONNECTION_ID] = held.connection_id
+            if wait_time is not None:
+                attributes[names.WAIT_TIME] = wait_time
+            links = []
+            failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number))
+            if failed_attempt is not None:
+                attempt = failed_attempt[1] + 1
+                attributes[names.ATTEMPT] = attempt
+                links.append(Link(failed_attempt[0]))
+            if continued is not None:
+                attributes[names.CURSOR_ID] = continued
+                opener = self._cursors.get(_cursor_key(address, continued))
+                if opener is not None:
+                    links.append(Link(opener))
+            span = telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes, links)
+            if not span.is_recording():
+                span = None
+        if span is None and not is_measured:
             return
+        measured = None
+        if is_measured:
+            measured = self._metric_attributes(command_name, event.database_name, collection, address)
         if held is None:
             held = hold(self._open, address, None)
         self._open.add(
-            OpenCommand(command_id, held, event.operation_id, txn_number, attempt, continued, span, telemetry)
+            OpenCommand(
+                command_id,
+                held,
+                event.operation_id,
+                txn_number,
+                attempt,
+                continued,
+                span,
+                measured,
+                context,
+                telemetry,
+            )
         )
-        if telemetry.request_hook is not None:
+        if span is not None and telemetry.request_hook is not None:
             self.guard.run("request_hook", telemetry.request_hook, span, event)
+
+    def _metric_attributes(
+        self, command_name: str, database: str, collection: str | None, address: Address | None
+    ) -> Attributes:
+        """The same mapping for the same command: to make one for each costs as much as to record."""
+        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
+        key = (command_name, database, collection, *(address or ()))
+        attributes = self._measured.get(key)
+        if attributes is None:
+            attributes = metric_attributes(command_name, database, collection, address)
+            self._measured.put(key, attributes)
+        return attributes
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
-        unclaim(self._open)
+        SPANS.give_up(self._open)
+        METRICS.give_up(self._open)
         command_id = _command_id(event)
         held = holder(self._open, command_id)
         if held is None and held_connection(self._open, command_id) is not None:
@@ -179,12 +236,14 @@ class CommandEvents(CommandListener):
 
     def _remember_cursor(self, command: OpenCommand, cursor: int | None) -> None:
         """Remember which span opened a cursor, until the cursor is exhausted or broken."""
+        if command.span is None:
+            return
         address = command.command_id[1]
         if command.continued_cursor is None:
             if cursor:
-                self._cursors.put((address, cursor), command.span.get_span_context())
+                self._cursors.put(_cursor_key(address, cursor), command.span.get_span_context())
         elif not cursor:
-            self._cursors.pop((address, command.continued_cursor))
+            self._cursors.pop(_cursor_key(address, command.continued_cursor))
 
     def _remember_attempt(self, command: OpenCommand, command_name: str) -> None:
         """Remember a failed attempt: the next one of its operation will link to it.
@@ -192,15 +251,20 @@ class CommandEvents(CommandListener):
         A command that the driver never repeats has its own request id for an operation id. The batches of a bulk write
         share theirs, and each has a transaction number of its own, which its attempts keep.
         """
-        if ATTEMPTS_SHARE_OPERATION_ID and command.operation_id != command.command_id[0]:
+        if command.span is not None and ATTEMPTS_SHARE_OPERATION_ID and command.operation_id != command.command_id[0]:
             attempt = (command.span.get_span_context(), command.attempt)
             self._failed_attempts.put((command.operation_id, command_name, command.txn_number), attempt)
 
     def _close(
-        self, command: OpenCommand, outcome: Outcome, hook_name: str, hook: Hook | None, event: CommandEvent
+        self,
+        command: OpenCommand,
+        outcome: Outcome,
+        hook_name: str,
+        hook: Hook | None,
+        event: CommandSucceededEvent | CommandFailedEvent,
     ) -> None:
         try:
-            if hook is not None:
+            if hook is not None and command.span is not None:
                 self.guard.run(hook_name, hook, command.span, event)
         finally:  # a hook may also be interrupted
-            command.close(*outcome)
+            command.close(outcome, event.duration_micros / 1e6)

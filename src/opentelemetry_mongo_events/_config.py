@@ -45,13 +45,17 @@ class Config:
     value and what is allowed; the default stands in for it, as it does for None. No value makes the constructor raise.
 
     Attributes:
-        commands: Whether commands are observed at all. Where they are not, no command listener is registered.
+        commands: Whether commands are observed at all, as spans and metrics. Where they are not, no listener is
+            registered for them.
+        pools: Whether connection pools are observed: their metrics, and a span for a checkout that failed. Where they
+            are not, no listener is registered for them, but for what a command span needs.
         exclude_commands: Names of commands that get no span, as MongoDB spells them (`ping`, `endSessions`). Takes any
             iterable of names, or one text with commas between them; holds a frozenset.
         require_parent_span: Whether a command outside of any span gets none.
     """
 
     commands: bool = _option(True, _switch, "true or false is")
+    pools: bool = _option(True, _switch, "true or false is")
     exclude_commands: Collection[str] = _option(
         frozenset(), _names, "a list of command names, or a text with commas between them, is"
     )

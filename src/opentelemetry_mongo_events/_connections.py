@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from pymongo.monitoring import (
@@ -19,12 +21,16 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
-from opentelemetry_mongo_events._claims import unclaim
+from opentelemetry_mongo_events._claims import METRICS, SPANS
+from opentelemetry_mongo_events._driver import POOL_EVENTS_HAVE_DURATIONS, duration
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import hold, release
 
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._open_commands import OpenCommands
+
+
+_checkout_started: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_started", default=None)
 
 
 class ConnectionEvents(ConnectionPoolListener):
@@ -50,7 +56,7 @@ class ConnectionEvents(ConnectionPoolListener):
     @guarded
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
         """The current thread or task got a connection."""
-        hold(self._open, event.address, event.connection_id)
+        hold(self._open, event.address, event.connection_id).wait_time = duration(event, _checkout_started.get())
 
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
@@ -70,7 +76,8 @@ class ConnectionEvents(ConnectionPoolListener):
         # It gives the connection back in the same task or thread.
         command = self._open.take_abandoned(held)
         if command is not None:
-            unclaim(self._open)
+            SPANS.give_up(self._open)
+            METRICS.give_up(self._open)
             command.interrupt()
 
     def pool_created(self, event: PoolCreatedEvent) -> None:
@@ -86,7 +93,9 @@ class ConnectionEvents(ConnectionPoolListener):
         """Nothing to note."""
 
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
-        """Nothing to note."""
+        """The current thread or task waits for a connection."""
+        if not POOL_EVENTS_HAVE_DURATIONS:
+            _checkout_started.set(time.perf_counter())
 
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
         """Nothing to note."""

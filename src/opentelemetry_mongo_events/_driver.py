@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 from pymongo import version_tuple
 from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
@@ -12,6 +13,9 @@ CommandEvent = CommandStartedEvent | CommandSucceededEvent | CommandFailedEvent
 
 ATTEMPTS_SHARE_OPERATION_ID = version_tuple >= (4, 18)
 """Before 4.18 each attempt of an operation has an `operation_id` of its own."""
+
+POOL_EVENTS_HAVE_DURATIONS = version_tuple >= (4, 7)
+"""Before 4.7 what the pool's events tell the end of is measured by ourselves."""
 
 
 def server_connection_id(event: CommandEvent) -> int | None:
@@ -32,3 +36,16 @@ def runs_in_background() -> bool:
     except RuntimeError:  # no event loop runs in this thread
         return False
     return task is not None and task.get_name().startswith("pymongo_")
+
+
+def duration(event: object, since: float | None) -> float | None:
+    """How many seconds what a pool event tells the end of took, or None.
+
+    Where the driver doesn't tell it, it is measured: `since` is when it began, by `time.perf_counter()`.
+    """
+    seconds = getattr(event, "duration", None)
+    if seconds is None:
+        if since is None:
+            return None
+        seconds = time.perf_counter() - since
+    return max(0.0, float(seconds))

@@ -28,9 +28,10 @@ class HeldConnection:
         being_made: Whether the driver is still making it: it authenticates on a connection before it hands it out.
         server_connection_id: The server's number, once a command has told it.
         command: What is open on it.
+        wait_time: How many seconds were waited for it; None once a command has told it, or where it isn't known.
     """
 
-    __slots__ = ("address", "being_made", "command", "connection_id", "owner", "server_connection_id")
+    __slots__ = ("address", "being_made", "command", "connection_id", "owner", "server_connection_id", "wait_time")
 
     def __init__(self, owner: object, address: Any, connection_id: int | None, being_made: bool) -> None:
         self.owner = owner
@@ -39,6 +40,7 @@ class HeldConnection:
         self.being_made = being_made
         self.server_connection_id: int | None = None
         self.command: OpenCommand | None = None
+        self.wait_time: float | None = None
 
 
 # A tuple, not a list: a task starts with a copy of its parent's context, and what it holds is not its parent's.

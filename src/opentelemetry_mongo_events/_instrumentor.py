@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
 from opentelemetry_mongo_events._double_tracing import DoubleTracing
-from opentelemetry_mongo_events._listeners import listeners
+from opentelemetry_mongo_events._listeners import command_listeners, pool_listeners
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterable
 
 
 class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -31,7 +32,7 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     # The class is a singleton, whose constructor may run again and again: its state is here.
     _switch: Switch = Switch()
-    _registered: bool = False
+    _registered: frozenset[str] = frozenset()
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """The versions of PyMongo that can be observed, as in the extra `instruments`."""
@@ -40,13 +41,20 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, **kwargs: Any) -> None:
         telemetry = telemetry_from(kwargs, double_tracing=DoubleTracing())
         self._switch.telemetry = telemetry
-        # Registered for good: PyMongo has no way to take a listener out, so a second one would double every span.
-        if telemetry.config.commands and not self._registered:
-            from pymongo import monitoring
+        if telemetry.config.commands:
+            self._register("commands", command_listeners)
+        if telemetry.config.pools:
+            self._register("pools", functools.partial(pool_listeners, for_all=True))
 
-            for listener in listeners(self._switch):
-                monitoring.register(listener)
-            MongoEventsInstrumentor._registered = True
+    def _register(self, signal: str, listeners: Callable[[Switch], Iterable[Any]]) -> None:
+        """Register a signal's listeners, once: PyMongo has no way to take one out, and a second one doubles all."""
+        if signal in self._registered:
+            return
+        from pymongo import monitoring
+
+        for listener in listeners(self._switch):
+            monitoring.register(listener)
+        MongoEventsInstrumentor._registered |= {signal}
 
     def _uninstrument(self, **kwargs: Any) -> None:
         self._switch.telemetry = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from opentelemetry_mongo_events._config import shown
 from opentelemetry_mongo_events._guard import Guard
+from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._open_commands import OpenCommands
+from opentelemetry_mongo_events._pool_states import PoolStates
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
@@ -13,12 +16,15 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
     from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
+    Listener: TypeAlias = CommandListener | ConnectionPoolListener
+
     from opentelemetry_mongo_events._config import Config
     from opentelemetry_mongo_events._telemetry import FailedHook, RequestHook, ResponseHook
 
 
 def event_listeners(
     *,
+    client_name: str | None = None,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
     logger_provider: Any | None = None,
@@ -27,7 +33,7 @@ def event_listeners(
     response_hook: ResponseHook | None = None,
     failed_hook: FailedHook | None = None,
     **options: Any,
-) -> list[CommandListener | ConnectionPoolListener]:
+) -> list[Listener]:
     """The listeners that observe one client, for its `event_listeners` argument.
 
     They work without `MongoEventsInstrumentor`, for as long as the client lives. Where the instrumentor observes the
@@ -37,8 +43,10 @@ def event_listeners(
         `MongoClient(uri, event_listeners=event_listeners(exclude_commands="ping"))`
 
     Args:
+        client_name: Stands before the name of each pool in the metrics (`billing/db.example:27017`), so that several
+            clients of one server can be told apart.
         tracer_provider: Where spans go; the global provider if there is none.
-        meter_provider: Where metrics will go. None are made yet.
+        meter_provider: Where metrics go; the global provider if there is none.
         logger_provider: Where log records will go. None are made yet.
         config: All options at once, in place of environment and defaults.
         request_hook: Called as `request_hook(span, started_event)` right after a recording span was opened.
@@ -64,15 +72,34 @@ def event_listeners(
         **options,
     }
     telemetry = telemetry_from(keywords, double_tracing=None)
-    return listeners(Switch(telemetry)) if telemetry.config.commands else []
+    switch = Switch(telemetry)
+    if client_name is not None and not (isinstance(client_name, str) and client_name.strip()):
+        warn("client_name=%s can't be used: a text that isn't empty is allowed; it is left out", shown(client_name))
+        client_name = None
+    listeners: list[Listener] = []
+    if telemetry.config.commands:
+        listeners += command_listeners(switch)
+    if telemetry.config.pools:
+        listeners += pool_listeners(switch, client_name=client_name)
+    return listeners
 
 
-def listeners(switch: Switch) -> list[CommandListener | ConnectionPoolListener]:
-    """New listeners that write to what `switch` holds."""
-    # Here, not above: the package can be imported, and its entry point loaded, where PyMongo isn't installed.
+# The listeners are imported below, not above: the package can be imported, and its entry point loaded, where PyMongo
+# isn't installed.
+
+
+def command_listeners(switch: Switch) -> list[Listener]:
+    """New listeners for commands, that write to what `switch` holds."""
     from opentelemetry_mongo_events._commands import CommandEvents
     from opentelemetry_mongo_events._connections import ConnectionEvents
 
     open_commands = OpenCommands()
     guard = Guard()
     return [CommandEvents(switch, open_commands, guard), ConnectionEvents(open_commands, guard)]
+
+
+def pool_listeners(switch: Switch, *, client_name: str | None = None, for_all: bool = False) -> list[Listener]:
+    """New listeners for pools, that write to what `switch` holds."""
+    from opentelemetry_mongo_events._pools import PoolEvents
+
+    return [PoolEvents(PoolStates(switch, client_name=client_name, for_all=for_all), Guard())]

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from opentelemetry.context import Context
+from opentelemetry.trace import set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
+from opentelemetry_mongo_events._attributes import INTERRUPTED
 from opentelemetry_mongo_events._held_connections import let_go
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._process_state import keep_track
-from opentelemetry_mongo_events._semconv import ERROR_TYPE, INTERRUPTED
+from opentelemetry_mongo_events._semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from opentelemetry.trace import Span
-    from opentelemetry.util.types import AttributeValue
 
+    from opentelemetry_mongo_events._attributes import Attributes, Outcome
     from opentelemetry_mongo_events._held_connections import HeldConnection
     from opentelemetry_mongo_events._telemetry import Telemetry
 
 LIMIT: Final = 10_000
+
+_ERRORS: Final = (ERROR_TYPE, DB_RESPONSE_STATUS_CODE)
+_EMPTY: Final = Context()
 
 
 # Request id, address, and the server's id of the connection.
@@ -29,9 +34,34 @@ CommandId: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None"]
 
 
 class OpenCommand:
-    """A command that was sent and whose outcome is awaited."""
+    """A command that was sent and whose outcome is awaited.
 
-    __slots__ = ("attempt", "command_id", "continued_cursor", "held", "operation_id", "span", "telemetry", "txn_number")
+    Attributes:
+        command_id: Under which it is found.
+        held: The connection it runs on.
+        operation_id: What its attempts share.
+        txn_number: The number of the transaction or retryable write it is part of.
+        attempt: 1, or a later attempt of its operation.
+        continued_cursor: The cursor that a `getMore` goes on with.
+        span: Its span; None where none is recorded.
+        measured: The attributes of its metrics; None where it is not measured.
+        context: Where it started, for metrics without a span of its own.
+        telemetry: Where it ends: whatever is in force by then, what was opened is closed.
+    """
+
+    __slots__ = (
+        "attempt",
+        "command_id",
+        "context",
+        "continued_cursor",
+        "held",
+        "measured",
+        "operation_id",
+        "since",
+        "span",
+        "telemetry",
+        "txn_number",
+    )
 
     def __init__(
         self,
@@ -41,7 +71,9 @@ class OpenCommand:
         txn_number: int | None,
         attempt: int,
         continued_cursor: int | None,
-        span: Span,
+        span: Span | None,
+        measured: Attributes | None,
+        context: Context,
         telemetry: Telemetry,
     ) -> None:
         self.command_id = command_id
@@ -51,26 +83,50 @@ class OpenCommand:
         self.attempt = attempt
         self.continued_cursor = continued_cursor
         self.span = span
+        self.measured = measured
+        self.context = context
         self.telemetry = telemetry
+        self.since = time.perf_counter()
 
-    def close(self, attributes: Mapping[str, AttributeValue], error: str | None) -> None:
-        """End the span, with what the outcome adds to it and, if it is an error, the status description `error`.
+    def close(self, outcome: Outcome, seconds: float | None = None) -> None:
+        """End the span, with what the outcome adds to it, and measure.
 
-        A hook may have ended the span before: then it stays as it is.
+        Args:
+            outcome: How it ended.
+            seconds: How long it took, as the driver has it; None where the driver says nothing.
         """
-        if not self.span.is_recording():
-            return
         try:
-            for name, value in attributes.items():
-                self.span.set_attribute(name, value)
-            if error is not None:
-                self.span.set_status(Status(StatusCode.ERROR, error))
+            if self.span is not None:
+                self._end(self.span, outcome)
         finally:
-            self.span.end()
+            if self.measured is not None:
+                self._measure(self.measured, outcome, time.perf_counter() - self.since if seconds is None else seconds)
 
     def interrupt(self) -> None:
-        """End the span of a command whose outcome will never be known."""
-        self.close({ERROR_TYPE: INTERRUPTED}, INTERRUPTED)
+        """End a command whose outcome will never be known."""
+        self.close(INTERRUPTED)
+
+    def _end(self, span: Span, outcome: Outcome) -> None:
+        if not span.is_recording():  # a hook has ended it: then it stays as it is
+            return
+        try:
+            for name, value in outcome.attributes.items():
+                span.set_attribute(name, value)
+            if outcome.error is not None:
+                span.set_status(Status(StatusCode.ERROR, outcome.error))
+        finally:
+            span.end()
+
+    def _measure(self, attributes: Attributes, outcome: Outcome, seconds: float) -> None:
+        # The context makes the exemplar: it leads to this span.
+        context = self.context if self.span is None else set_span_in_context(self.span, _EMPTY)
+        instruments = self.telemetry.instruments
+        rows = outcome.attributes.get(RETURNED_ROWS)
+        if rows is not None:
+            instruments.returned_rows.record(rows, attributes, context)  # type: ignore[arg-type]  # it is an int
+        if outcome.error is not None:
+            attributes = attributes | {key: outcome.attributes[key] for key in _ERRORS if key in outcome.attributes}
+        instruments.operation_duration.record(max(0.0, seconds), attributes, context)
 
 
 class OpenCommands:
@@ -85,14 +141,14 @@ class OpenCommands:
     handler runs a command while it is held, and in the child of a process that forks meanwhile.
     """
 
-    __slots__ = ("__weakref__", "_commands", "_twins", "_untraced", "untraced")
+    __slots__ = ("__weakref__", "_commands", "_twins", "_unobserved", "unobserved")
 
     def __init__(self) -> None:
         self._commands: dict[CommandId, OpenCommand] = {}
         self._twins: dict[tuple[CommandId, HeldConnection], OpenCommand] = {}
-        self._untraced = itertools.count(1)
-        self.untraced = 0
-        """How many commands got no span because the table was full."""
+        self._unobserved = itertools.count(1)
+        self.unobserved = 0
+        """How many commands were not observed because the table was full."""
         keep_track(self)
 
     def __len__(self) -> int:
@@ -102,10 +158,10 @@ class OpenCommands:
         """Whether one more command may be opened; if not, it is counted, and the first is a warning."""
         if len(self) < LIMIT:
             return True
-        self.untraced = next(self._untraced)
-        if self.untraced == 1:
+        self.unobserved = next(self._unobserved)
+        if self.unobserved == 1:
             warn(
-                "%s commands are open: those that start now get no span until some have ended (this is logged once)",
+                "%s commands are open: those that start are not observed until some have ended (this is logged once)",
                 f"{LIMIT:,}",
             )
         return False

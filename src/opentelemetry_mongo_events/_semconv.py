@@ -16,13 +16,26 @@ from opentelemetry.semconv.attributes.db_attributes import (
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.semconv.attributes.network_attributes import NETWORK_TRANSPORT
 from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
+from opentelemetry.semconv.metrics.db_metrics import DB_CLIENT_OPERATION_DURATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
     "ATTEMPT",
+    "CLOSE_REASON",
+    "CONNECTION_STATE",
     "CURSOR_ID",
+    "DB_CLIENT_CONNECTION_COUNT",
+    "DB_CLIENT_CONNECTION_CREATE_TIME",
+    "DB_CLIENT_CONNECTION_IDLE_MIN",
+    "DB_CLIENT_CONNECTION_MAX",
+    "DB_CLIENT_CONNECTION_PENDING_REQUESTS",
+    "DB_CLIENT_CONNECTION_TIMEOUTS",
+    "DB_CLIENT_CONNECTION_USE_TIME",
+    "DB_CLIENT_CONNECTION_WAIT_TIME",
+    "DB_CLIENT_OPERATION_DURATION",
+    "DB_CLIENT_RESPONSE_RETURNED_ROWS",
     "DB_COLLECTION_NAME",
     "DB_NAMESPACE",
     "DB_OPERATION_BATCH_SIZE",
@@ -33,9 +46,13 @@ __all__ = [
     "DRIVER_CONNECTION_ID",
     "ERROR_CODE_NAME",
     "ERROR_TYPE",
+    "IDLE",
     "INTERRUPTED",
     "LSID",
     "MONGODB",
+    "MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES",
+    "MONGODB_CLIENT_CONNECTION_CLOSED",
+    "MONGODB_CLIENT_POOL_CLEARED",
     "NETWORK_TRANSPORT",
     "OLD_COLLECTION",
     "OLD_NAME",
@@ -45,16 +62,22 @@ __all__ = [
     "OLD_STATEMENT",
     "OLD_SYSTEM",
     "OTHER",
+    "POOL_NAME",
     "RETURNED_ROWS",
     "SCHEMA_URL",
+    "SCOPE",
     "SERVER_ADDRESS",
     "SERVER_CONNECTION_ID",
     "SERVER_PORT",
     "TXN_NUMBER",
+    "USED",
+    "WAIT_TIME",
     "WRITE_ERRORS",
     "old_names_wanted",
 ]
 
+SCOPE: Final = "opentelemetry_mongo_events"
+"""The name of the instrumentation scope."""
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
 MONGODB: Final = "mongodb"
@@ -65,6 +88,11 @@ INTERRUPTED: Final = "interrupted"
 # The conventions still count this one among those in development, whose module gives no promise of stability.
 RETURNED_ROWS: Final = "db.response.returned_rows"
 
+POOL_NAME: Final = "db.client.connection.pool.name"
+CONNECTION_STATE: Final = "db.client.connection.state"
+IDLE: Final = "idle"
+USED: Final = "used"
+
 # The MongoDB drivers' OpenTelemetry specification.
 CURSOR_ID: Final = "db.mongodb.cursor_id"
 DRIVER_CONNECTION_ID: Final = "db.mongodb.driver_connection_id"
@@ -74,8 +102,24 @@ TXN_NUMBER: Final = "db.mongodb.txn_number"
 
 # Ours: neither of the two has a name for it.
 ATTEMPT: Final = "mongodb.client.attempt"
+CLOSE_REASON: Final = "mongodb.client.connection.close_reason"
 ERROR_CODE_NAME: Final = "mongodb.client.error.code_name"
+WAIT_TIME: Final = "mongodb.client.connection.wait_time"
 WRITE_ERRORS: Final = "mongodb.client.write_errors"
+
+# Metrics. Those of the conventions are still in development, but for the duration of operations.
+DB_CLIENT_CONNECTION_COUNT: Final = "db.client.connection.count"
+DB_CLIENT_CONNECTION_CREATE_TIME: Final = "db.client.connection.create_time"
+DB_CLIENT_CONNECTION_IDLE_MIN: Final = "db.client.connection.idle.min"
+DB_CLIENT_CONNECTION_MAX: Final = "db.client.connection.max"
+DB_CLIENT_CONNECTION_PENDING_REQUESTS: Final = "db.client.connection.pending_requests"
+DB_CLIENT_CONNECTION_TIMEOUTS: Final = "db.client.connection.timeouts"
+DB_CLIENT_CONNECTION_USE_TIME: Final = "db.client.connection.use_time"
+DB_CLIENT_CONNECTION_WAIT_TIME: Final = "db.client.connection.wait_time"
+DB_CLIENT_RESPONSE_RETURNED_ROWS: Final = "db.client.response.returned_rows"
+MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES: Final = "mongodb.client.connection.checkout_failures"
+MONGODB_CLIENT_CONNECTION_CLOSED: Final = "mongodb.client.connection.closed"
+MONGODB_CLIENT_POOL_CLEARED: Final = "mongodb.client.pool.cleared"
 
 # What opentelemetry-instrumentation-pymongo gives by default, and the operation of the same generation of conventions.
 OLD_COLLECTION: Final = "db.mongodb.collection"

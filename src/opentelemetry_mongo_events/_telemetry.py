@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 
 from opentelemetry_mongo_events._config import Config, config_from, shown
+from opentelemetry_mongo_events._instruments import Instruments, instruments
 from opentelemetry_mongo_events._log import warn
-from opentelemetry_mongo_events._semconv import SCHEMA_URL, old_names_wanted
+from opentelemetry_mongo_events._semconv import SCHEMA_URL, SCOPE, old_names_wanted
 from opentelemetry_mongo_events._version import __version__
 
 if TYPE_CHECKING:
@@ -24,7 +26,9 @@ RequestHook = Callable[[Span, "CommandStartedEvent"], object]
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
 FailedHook = Callable[[Span, "CommandFailedEvent"], object]
 
-_SCOPE: Final = "opentelemetry_mongo_events"
+# Not just an empty context: that is false, and an SDK that is given one takes the current span instead.
+NO_PARENT: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+"""The context of what belongs to no caller."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Telemetry:
     """Where telemetry goes and what it holds."""
 
     tracer: Tracer
+    instruments: Instruments
     config: Config
     old_names: bool
     request_hook: RequestHook | None
@@ -60,9 +65,11 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     """
     options = dict(keywords)
     tracer_provider = _usable(options, "tracer_provider", _tracer, "a TracerProvider")
-    # Taken and checked already: nothing is measured or logged yet that would go there.
-    _usable(options, "meter_provider", lambda value: value.get_meter(_SCOPE, __version__), "a MeterProvider")
-    _usable(options, "logger_provider", lambda value: value.get_logger(_SCOPE, __version__), "a LoggerProvider")
+    meter_provider = _usable(
+        options, "meter_provider", lambda value: value.get_meter(SCOPE, __version__, SCHEMA_URL), "a MeterProvider"
+    )
+    # Taken and checked already: nothing is logged yet that would go there.
+    _usable(options, "logger_provider", lambda value: value.get_logger(SCOPE, __version__), "a LoggerProvider")
     hook = "a function of a span and an event"
     request_hook = _usable(options, "request_hook", callable, hook)
     response_hook = _usable(options, "response_hook", callable, hook)
@@ -70,6 +77,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     base = _usable(options, "config", lambda value: isinstance(value, Config), "a Config")
     return Telemetry(
         _tracer(tracer_provider or trace.get_tracer_provider()),
+        instruments(meter_provider),
         config_from(os.environ, options, base),
         old_names_wanted(os.environ),
         request_hook,
@@ -80,7 +88,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
 
 
 def _tracer(provider: trace.TracerProvider) -> Tracer:
-    return provider.get_tracer(_SCOPE, __version__, SCHEMA_URL)
+    return provider.get_tracer(SCOPE, __version__, SCHEMA_URL)
 
 
 def _usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], allowed: str) -> Any:

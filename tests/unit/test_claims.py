@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from opentelemetry_mongo_events._claims import claim, unclaim
+from opentelemetry_mongo_events._claims import Claim
 
 
 def test_the_first_takes_it_and_the_second_keeps_quiet() -> None:
-    first, second = object(), object()
+    claim, first, second = Claim(), object(), object()
 
-    assert claim("a command", first)
-    assert claim("a command", first)
-    assert not claim("a command", second)
-    assert claim("another command", second)
-    unclaim(second)
+    assert claim.take("a command", first)
+    assert claim.take("a command", first)
+    assert not claim.take("a command", second)
+    assert claim.take("another command", second)
+    claim.give_up(second)
 
 
 def test_only_the_owner_gives_a_claim_up() -> None:
-    first, second = object(), object()
-    assert claim("a command", first)
+    claim, first, second = Claim(), object(), object()
+    assert claim.take("a command", first)
 
-    unclaim(second)
-    assert not claim("a command", second)
+    claim.give_up(second)
+    assert not claim.take("a command", second)
 
-    unclaim(first)
-    assert claim("a command", second)
-    unclaim(second)
+    claim.give_up(first)
+    assert claim.take("a command", second)
+    claim.give_up(second)

@@ -476,7 +476,7 @@ def test_a_parent_can_be_required(spans: Spans) -> None:
     assert spans.names == ["find orders", "request"]
 
 
-def test_a_full_table_leaves_commands_untraced(
+def test_a_full_table_leaves_commands_unobserved(
     listeners: Any, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_open_commands, "LIMIT", 2)
@@ -486,7 +486,7 @@ def test_a_full_table_leaves_commands_untraced(
     for number in range(5):
         commands.succeeded(succeeded("find", request_id=number))
 
-    assert (spans.names, table_of(listeners).untraced, len(caplog.messages)) == (["find orders"] * 2, 3, 1)
+    assert (spans.names, table_of(listeners).unobserved, len(caplog.messages)) == (["find orders"] * 2, 3, 1)
 
 
 def test_hooks_get_the_span_and_the_event(spans: Spans) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from opentelemetry.context import Context
 
 from opentelemetry_mongo_events import _open_commands
+from opentelemetry_mongo_events._attributes import Outcome
 from opentelemetry_mongo_events._held_connections import HeldConnection, held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._telemetry import telemetry_from
 from tests.spans import Spans, attributes
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ def open_command(spans: Spans, table: OpenCommands) -> Callable[..., OpenCommand
         held = held or hold(table, ADDRESS, 1)
         command_id: CommandId = (request_id, ADDRESS, 42)
         span = spans.tracer.start_span(f"{request_id}")
-        return OpenCommand(command_id, held, request_id, None, 1, None, span, None)  # type: ignore[arg-type]
+        telemetry = telemetry_from({}, double_tracing=None)
+        return OpenCommand(command_id, held, request_id, None, 1, None, span, None, Context(), telemetry)
 
     return opened
 
@@ -95,9 +99,9 @@ def test_a_full_table_takes_no_more_and_says_so_once(
         table.add(command)
 
     assert [table.has_room() for _ in range(3)] == [False] * 3
-    assert table.untraced == 3
+    assert table.unobserved == 3
     assert caplog.messages == [
-        "2 commands are open: those that start now get no span until some have ended (this is logged once)"
+        "2 commands are open: those that start are not observed until some have ended (this is logged once)"
     ]
 
     table.take(commands[0].command_id, commands[0].held)
@@ -132,8 +136,9 @@ def test_what_was_forgotten_is_not_taken_from_its_connection(
 
 def test_a_span_that_a_hook_has_ended_stays_as_it_is(open_command: Callable[..., OpenCommand], spans: Spans) -> None:
     command = open_command(1)
+    assert command.span is not None
     command.span.end()
 
-    command.close({"a": 1}, "an error")
+    command.close(Outcome({"a": 1}, "an error"))
 
     assert attributes(spans.one("1")) == {}

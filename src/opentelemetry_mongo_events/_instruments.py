@@ -1,0 +1,213 @@
+"""What is measured: the instruments of one meter provider, and what their callbacks read."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+
+from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._pool_states import PoolState, PoolStates
+from opentelemetry_mongo_events._process_state import keep_track, living
+from opentelemetry_mongo_events._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+_ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+# Fixed keys for each metric, so a tuple of values, in their order, is enough to count under.
+_TALLIES: Final = {
+    names.DB_CLIENT_CONNECTION_TIMEOUTS: ("{timeout}", "Checkouts that timed out", (names.POOL_NAME,)),
+    names.MONGODB_CLIENT_CONNECTION_CLOSED: (
+        "{connection}",
+        "Connections that were closed, by reason",
+        (names.POOL_NAME, names.CLOSE_REASON),
+    ),
+    names.MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES: (
+        "{failure}",
+        "Checkouts that failed, by reason",
+        (names.POOL_NAME, names.ERROR_TYPE),
+    ),
+    names.MONGODB_CLIENT_POOL_CLEARED: (
+        "{clear}",
+        "How often the pool was cleared, as after a network error",
+        (names.POOL_NAME,),
+    ),
+}
+
+
+class Instruments:
+    """The instruments of one meter provider.
+
+    Counts are read when metrics are collected; only durations and sizes are recorded as they come. The SDK drops a
+    second observable instrument of one name without a word and takes no callback out, so there is one set for each
+    provider, for good, and it reads whatever reports there at the time.
+    """
+
+    def __init__(self, provider: MeterProvider | None) -> None:
+        self._provider = metrics.get_meter_provider if provider is None else _reference(provider)
+        self._is_real = False
+        self._lock = threading.RLock()
+        self._tallies: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in _TALLIES}
+        meter = (provider or metrics.get_meter_provider()).get_meter(names.SCOPE, __version__, names.SCHEMA_URL)
+
+        def seconds(name: str, description: str) -> metrics.Histogram:
+            return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)
+
+        self.operation_duration = seconds(
+            names.DB_CLIENT_OPERATION_DURATION, "Duration of database client operations, as the driver measures it"
+        )
+        self.returned_rows = meter.create_histogram(
+            names.DB_CLIENT_RESPONSE_RETURNED_ROWS,
+            "{row}",
+            "Documents in a reply's batch",
+            explicit_bucket_boundaries_advisory=_ROWS,
+        )
+        self.create_time = seconds(
+            names.DB_CLIENT_CONNECTION_CREATE_TIME, "Time to make a connection, handshake and authentication included"
+        )
+        self.wait_time = seconds(names.DB_CLIENT_CONNECTION_WAIT_TIME, "Time to get a connection from the pool")
+        self.use_time = seconds(
+            names.DB_CLIENT_CONNECTION_USE_TIME, "Time between getting a connection and giving it back"
+        )
+        for name, unit, description, read in (
+            (
+                names.DB_CLIENT_CONNECTION_COUNT,
+                "{connection}",
+                "Connections that are idle or used",
+                _connections,
+            ),
+            (names.DB_CLIENT_CONNECTION_MAX, "{connection}", "Connections that the pool may have", _maximum),
+            (
+                names.DB_CLIENT_CONNECTION_IDLE_MIN,
+                "{connection}",
+                "Connections that the pool keeps at least",
+                _minimum,
+            ),
+            (
+                names.DB_CLIENT_CONNECTION_PENDING_REQUESTS,
+                "{request}",
+                "Requests that wait for a connection",
+                _pending,
+            ),
+        ):
+            meter.create_observable_up_down_counter(
+                name, [functools.partial(self._observe_pools, read)], unit, description
+            )
+        for name, (unit, description, keys) in _TALLIES.items():
+            meter.create_observable_counter(
+                name, [functools.partial(self._observe_tally, name, keys)], unit, description
+            )
+        keep_track(self)
+
+    @property
+    def provider(self) -> MeterProvider | None:
+        """Where the metrics go: the provider that was given, or the global one of now."""
+        return self._provider()
+
+    @property
+    def are_real(self) -> bool:
+        """Whether anything is made of what is measured: the API's own providers throw it away.
+
+        The global provider may be set later than the instruments are made.
+        """
+        if not self._is_real:
+            self._is_real = not type(self.provider).__module__.startswith("opentelemetry.metrics.")
+        return self._is_real
+
+    def add(self, name: str, *values: str) -> None:
+        """Count one more under a counter's name and the values of its attributes.
+
+        Safe where the driver holds locks: nothing is called from here.
+        """
+        tally = self._tallies[name]
+        # Entered again by the same thread where a signal handler uses MongoDB.
+        with self._lock:
+            tally[values] = tally.get(values, 0) + 1
+
+    def forget(self) -> None:
+        """Count from 0: after a fork what was counted is the parent's."""
+        self._lock = threading.RLock()
+        self._tallies = {name: {} for name in _TALLIES}
+
+    def _observe_tally(self, name: str, keys: tuple[str, ...], _: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(count, dict(zip(keys, values, strict=True)))
+            for values, count in list(self._tallies[name].items())
+        ]
+
+    def _observe_pools(
+        self, read: Callable[[PoolState], Iterable[tuple[dict[str, str], int | None]]], _: CallbackOptions
+    ) -> Iterable[Observation]:
+        sums: dict[tuple[tuple[str, str], ...], int | None] = {}
+        for pool in self._pools():
+            for attributes, value in read(pool):
+                key = tuple(attributes.items())
+                so_far = sums.get(key, 0)
+                # One that is not limited makes all of that name so.
+                sums[key] = None if value is None or so_far is None else so_far + value
+        return [Observation(value, dict(key)) for key, value in sums.items() if value is not None]
+
+    def _pools(self) -> Iterator[PoolState]:
+        """The pools that report here, each once."""
+        for states in living(PoolStates):
+            telemetry = states.switch.telemetry
+            if telemetry is not None and telemetry.config.pools and telemetry.instruments.provider is self.provider:
+                yield from (pool for pool in states.pools() if not pool.is_reported_by_another)
+
+
+def _connections(pool: PoolState) -> Iterable[tuple[dict[str, str], int]]:
+    yield pool.attributes | {names.CONNECTION_STATE: names.IDLE}, pool.idle
+    yield pool.attributes | {names.CONNECTION_STATE: names.USED}, len(pool.used)
+
+
+def _maximum(pool: PoolState) -> Iterable[tuple[dict[str, str], int | None]]:
+    if pool.is_open:
+        yield pool.attributes, pool.maximum
+
+
+def _minimum(pool: PoolState) -> Iterable[tuple[dict[str, str], int]]:
+    if pool.is_open:
+        yield pool.attributes, pool.minimum
+
+
+def _pending(pool: PoolState) -> Iterable[tuple[dict[str, str], int]]:
+    yield pool.attributes, pool.waiters.count()
+
+
+def _reference(provider: MeterProvider) -> Callable[[], MeterProvider | None]:
+    try:
+        return weakref.ref(provider)
+    except TypeError:  # it can't be referred to weakly
+        return lambda: provider
+
+
+def instruments(provider: MeterProvider | None) -> Instruments:
+    """The instruments of a provider; for None of the global one, whichever that will be."""
+    if provider is not None and provider is metrics.get_meter_provider():
+        provider = None
+    if provider is None:
+        return _of_the_global_provider()
+    made = _of_providers().get(provider)
+    if made is None:
+        made = Instruments(provider)
+        with contextlib.suppress(TypeError):  # one that can't be referred to weakly
+            _of_providers()[provider] = made
+    return made
+
+
+@functools.cache
+def _of_the_global_provider() -> Instruments:
+    return Instruments(None)
+
+
+@functools.cache
+def _of_providers() -> weakref.WeakKeyDictionary[MeterProvider, Instruments]:
+    return weakref.WeakKeyDictionary()

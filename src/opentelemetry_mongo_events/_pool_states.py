@@ -1,0 +1,176 @@
+"""What a client's pools hold, by their events: sets that grow and shrink, from which all counts are read."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._process_state import keep_track, living
+from opentelemetry_mongo_events._waiters import Waiters
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry_mongo_events._attributes import Address
+    from opentelemetry_mongo_events._telemetry import Switch
+
+# PoolCreatedEvent tells options only where they differ from the driver's defaults.
+_MAX_POOL_SIZE: Final = 100
+_MIN_POOL_SIZE: Final = 0
+
+# PyPy has none; there, what a client held that was never closed is counted for good.
+_reference_count: Final = getattr(sys, "getrefcount", lambda _: sys.maxsize)
+
+
+class PoolState:
+    """One pool.
+
+    Attributes:
+        address: The driver's own tuple. It is the same object in all events of a pool and another one in each client,
+            and nothing else in an event tells two clients of one server apart.
+        attributes: Those of its metrics: its name.
+        maximum: How many connections it may have; None where that is not limited.
+        minimum: How many connections it keeps.
+        is_open: Whether it was created, and not closed since.
+        closed: Whether it was closed. Connections that are out by then come back later.
+        making: The connections that are being made, by their ids, and since when.
+        made: The ids of those that were made and not closed.
+        used: Those that are checked out, by their ids, and since when.
+        waiters: Who waits for one.
+        others: The tables of other listeners which saw this pool first.
+
+    Times are those of `time.perf_counter()`. Each step is one operation of a dictionary or a set, and there is no lock.
+    """
+
+    __slots__ = (
+        "address",
+        "attributes",
+        "closed",
+        "is_open",
+        "made",
+        "making",
+        "maximum",
+        "minimum",
+        "others",
+        "used",
+        "waiters",
+    )
+
+    def __init__(self, address: Address, client_name: str | None, others: tuple[PoolStates, ...] = ()) -> None:
+        self.address = address
+        self.attributes = {names.POOL_NAME: _pool_name(address, client_name)}
+        self.maximum: int | None = None
+        self.minimum = 0
+        self.is_open = False
+        self.closed = False
+        self.making: dict[int, float] = {}
+        self.made: set[int] = set()
+        self.used: dict[int, float] = {}
+        self.waiters = Waiters()
+        self.others = others
+
+    @property
+    def idle(self) -> int:
+        """How many connections are made and not checked out."""
+        return len(self.made.copy().difference(self.used.copy()))
+
+    @property
+    def is_reported_by_another(self) -> bool:
+        """Whether another listener, which saw this pool first, reports it."""
+        return any(states.are_reported for states in self.others)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will come of it: it was closed and is empty, or its client was garbage-collected."""
+        if self.closed and not (self.made or self.making or self.used or self.waiters.count()):
+            return True
+        return _references(self) <= _ALONE
+
+
+def _pool_name(address: Address, client_name: str | None) -> str:
+    host, port = address
+    name = host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{client_name}/{name}" if client_name else name
+
+
+def _references(pool: PoolState) -> int:
+    """How many references there are to a pool's address: the pool itself has it for as long as it lives."""
+    count: int = _reference_count(pool.address)
+    return count
+
+
+_ALONE: Final = _references(PoolState(("", 0), None))
+
+
+class PoolStates:
+    """The pools that one listener sees."""
+
+    def __init__(self, switch: Switch, *, client_name: str | None = None, for_all: bool = False) -> None:
+        self.switch = switch
+        self.for_all = for_all
+        """Whether the listener is one for all clients, which the driver calls first."""
+        self._client_name = client_name
+        self._current: dict[int, PoolState] = {}
+        self._pools: dict[PoolState, None] = {}
+        keep_track(self)
+
+    @property
+    def are_reported(self) -> bool:
+        """Whether they go into metrics now."""
+        return self.switch.telemetry is not None and self.switch.telemetry.config.pools
+
+    def create(self, address: Address, options: Mapping[str, Any]) -> None:
+        """A pool was created. A server that went away and came back has a new one of the same address."""
+        self._sweep()
+        others = tuple(states for states in living(PoolStates) if states is not self and id(address) in states._current)
+        pool = self._add(address, others)
+        pool.is_open = True
+        pool.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 is the driver's word for no limit
+        pool.minimum = options.get("minPoolSize", _MIN_POOL_SIZE)
+
+    def close(self, address: Address) -> None:
+        """A pool was closed."""
+        pool = self.known(address)
+        if pool is not None:
+            pool.closed = True
+            pool.is_open = False
+            self._sweep()
+
+    def of(self, address: Address) -> PoolState:
+        """The pool with that address, which is a new one where its creation was not seen."""
+        return self._current.get(id(address)) or self.known(address) or self._add(address, ())
+
+    def known(self, address: Address) -> PoolState | None:
+        """The pool with that address, if it was seen before."""
+        pool = self._current.get(id(address))
+        if pool is None:
+            pool = next((each for each in reversed(list(self._pools)) if each.address == address), None)
+        return pool
+
+    def pools(self) -> list[PoolState]:
+        """All that may still hold something."""
+        self._sweep()
+        return list(self._pools)
+
+    def forget(self) -> None:
+        """Drop all without a word: after a fork they are the parent's."""
+        self._current = {}
+        self._pools = {}
+
+    def _add(self, address: Address, others: tuple[PoolStates, ...]) -> PoolState:
+        before = self._current.get(id(address))
+        if before is not None:
+            before.closed = True  # up to 4.8 the driver doesn't say so
+            before.is_open = False
+        pool = PoolState(address, self._client_name, others)
+        self._pools[pool] = None
+        self._current[id(address)] = pool
+        return pool
+
+    def _sweep(self) -> None:
+        for pool in list(self._pools):
+            if pool.is_over:
+                self._pools.pop(pool, None)
+                if self._current.get(id(pool.address)) is pool:
+                    self._current.pop(id(pool.address), None)

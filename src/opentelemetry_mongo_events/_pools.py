@@ -1,0 +1,178 @@
+"""Connection pools as metrics, and a span for each checkout that failed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import Context, get_current
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import SpanKind, get_current_span
+from opentelemetry.trace.status import Status, StatusCode
+from pymongo.monitoring import (
+    ConnectionCheckedInEvent,
+    ConnectionCheckedOutEvent,
+    ConnectionCheckOutFailedEvent,
+    ConnectionCheckOutStartedEvent,
+    ConnectionClosedEvent,
+    ConnectionCreatedEvent,
+    ConnectionPoolListener,
+    ConnectionReadyEvent,
+    PoolClearedEvent,
+    PoolClosedEvent,
+    PoolCreatedEvent,
+    PoolReadyEvent,
+)
+
+from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._attributes import server_attributes
+from opentelemetry_mongo_events._driver import duration, runs_in_background
+from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._telemetry import NO_PARENT
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Histogram
+
+    from opentelemetry_mongo_events._pool_states import PoolState, PoolStates
+    from opentelemetry_mongo_events._telemetry import Telemetry
+
+
+class PoolEvents(ConnectionPoolListener):
+    """Follows what the pools hold, and measures. Never raises.
+
+    The pool's own events (created, ready, cleared, closed) come on whichever thread changes the topology, under locks
+    of the driver's: nothing is called there that could block. All others come on the thread, or in the task, that
+    called the driver.
+
+    What the pools hold is followed whether or not telemetry is on: it may be on again later.
+    """
+
+    def __init__(self, pools: PoolStates, guard: Guard) -> None:
+        self.guard = guard
+        self._pools = pools
+
+    @guarded
+    def pool_created(self, event: PoolCreatedEvent) -> None:
+        """Know the pool, with its options."""
+        self._pools.create(event.address, event.options or {})
+
+    def pool_ready(self, event: PoolReadyEvent) -> None:
+        """Nothing to note."""
+
+    @guarded
+    def pool_cleared(self, event: PoolClearedEvent) -> None:
+        """Count it. The connections that it closes are told one by one."""
+        pool = self._pools.of(event.address)
+        if (telemetry := self._telemetry(pool)) is not None:
+            telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.attributes.values())
+
+    @guarded
+    def pool_closed(self, event: PoolClosedEvent) -> None:
+        """Forget the pool, once its last connection is back."""
+        self._pools.close(event.address)
+
+    @guarded
+    def connection_created(self, event: ConnectionCreatedEvent) -> None:
+        """A connection is being made."""
+        self._pools.of(event.address).making[event.connection_id] = time.perf_counter()
+
+    @guarded
+    def connection_ready(self, event: ConnectionReadyEvent) -> None:
+        """It is made."""
+        pool = self._pools.of(event.address)
+        since = pool.making.pop(event.connection_id, None)
+        pool.made.add(event.connection_id)
+        if (telemetry := self._telemetry(pool)) is not None:
+            _record(telemetry.instruments.create_time, duration(event, since), pool)
+
+    @guarded
+    def connection_closed(self, event: ConnectionClosedEvent) -> None:
+        """It is gone, whether it was made or not. One that was inherited by a fork, or closed before, is not known."""
+        pool = self._pools.known(event.address)
+        if pool is None or (
+            pool.making.pop(event.connection_id, None) is None and event.connection_id not in pool.made
+        ):
+            return
+        pool.made.discard(event.connection_id)
+        pool.used.pop(event.connection_id, None)
+        if (telemetry := self._telemetry(pool)) is not None:
+            telemetry.instruments.add(
+                names.MONGODB_CLIENT_CONNECTION_CLOSED, *pool.attributes.values(), str(event.reason)
+            )
+
+    @guarded
+    def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
+        """Somebody waits for a connection."""
+        self._pools.of(event.address).waiters.begin()
+
+    @guarded
+    def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
+        """They got one."""
+        pool = self._pools.of(event.address)
+        since = pool.waiters.end()
+        pool.used[event.connection_id] = time.perf_counter()
+        if (telemetry := self._telemetry(pool)) is not None:
+            _record(telemetry.instruments.wait_time, duration(event, since), pool)
+
+    @guarded
+    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
+        """They got none: no command is sent, so this has a span of its own."""
+        ended = time.time_ns()
+        pool = self._pools.of(event.address)
+        seconds = duration(event, pool.waiters.end()) or 0.0
+        telemetry = self._telemetry(pool)
+        if telemetry is None:
+            return
+        reason = str(event.reason)
+        name = pool.attributes[names.POOL_NAME]
+        telemetry.instruments.add(names.MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES, name, reason)
+        if reason == "timeout":
+            telemetry.instruments.add(names.DB_CLIENT_CONNECTION_TIMEOUTS, name)
+        self._trace_failure(telemetry, pool, reason, ended - int(seconds * 1e9), ended)
+
+    @guarded
+    def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
+        """They gave it back. One that was inherited by a fork is not known."""
+        pool = self._pools.known(event.address)
+        since = None if pool is None else pool.used.pop(event.connection_id, None)
+        if pool is None or since is None:
+            return
+        if (telemetry := self._telemetry(pool)) is not None:
+            _record(telemetry.instruments.use_time, time.perf_counter() - since, pool)
+
+    def _telemetry(self, pool: PoolState) -> Telemetry | None:
+        """Where this pool reports, if anywhere."""
+        telemetry = self._pools.switch.telemetry
+        if telemetry is None or not telemetry.config.pools or (pool.others and pool.is_reported_by_another):
+            return None
+        return telemetry
+
+    def _trace_failure(self, telemetry: Telemetry, pool: PoolState, reason: str, started: int, ended: int) -> None:
+        """A span of the wait that was in vain, from and to the times in nanoseconds."""
+        if not is_instrumentation_enabled():
+            return
+        context = _context()
+        if telemetry.config.require_parent_span and not get_current_span(context).get_span_context().is_valid:
+            return
+        attributes: dict[str, Any] = {
+            names.DB_SYSTEM_NAME: names.MONGODB,
+            **server_attributes(pool.address),
+            **pool.attributes,
+            names.ERROR_TYPE: reason,
+        }
+        target = ":".join(str(part) for part in pool.address if part is not None)
+        span = telemetry.tracer.start_span(
+            f"checkout {target}", context, SpanKind.INTERNAL, attributes, start_time=started
+        )
+        span.set_status(Status(StatusCode.ERROR, reason))
+        span.end(ended)
+
+
+def _record(histogram: Histogram, seconds: float | None, pool: PoolState) -> None:
+    if seconds is not None:
+        histogram.record(seconds, pool.attributes, _context())
+
+
+def _context() -> Context:
+    """That of the caller: the driver's background tasks copied a stranger's."""
+    return NO_PARENT if runs_in_background() else get_current()

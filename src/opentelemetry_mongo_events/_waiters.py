@@ -1,0 +1,161 @@
+"""Who waits for a connection, and whether they still do.
+
+The driver publishes that a checkout started, and then that it succeeded or failed; nothing where a waiting task is
+cancelled or a waiting thread interrupted. So each waiter is noted with what it runs in, and when they are counted,
+those that have left the driver's checkout are found by their stacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+import time
+import types
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Where nobody counts them, those that gave up are looked for when there are so many, and then at twice what is left.
+_MANY: Final = 64
+
+
+# What gets a connection out of a pool; the second is its name in PyMongo 4.0 and 4.1.
+_CHECKOUT: Final = frozenset({"_get_conn", "_get_socket"})
+
+
+class _Waiter(NamedTuple):
+    since: float
+    thread: int
+    runs_in: weakref.ref[Any] | None
+    """The asyncio task or the greenlet; None for a thread."""
+    outer: _Waiter | None
+    """The wait around this one: while a connection is made, a hook may ask for another one."""
+
+
+class Waiters:
+    """The waiters of one pool. Each thread or task writes its own entry only, so there is no lock."""
+
+    __slots__ = ("_many", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, _Waiter] = {}
+        self._many = _MANY
+
+    def begin(self) -> None:
+        """The current thread or task waits from now on."""
+        thread = threading.get_ident()
+        runs_in = _task() or _greenlet()
+        key = thread if runs_in is None else id(runs_in)
+        outer = self._waiting.get(key)
+        if outer is not None:
+            outer = _outermost(outer, sum(map(_is_checkout, _frames(sys._getframe()))))
+        self._waiting[key] = _Waiter(
+            time.perf_counter(), thread, None if runs_in is None else weakref.ref(runs_in), outer
+        )
+        if len(self._waiting) > self._many:
+            self.count()
+            self._many = max(_MANY, 2 * len(self._waiting))
+
+    def end(self) -> float | None:
+        """The current thread or task waits no more: since when it did, by `time.perf_counter()`, if that is known."""
+        runs_in = _task() or _greenlet()
+        key = threading.get_ident() if runs_in is None else id(runs_in)
+        waiter = self._waiting.pop(key, None)
+        if waiter is None:
+            return None
+        if waiter.outer is not None:
+            self._waiting[key] = waiter.outer
+        return waiter.since
+
+    def count(self) -> int:
+        """How many wait; those that gave up without a word are forgotten. Runs on any thread."""
+        waiting = list(self._waiting.items())
+        frames = sys._current_frames() if waiting else {}
+        count = 0
+        for key, waiter in waiting:
+            if _is_waiting(waiter, frames):
+                count += _depth(waiter)
+            elif self._waiting.get(key) is waiter:
+                self._waiting.pop(key, None)
+        return count
+
+
+def _depth(waiter: _Waiter | None) -> int:
+    depth = 0
+    while waiter is not None:
+        depth += 1
+        waiter = waiter.outer
+    return depth
+
+
+def _outermost(waiter: _Waiter | None, checkouts: int) -> _Waiter | None:
+    """Those of nested waiters for which there is a checkout on the stack: the inner ones gave up."""
+    while _depth(waiter) > checkouts:
+        waiter = waiter.outer if waiter is not None else None
+    return waiter
+
+
+def _task() -> asyncio.Task[Any] | None:
+    # Without a loop, `current_task()` raises, which costs more than to ask for the loop first.
+    loop = asyncio._get_running_loop()
+    return None if loop is None else asyncio.current_task(loop)
+
+
+def _greenlet() -> Any:
+    """The current greenlet, where there are greenlets: they share a thread."""
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is None:
+        return None
+    current = greenlet.getcurrent()
+    return None if current.parent is None else current
+
+
+def _is_waiting(waiter: _Waiter, threads: dict[int, types.FrameType]) -> bool:
+    runs_in = None if waiter.runs_in is None else waiter.runs_in()
+    if runs_in is None:
+        return waiter.runs_in is None and any(map(_is_checkout, _frames(threads.get(waiter.thread))))
+    if isinstance(runs_in, asyncio.Task):
+        if runs_in.done():
+            return False
+        coroutine = runs_in.get_coro()
+        if getattr(coroutine, "cr_running", False):
+            return any(map(_is_checkout, _frames(threads.get(waiter.thread))))
+        return any(map(_is_checkout, _awaiting(coroutine)))
+    # A greenlet has no frame while it runs; the one that waits doesn't.
+    return not runs_in.dead and any(map(_is_checkout, _frames(runs_in.gr_frame)))
+
+
+def _is_checkout(frame: types.FrameType) -> bool:
+    return frame.f_code.co_name in _CHECKOUT and frame.f_globals.get("__name__", "").startswith("pymongo.")
+
+
+def _frames(frame: types.FrameType | None) -> Iterator[types.FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _awaiting(awaitable: Any) -> Iterator[types.FrameType]:
+    """The frames of a suspended task, from its coroutine to what it waits for."""
+    seen: set[int] = set()
+    while awaitable is not None and id(awaitable) not in seen:
+        seen.add(id(awaitable))
+        if isinstance(awaitable, types.CoroutineType):
+            frame, awaitable = awaitable.cr_frame, awaitable.cr_await
+        elif isinstance(awaitable, types.AsyncGeneratorType):
+            frame, awaitable = awaitable.ag_frame, awaitable.ag_await
+        elif isinstance(awaitable, types.GeneratorType):
+            frame, awaitable = awaitable.gi_frame, awaitable.gi_yieldfrom
+        else:
+            # `anext()` and `__await__()` give wrappers that tell nobody what they wrap but the garbage collector.
+            frame, awaitable = None, next(filter(_is_suspended, gc.get_referents(awaitable)), None)
+        if frame is not None:
+            yield frame
+
+
+def _is_suspended(value: object) -> bool:
+    return isinstance(value, (types.CoroutineType, types.AsyncGeneratorType, types.GeneratorType))
