@@ -48,10 +48,11 @@ def started(command: Any, *, database: str = "shop", **identity: Any) -> Command
     return event
 
 
-def succeeded(command_name: str, reply: Any = None, **identity: Any) -> CommandSucceededEvent:
+def succeeded(command_name: str, reply: Any = None, *, micros: int = 5_000, **identity: Any) -> CommandSucceededEvent:
     """Its reply came."""
     reply = {"ok": 1} if reply is None else reply
-    event: CommandSucceededEvent = _command_event(CommandSucceededEvent, _DURATION, reply, command_name, **identity)
+    duration = datetime.timedelta(microseconds=micros)
+    event: CommandSucceededEvent = _command_event(CommandSucceededEvent, duration, reply, command_name, **identity)
     return event
 
 

@@ -396,7 +396,9 @@ def test_a_forked_child_counts_its_own_pools_only(
 
         def child() -> bool:
             before = metrics.connections()
-            client.admin.command("ping")
+            for _ in range(3):
+                with contextlib.suppress(AutoReconnect):  # PyMongo 4.0 makes its pool anew at the second try
+                    client.admin.command("ping")
             return (before, metrics.connections(), held(client)) == ((0, 0), (1, 0), (1, 0))
 
         assert in_child(child)

@@ -103,6 +103,9 @@ class PoolEvents(ConnectionPoolListener):
     @guarded
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
         """Somebody waits for a connection."""
+        if isinstance(event, ConnectionCheckOutFailedEvent):  # PyMongo 4.0 tells it here
+            self.connection_check_out_failed(event)
+            return
         self._pools.of(event.address).waiters.begin()
 
     @guarded
