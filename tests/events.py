@@ -12,9 +12,14 @@ from pymongo.monitoring import (
     CommandSucceededEvent,
     ConnectionCheckedInEvent,
     ConnectionCheckedOutEvent,
+    ConnectionCheckOutFailedEvent,
+    ConnectionCheckOutStartedEvent,
     ConnectionClosedEvent,
     ConnectionCreatedEvent,
     ConnectionReadyEvent,
+    PoolClearedEvent,
+    PoolClosedEvent,
+    PoolCreatedEvent,
 )
 
 ADDRESS = ("db.example", 27017)
@@ -62,20 +67,52 @@ def failed(command_name: str, failure: Any, **identity: Any) -> CommandFailedEve
     return event
 
 
+def pool_created(address: Any = ADDRESS, **options: Any) -> PoolCreatedEvent:
+    """A pool is there, with those options that differ from the defaults."""
+    return PoolCreatedEvent(address, options)
+
+
+def pool_cleared(address: Any = ADDRESS) -> PoolClearedEvent:
+    """All its connections are stale."""
+    return PoolClearedEvent(address)
+
+
+def pool_closed(address: Any = ADDRESS) -> PoolClosedEvent:
+    """It is gone."""
+    return PoolClosedEvent(address)
+
+
 def connection_created(connection_id: int, address: Any = ADDRESS) -> ConnectionCreatedEvent:
     """The driver begins to make a connection."""
     return ConnectionCreatedEvent(address, connection_id)
 
 
-def connection_ready(connection_id: int, address: Any = ADDRESS) -> ConnectionReadyEvent:
+def connection_ready(
+    connection_id: int, address: Any = ADDRESS, *, duration: float | None = 0.001
+) -> ConnectionReadyEvent:
     """The connection is made."""
-    event: ConnectionReadyEvent = _made(ConnectionReadyEvent, address, connection_id, duration=0.001)
+    event: ConnectionReadyEvent = _made(ConnectionReadyEvent, address, connection_id, duration=duration)
     return event
 
 
-def checked_out(connection_id: int, address: Any = ADDRESS) -> ConnectionCheckedOutEvent:
+def check_out_started(address: Any = ADDRESS) -> ConnectionCheckOutStartedEvent:
+    """The current thread or task waits for a connection."""
+    return ConnectionCheckOutStartedEvent(address)
+
+
+def check_out_failed(
+    reason: str, address: Any = ADDRESS, *, duration: float | None = 0.001
+) -> ConnectionCheckOutFailedEvent:
+    """It gets none."""
+    event: ConnectionCheckOutFailedEvent = _made(ConnectionCheckOutFailedEvent, address, reason, duration=duration)
+    return event
+
+
+def checked_out(
+    connection_id: int, address: Any = ADDRESS, *, duration: float | None = 0.001
+) -> ConnectionCheckedOutEvent:
     """The current thread or task got a connection."""
-    event: ConnectionCheckedOutEvent = _made(ConnectionCheckedOutEvent, address, connection_id, duration=0.001)
+    event: ConnectionCheckedOutEvent = _made(ConnectionCheckedOutEvent, address, connection_id, duration=duration)
     return event
 
 

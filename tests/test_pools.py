@@ -269,10 +269,23 @@ def test_nothing_is_left_of_a_client_that_was_garbage_collected(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
             del client
-            gc.collect()
-
-        until(lambda: metrics.connections() == held(other))
+            until(lambda: gc.collect() >= 0 and metrics.connections() == held(other))
         assert metrics.values("db.client.connection.max", POOL) == {f"127.0.0.1:{server.port}": 100}
+
+
+def test_a_garbage_collected_client_is_noticed_by_all_that_saw_it(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, metrics: Metrics
+) -> None:
+    instrumentor.instrument(meter_provider=metrics.provider)
+    own = event_listeners(meter_provider=metrics.provider)
+    client = connect(server.uri, event_listeners=own, heartbeatFrequencyMS=500)
+    client.admin.command("ping")
+    assert metrics.connections() == (1, 0)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        del client
+        until(lambda: gc.collect() >= 0 and metrics.points("db.client.connection.count") == [])
 
 
 def test_two_clients_of_one_server_are_told_apart(server: ScriptedServer, listeners: Any, metrics: Metrics) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 import weakref
@@ -52,7 +51,7 @@ class Instruments:
     """
 
     def __init__(self, provider: MeterProvider | None) -> None:
-        self._provider = metrics.get_meter_provider if provider is None else _reference(provider)
+        self._provider = _global_provider if provider is None else _reference(provider)
         self._is_real = False
         self._lock = threading.RLock()
         self._tallies: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in _TALLIES}
@@ -119,7 +118,8 @@ class Instruments:
         The global provider may be set later than the instruments are made.
         """
         if not self._is_real:
-            self._is_real = not type(self.provider).__module__.startswith("opentelemetry.metrics.")
+            module = type(self.provider).__module__
+            self._is_real = module != "opentelemetry.metrics" and not module.startswith("opentelemetry.metrics.")
         return self._is_real
 
     def add(self, name: str, *values: str) -> None:
@@ -182,6 +182,10 @@ def _pending(pool: PoolState) -> Iterable[tuple[dict[str, str], int]]:
     yield pool.attributes, pool.waiters.count()
 
 
+def _global_provider() -> MeterProvider:
+    return metrics.get_meter_provider()
+
+
 def _reference(provider: MeterProvider) -> Callable[[], MeterProvider | None]:
     try:
         return weakref.ref(provider)
@@ -195,11 +199,12 @@ def instruments(provider: MeterProvider | None) -> Instruments:
         provider = None
     if provider is None:
         return _of_the_global_provider()
-    made = _of_providers().get(provider)
+    try:
+        made = _of_providers().get(provider)
+    except TypeError:  # it can't be referred to weakly
+        return Instruments(provider)
     if made is None:
-        made = Instruments(provider)
-        with contextlib.suppress(TypeError):  # one that can't be referred to weakly
-            _of_providers()[provider] = made
+        made = _of_providers()[provider] = Instruments(provider)
     return made
 
 

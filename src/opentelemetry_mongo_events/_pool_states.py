@@ -23,13 +23,42 @@ _MIN_POOL_SIZE: Final = 0
 _reference_count: Final = getattr(sys, "getrefcount", lambda _: sys.maxsize)
 
 
+class Identity:
+    """The driver's own address of a pool, to which all listeners together refer once."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else has it: a pool of the driver's does, for as long as it lives."""
+        return self._references() <= _ALONE
+
+    def _references(self) -> int:
+        count: int = _reference_count(self.address)
+        return count
+
+
+def _references_of_one_alone(host: str) -> int:
+    address = (host, None)  # not a literal, which the code would hold as well
+    identity = Identity(address)
+    del address
+    return identity._references()
+
+
+_ALONE: Final = _references_of_one_alone("")
+
+
 class PoolState:
     """One pool.
 
     Attributes:
-        address: The driver's own tuple. It is the same object in all events of a pool and another one in each client,
+        identity: The driver's own tuple. It is the same object in all events of a pool and another one in each client,
             and nothing else in an event tells two clients of one server apart.
-        attributes: Those of its metrics: its name.
+        target: Its address as text.
+        attributes: Those of its metrics: its name, which is the client's name and its address.
         maximum: How many connections it may have; None where that is not limited.
         minimum: How many connections it keeps.
         is_open: Whether it was created, and not closed since.
@@ -44,22 +73,25 @@ class PoolState:
     """
 
     __slots__ = (
-        "address",
         "attributes",
         "closed",
+        "identity",
         "is_open",
         "made",
         "making",
         "maximum",
         "minimum",
         "others",
+        "target",
         "used",
         "waiters",
     )
 
-    def __init__(self, address: Address, client_name: str | None, others: tuple[PoolStates, ...] = ()) -> None:
-        self.address = address
-        self.attributes = {names.POOL_NAME: _pool_name(address, client_name)}
+    def __init__(self, identity: Identity, client_name: str | None, others: tuple[PoolStates, ...]) -> None:
+        self.identity = identity
+        host, port = identity.address
+        self.target = host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
         self.maximum: int | None = None
         self.minimum = 0
         self.is_open = False
@@ -85,22 +117,7 @@ class PoolState:
         """Whether nothing will come of it: it was closed and is empty, or its client was garbage-collected."""
         if self.closed and not (self.made or self.making or self.used or self.waiters.count()):
             return True
-        return _references(self) <= _ALONE
-
-
-def _pool_name(address: Address, client_name: str | None) -> str:
-    host, port = address
-    name = host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"{client_name}/{name}" if client_name else name
-
-
-def _references(pool: PoolState) -> int:
-    """How many references there are to a pool's address: the pool itself has it for as long as it lives."""
-    count: int = _reference_count(pool.address)
-    return count
-
-
-_ALONE: Final = _references(PoolState(("", 0), None))
+        return self.identity.is_alone
 
 
 class PoolStates:
@@ -123,8 +140,7 @@ class PoolStates:
     def create(self, address: Address, options: Mapping[str, Any]) -> None:
         """A pool was created. A server that went away and came back has a new one of the same address."""
         self._sweep()
-        others = tuple(states for states in living(PoolStates) if states is not self and id(address) in states._current)
-        pool = self._add(address, others)
+        pool = self._add(address)
         pool.is_open = True
         pool.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 is the driver's word for no limit
         pool.minimum = options.get("minPoolSize", _MIN_POOL_SIZE)
@@ -139,13 +155,13 @@ class PoolStates:
 
     def of(self, address: Address) -> PoolState:
         """The pool with that address, which is a new one where its creation was not seen."""
-        return self._current.get(id(address)) or self.known(address) or self._add(address, ())
+        return self._current.get(id(address)) or self.known(address) or self._add(address)
 
     def known(self, address: Address) -> PoolState | None:
         """The pool with that address, if it was seen before."""
         pool = self._current.get(id(address))
         if pool is None:
-            pool = next((each for each in reversed(list(self._pools)) if each.address == address), None)
+            pool = next((each for each in reversed(list(self._pools)) if each.identity.address == address), None)
         return pool
 
     def pools(self) -> list[PoolState]:
@@ -158,12 +174,15 @@ class PoolStates:
         self._current = {}
         self._pools = {}
 
-    def _add(self, address: Address, others: tuple[PoolStates, ...]) -> PoolState:
+    def _add(self, address: Address) -> PoolState:
+        """A new pool. Whoever comes first, of several listeners, reports it."""
+        others = [each for each in living(PoolStates) if each is not self and id(address) in each._current]
+        identity = others[0]._current[id(address)].identity if others else Identity(address)
         before = self._current.get(id(address))
         if before is not None:
             before.closed = True  # up to 4.8 the driver doesn't say so
             before.is_open = False
-        pool = PoolState(address, self._client_name, others)
+        pool = PoolState(identity, self._client_name, tuple(others))
         self._pools[pool] = None
         self._current[id(address)] = pool
         return pool
@@ -172,5 +191,5 @@ class PoolStates:
         for pool in list(self._pools):
             if pool.is_over:
                 self._pools.pop(pool, None)
-                if self._current.get(id(pool.address)) is pool:
-                    self._current.pop(id(pool.address), None)
+                if self._current.get(id(pool.identity.address)) is pool:
+                    self._current.pop(id(pool.identity.address), None)

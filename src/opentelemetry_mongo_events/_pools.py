@@ -159,13 +159,12 @@ class PoolEvents(ConnectionPoolListener):
             return
         attributes: dict[str, Any] = {
             names.DB_SYSTEM_NAME: names.MONGODB,
-            **server_attributes(pool.address),
+            **server_attributes(pool.identity.address),
             **pool.attributes,
             names.ERROR_TYPE: reason,
         }
-        target = ":".join(str(part) for part in pool.address if part is not None)
         span = telemetry.tracer.start_span(
-            f"checkout {target}", context, SpanKind.INTERNAL, attributes, start_time=started
+            f"checkout {pool.target}", context, SpanKind.INTERNAL, attributes, start_time=started
         )
         span.set_status(Status(StatusCode.ERROR, reason))
         span.end(ended)

@@ -79,7 +79,7 @@ class Waiters:
         for key, waiter in waiting:
             if _is_waiting(waiter, frames):
                 count += _depth(waiter)
-            elif self._waiting.get(key) is waiter:
+            elif self._waiting.get(key) is waiter:  # and not one that began meanwhile
                 self._waiting.pop(key, None)
         return count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 from opentelemetry_mongo_events import _process_state
@@ -43,6 +44,16 @@ def test_after_a_fork_the_child_forgets_all_of_it() -> None:
     _process_state._forget_all()
 
     assert [state.kept for state in states] == ["nothing", "nothing"]
+
+
+def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State("gone")
+    known = {weakref.ref(state): None}
+    del state
+    monkeypatch.setattr(_process_state, "_known", lambda: known)
+
+    _process_state._forget_all()
+    assert living(State) == []
 
 
 def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,257 @@
+"""Who waits for a connection, by their stacks: a frame of this test's own plays the driver's checkout."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import types
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from opentelemetry_mongo_events import _waiters
+from opentelemetry_mongo_events._waiters import Waiters
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+# What the driver has: functions of these names, in a module of its package.
+_driver: dict[str, Any] = {"__name__": "pymongo.pool"}
+exec(
+    """
+def _get_conn(wait):
+    return wait()
+
+async def _aget_conn(event):
+    await event.wait()
+
+_aget_conn.__code__ = _aget_conn.__code__.replace(co_name="_get_conn")
+""",
+    _driver,
+)
+get_conn: Callable[[Callable[[], object]], object] = _driver["_get_conn"]
+aget_conn: Any = _driver["_aget_conn"]
+
+
+@pytest.fixture
+def waiters() -> Waiters:
+    return Waiters()
+
+
+def test_a_thread_waits_while_it_is_in_the_drivers_checkout(waiters: Waiters) -> None:
+    reached, release, left = threading.Event(), threading.Event(), threading.Event()
+    end = threading.Event()
+
+    def wait() -> None:
+        reached.set()
+        release.wait(5)
+
+    def run() -> None:
+        waiters.begin()
+        get_conn(wait)
+        left.set()  # without a word, as one that was interrupted
+        end.wait(5)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert reached.wait(5)
+    assert waiters.count() == 1
+
+    release.set()
+    assert left.wait(5)
+    assert waiters.count() == 0
+    end.set()
+    thread.join()
+
+
+def test_a_thread_that_is_gone_waits_no_more(waiters: Waiters) -> None:
+    thread = threading.Thread(target=waiters.begin)
+    thread.start()
+    thread.join()
+
+    assert waiters.count() == 0
+
+
+def test_one_that_begins_again_meanwhile_is_kept(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gave_up(*_: object) -> bool:
+        waiters.begin()
+        return False
+
+    waiters.begin()
+    monkeypatch.setattr(_waiters, "_is_waiting", gave_up)
+
+    assert waiters.count() == 0
+    assert len(waiters._waiting) == 1
+
+
+def test_who_waits_no_more_tells_since_when_they_did(waiters: Waiters) -> None:
+    assert waiters.end() is None
+
+    waiters.begin()
+    since = waiters.end()
+    assert since is not None
+    assert since > 0
+    assert waiters.end() is None
+
+
+def test_a_wait_may_be_inside_of_another(waiters: Waiters) -> None:
+    counts = []
+
+    def hook() -> None:
+        # As one that runs a command while the driver authenticates on a new connection.
+        waiters.begin()
+        get_conn(lambda: counts.append(waiters.count()))
+        assert waiters.end() is not None
+        counts.append(waiters.count())
+
+    waiters.begin()
+    get_conn(hook)
+    assert waiters.end() is not None
+    assert waiters.end() is None
+
+    assert counts == [2, 1]
+
+
+def test_an_inner_wait_that_was_given_up_is_not_counted_again(waiters: Waiters) -> None:
+    counts = []
+
+    def hook() -> None:
+        for _ in range(3):
+            waiters.begin()
+            with contextlib.suppress(KeyboardInterrupt):
+                get_conn(interrupted)
+        counts.append(waiters.count())
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    waiters.begin()
+    get_conn(hook)
+    # The last one can't be told from the outer one any more than by the next checkout.
+    assert counts == [2]
+    waiters.begin()
+    assert waiters.end() is not None
+    assert waiters.end() is None
+
+
+async def around(kind: str, event: asyncio.Event) -> None:
+    """Wait for a connection as code of several kinds does."""
+    if kind == "coroutine":
+        await aget_conn(event)
+    elif kind == "generator":
+        await from_a_generator(event)
+    elif kind == "asynchronous generator":
+        async for _ in items(event):
+            pass
+    else:
+        async with manager(event):
+            pass
+
+
+@types.coroutine
+def from_a_generator(event: asyncio.Event) -> Any:
+    return (yield from aget_conn(event).__await__())
+
+
+async def items(event: asyncio.Event) -> AsyncIterator[None]:
+    await aget_conn(event)
+    yield
+
+
+@contextlib.asynccontextmanager
+async def manager(event: asyncio.Event) -> AsyncIterator[None]:
+    await aget_conn(event)
+    yield
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "generator", "asynchronous generator", "context manager"])
+async def test_a_task_waits_while_it_awaits_the_drivers_checkout(kind: str, waiters: Waiters) -> None:
+    event, end = asyncio.Event(), asyncio.Event()
+
+    async def run() -> None:
+        waiters.begin()
+        with contextlib.suppress(asyncio.CancelledError):
+            await around(kind, event)
+        await end.wait()
+
+    tasks = [asyncio.create_task(run()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert waiters.count() == 3
+
+    tasks[0].cancel()
+    event.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in tasks)
+    assert waiters.count() == 0
+    end.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_task_that_is_done_or_gone_waits_no_more(waiters: Waiters) -> None:
+    async def run() -> None:
+        waiters.begin()
+
+    tasks = [asyncio.create_task(run()) for _ in range(2)]
+    await asyncio.gather(*tasks)
+    del tasks[0]
+
+    assert waiters.count() == 0
+
+
+async def test_a_task_that_runs_is_seen_by_its_thread(waiters: Waiters) -> None:
+    # As one that uses a client which isn't asynchronous.
+    counts = []
+    waiters.begin()
+    get_conn(lambda: counts.append(waiters.count()))
+    counts.append(waiters.count())
+
+    assert counts == [1, 0]
+
+
+def test_those_that_gave_up_are_looked_for_when_there_are_many(
+    waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_waiters, "_MANY", 4)
+    waiters = Waiters()
+    for _ in range(100):
+        thread = threading.Thread(target=waiters.begin)
+        thread.start()
+        thread.join()
+
+        assert len(waiters._waiting) <= 5
+
+
+class Greenlet:
+    """One of those that share a thread, as the module `greenlet` has them."""
+
+    parent: object = "the main one"
+    dead = False
+    gr_frame: types.FrameType | None = None
+
+
+def test_a_greenlet_waits_while_its_frames_are_in_the_drivers_checkout(
+    waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = Greenlet()
+    monkeypatch.setitem(sys.modules, "greenlet", types.SimpleNamespace(getcurrent=lambda: current))
+    waiters.begin()
+
+    def switch() -> None:
+        current.gr_frame = sys._getframe()
+
+    get_conn(switch)
+    assert waiters.count() == 1
+    current.dead = True
+    assert waiters.count() == 0
+
+
+def test_the_main_greenlet_is_its_thread(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = Greenlet()
+    current.parent = None
+    monkeypatch.setitem(sys.modules, "greenlet", types.SimpleNamespace(getcurrent=lambda: current))
+    waiters.begin()
+
+    assert list(waiters._waiting) == [threading.get_ident()]
