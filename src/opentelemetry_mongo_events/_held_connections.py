@@ -23,7 +23,8 @@ class HeldConnection:
 
     Attributes:
         owner: Tells listeners apart: two of them may see one client, and each keeps its own notes.
-        address: Of the server.
+        address: The driver's own tuple: the same object in all events of a client's pool, and another one in those of
+            another client.
         connection_id: The driver's number of the connection; None where another thread or task was given it.
         being_made: Whether the driver is still making it: it authenticates on a connection before it hands it out.
         server_connection_id: The server's number, once a command has told it.
@@ -57,12 +58,12 @@ def hold(owner: object, address: Any, connection_id: int | None, *, being_made: 
 def release(owner: object, address: Any, connection_id: int, *, being_made: bool = False) -> HeldConnection | None:
     """Note that a connection was given back, or is made; what was noted of it, if it was held here.
 
-    The newest of its number: another client of the same server numbers its connections from 1 as well. One that was
-    given to another thread or task, and is given back in this one, is the one on which a command is open here.
+    One that was given to another thread or task, and is given back in this one, is the one on which a command is open
+    here.
     """
     unknown = None
     for connection in reversed(_held.get()):
-        if connection.address == address and connection.owner is owner and connection.being_made is being_made:
+        if connection.address is address and connection.owner is owner and connection.being_made is being_made:
             if connection.connection_id == connection_id:
                 let_go(connection)
                 return connection
@@ -89,7 +90,7 @@ def held_connection(owner: object, command_id: CommandId) -> HeldConnection | No
         # Without a number it was noted for one command, which has ended; a copied context may still hold it.
         if connection.connection_id is None:
             continue
-        if connection.address == address and connection.command is None and connection.owner is owner:
+        if connection.address is address and connection.command is None and connection.owner is owner:
             known = connection.server_connection_id
             if known is None or known == server_connection_id:
                 connection.server_connection_id = server_connection_id

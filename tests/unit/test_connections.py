@@ -130,3 +130,30 @@ def test_a_connection_that_somebody_else_gives_back_ends_nothing(driver: Driver,
     driver.commands.succeeded(succeeded("find"))
     driver.connections.connection_checked_in(checked_in(4))
     assert spans.one("find orders").status.status_code is StatusCode.UNSET
+
+
+def test_two_clients_of_one_server_have_connections_of_one_number(driver: Driver, spans: Spans) -> None:
+    first, second = ("".join(["db.", "example"]), 27017), ("".join(["db.", "example"]), 27017)
+    driver.connections.connection_checked_out(checked_out(1, second))
+    driver.connections.connection_checked_out(checked_out(1, first))
+    driver.commands.started(started({"find": "orders"}, address=first))
+    # As the garbage collector does, in the middle of another client's command.
+    driver.connections.connection_checked_in(checked_in(1, second))
+    driver.connections.connection_closed(connection_closed(1, second))
+    assert spans.names == []
+
+    driver.commands.succeeded(succeeded("find", address=first))
+    driver.connections.connection_checked_in(checked_in(1, first))
+    assert spans.one("find orders").status.status_code is StatusCode.UNSET
+
+
+def test_a_connection_of_another_clients_that_was_taken_elsewhere_ends_nothing(driver: Driver, spans: Spans) -> None:
+    first, second = ("".join(["db.", "example"]), 27017), ("".join(["db.", "example"]), 27017)
+    driver.connections.connection_checked_out(checked_out(1, first))
+    driver.commands.started(started({"find": "orders"}, address=first))
+    driver.connections.connection_checked_in(checked_in(1, second))
+    assert spans.names == []
+
+    driver.commands.succeeded(succeeded("find", address=first))
+    driver.connections.connection_checked_in(checked_in(1, first))
+    assert spans.one("find orders").status.status_code is StatusCode.UNSET
