@@ -118,7 +118,7 @@ def _is_waiting(waiter: _Waiter, threads: dict[int, types.FrameType]) -> bool:
     runs_in = None if waiter.runs_in is None else waiter.runs_in()
     if runs_in is None:
         return waiter.runs_in is None and any(map(_is_checkout, _frames(threads.get(waiter.thread))))
-    if isinstance(runs_in, asyncio.Task):
+    if hasattr(runs_in, "get_coro"):  # a task, of whatever make
         if runs_in.done():
             return False
         coroutine = runs_in.get_coro()

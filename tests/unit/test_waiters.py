@@ -211,6 +211,23 @@ async def test_a_task_that_runs_is_seen_by_its_thread(waiters: Waiters) -> None:
     assert counts == [1, 0]
 
 
+async def test_a_task_may_be_of_another_make(waiters: Waiters) -> None:
+    event, begun = asyncio.Event(), asyncio.Event()
+
+    async def run() -> None:
+        waiters.begin()
+        begun.set()
+        await aget_conn(event)
+
+    task = asyncio.tasks._PyTask(run(), loop=asyncio.get_running_loop())  # type: ignore[attr-defined]
+    await begun.wait()
+    assert waiters.count() == 1
+
+    event.set()
+    await task
+    assert waiters.count() == 0
+
+
 def test_those_that_gave_up_are_looked_for_when_there_are_many(
     waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
