@@ -55,7 +55,8 @@ def metrics() -> Metrics:
 @pytest.fixture
 def listeners(spans: Spans, metrics: Metrics) -> Iterator[Any]:
     """The listeners of one client; at the end of the test nothing may be open in them."""
-    made = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider)
+    # Without those of the topology, for which a client's close waits up to half a second.
+    made = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=False)
     yield made
     assert len(table_of(made)) == 0
 
@@ -71,14 +72,19 @@ def client(server: ScriptedServer, listeners: Any) -> Iterator[MongoClient[Any]]
 def instrumentor() -> Iterator[MongoEventsInstrumentor]:
     """The instrumentor, off before and after the test; at its end nothing may be open."""
     instrumentor = MongoEventsInstrumentor()
+    registered = [list(each) for each in monitoring._LISTENERS]
     yield instrumentor
     if instrumentor.is_instrumented_by_opentelemetry:
         instrumentor.uninstrument()
     with contextlib.suppress(StopIteration):
         assert len(table_of(registered_listeners())) == 0
+    # What no application can do: the clients of other tests are none of the instrumentor's.
+    for listeners, before in zip(monitoring._LISTENERS, registered, strict=True):
+        listeners[:] = before
+    MongoEventsInstrumentor._registered = frozenset()
 
 
 def registered_listeners() -> list[Any]:
     """What the driver copies into each new client."""
     registered = monitoring._LISTENERS
-    return [*registered.command_listeners, *registered.cmap_listeners]
+    return [listener for kind in registered for listener in kind]

@@ -107,10 +107,13 @@ def test_instrument_registers_its_listeners_once(instrumentor: MongoEventsInstru
         instrumentor.instrument()
         instrumentor.uninstrument()
 
-    assert [type(listener).__name__ for listener in registered_listeners()] == [
+    assert kinds(registered_listeners()) == [
         "CommandEvents",
         "ConnectionEvents",
+        "HeartbeatEvents",
         "PoolEvents",
+        "ServerEvents",
+        "TopologyEvents",
     ]
 
 
@@ -205,15 +208,36 @@ def test_commands_can_be_switched_off(
         client.admin.command("ping")
 
     assert spans.names == []
-    assert [type(listener).__name__ for listener in event_listeners(commands=False)] == ["PoolEvents"]
 
 
-def test_what_is_off_has_no_listener() -> None:
-    assert event_listeners(commands=False, pools=False) == []
-    assert [type(listener).__name__ for listener in event_listeners(pools=False)] == [
-        "CommandEvents",
-        "ConnectionEvents",
-    ]
+@pytest.mark.parametrize(
+    ("signal", "its_own"),
+    [
+        ("commands", ["CommandEvents", "ConnectionEvents"]),
+        ("pools", ["PoolEvents"]),
+        ("heartbeats", ["HeartbeatEvents"]),
+        ("topology", ["ServerEvents", "TopologyEvents"]),
+    ],
+)
+def test_what_is_off_has_no_listener(signal: str, its_own: list[str], instrumentor: MongoEventsInstrumentor) -> None:
+    signals = ["commands", "pools", "heartbeats", "topology"]
+    everything = kinds(event_listeners())
+    only: Any = {each: each == signal for each in signals}
+    without: Any = {signal: False}
+    assert kinds(event_listeners(**without)) == [kind for kind in everything if kind not in its_own]
+    assert kinds(event_listeners(**only)) == its_own
+
+    instrumentor.instrument(**without)
+    assert kinds(registered_listeners()) == [kind for kind in everything if kind not in its_own]
+    instrumentor.uninstrument()
+
+    # Wanted later: for the clients that are made from then on.
+    instrumentor.instrument()
+    assert kinds(registered_listeners()) == everything
+
+
+def kinds(listeners: Any) -> list[str]:
+    return sorted(type(listener).__name__ for listener in listeners)
 
 
 def test_one_list_of_listeners_serves_several_clients(server: ScriptedServer, listeners: Any, spans: Spans) -> None:

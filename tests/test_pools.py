@@ -339,7 +339,7 @@ def test_a_client_can_have_a_name(server: ScriptedServer, metrics: Metrics) -> N
 
 @pytest.mark.parametrize("name", ["", " ", 7])
 def test_a_name_that_cant_be_used_is_a_warning(name: Any, caplog: pytest.LogCaptureFixture) -> None:
-    assert len(event_listeners(client_name=name)) == 3
+    assert len(event_listeners(client_name=name)) == 6
     assert caplog.messages == [
         f"client_name={name!r} can't be used: a text that isn't empty is allowed; it is left out"
     ]
@@ -396,7 +396,7 @@ def test_pools_can_be_switched_off(
     with connect(server.uri) as client:
         client.admin.command("ping")
 
-    assert metrics.collected().keys() == {"db.client.operation.duration"}
+    assert not [name for name in metrics.collected() if "connection" in name or "pool" in name]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")

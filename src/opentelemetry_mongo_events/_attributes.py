@@ -122,6 +122,12 @@ def span_name(command_name: str, database: str, collection: str | None) -> str:
     return name if len(name) <= _SUMMARY_LENGTH else name[:_SUMMARY_LENGTH]
 
 
+def target(address: Address) -> str:
+    """An address as text: `host:port`, with brackets around an IPv6 address; the path of a Unix socket."""
+    host, port = address
+    return host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def server_attributes(address: Address | None) -> Attributes:
     """The host and the port; the path of a Unix socket."""
     if address is None:

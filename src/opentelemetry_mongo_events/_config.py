@@ -49,6 +49,9 @@ class Config:
             registered for them.
         pools: Whether connection pools are observed: their metrics, and a span for a checkout that failed. Where they
             are not, no listener is registered for them, but for what a command span needs.
+        heartbeats: Whether heartbeats are observed, as metrics. Where they are not, no listener is registered for them.
+        topology: Whether servers and topologies are observed, as metrics. Where they are not, no listener is registered
+            for them.
         exclude_commands: Names of commands that get no span, as MongoDB spells them (`ping`, `endSessions`). Takes any
             iterable of names, or one text with commas between them; holds a frozenset.
         require_parent_span: Whether a command outside of any span gets none.
@@ -56,6 +59,8 @@ class Config:
 
     commands: bool = _option(True, _switch, "true or false is")
     pools: bool = _option(True, _switch, "true or false is")
+    heartbeats: bool = _option(True, _switch, "true or false is")
+    topology: bool = _option(True, _switch, "true or false is")
     exclude_commands: Collection[str] = _option(
         frozenset(), _names, "a list of command names, or a text with commas between them, is"
     )

@@ -7,7 +7,12 @@ import threading
 import time
 
 from pymongo import version_tuple
-from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+    ServerHeartbeatFailedEvent,
+)
 
 CommandEvent = CommandStartedEvent | CommandSucceededEvent | CommandFailedEvent
 
@@ -36,6 +41,14 @@ def runs_in_background() -> bool:
     except RuntimeError:  # no event loop runs in this thread
         return False
     return task is not None and task.get_name().startswith("pymongo_")
+
+
+def is_cancelled_heartbeat(event: ServerHeartbeatFailedEvent) -> bool:
+    """Whether a heartbeat failed because the driver itself gave it up: it tells nothing of the server.
+
+    That happens when a client is closed, and when a command has found out already that the server is gone.
+    """
+    return type(event.reply).__name__ == "_OperationCancelled"
 
 
 def duration(event: object, since: float | None) -> float | None:

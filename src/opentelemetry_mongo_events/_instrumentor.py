@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
 from opentelemetry_mongo_events._double_tracing import DoubleTracing
-from opentelemetry_mongo_events._listeners import command_listeners, pool_listeners
+from opentelemetry_mongo_events._listeners import (
+    command_listeners,
+    heartbeat_listeners,
+    pool_listeners,
+    topology_listeners,
+)
+from opentelemetry_mongo_events._server_states import ServerStates
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
@@ -32,6 +37,7 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     # The class is a singleton, whose constructor may run again and again: its state is here.
     _switch: Switch = Switch()
+    _servers: ServerStates = ServerStates(_switch)
     _registered: frozenset[str] = frozenset()
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -42,17 +48,21 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         telemetry = telemetry_from(kwargs, double_tracing=DoubleTracing())
         self._switch.telemetry = telemetry
         if telemetry.config.commands:
-            self._register("commands", command_listeners)
+            self._register("commands", lambda: command_listeners(self._switch))
         if telemetry.config.pools:
-            self._register("pools", functools.partial(pool_listeners, for_all=True))
+            self._register("pools", lambda: pool_listeners(self._switch))
+        if telemetry.config.heartbeats:
+            self._register("heartbeats", lambda: heartbeat_listeners(self._servers))
+        if telemetry.config.topology:
+            self._register("topology", lambda: topology_listeners(self._servers))
 
-    def _register(self, signal: str, listeners: Callable[[Switch], Iterable[Any]]) -> None:
+    def _register(self, signal: str, listeners: Callable[[], Iterable[Any]]) -> None:
         """Register a signal's listeners, once: PyMongo has no way to take one out, and a second one doubles all."""
         if signal in self._registered:
             return
         from pymongo import monitoring
 
-        for listener in listeners(self._switch):
+        for listener in listeners():
             monitoring.register(listener)
         MongoEventsInstrumentor._registered |= {signal}
 

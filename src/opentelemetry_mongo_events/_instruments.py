@@ -11,12 +11,14 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._pool_states import PoolState, PoolStates
-from opentelemetry_mongo_events._process_state import keep_track, living
+from opentelemetry_mongo_events._process_state import keep_track
+from opentelemetry_mongo_events._readings import SUMS, round_trip_times, sums
 from opentelemetry_mongo_events._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
+
+    from opentelemetry_mongo_events._readings import Reading
 
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 _ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -39,6 +41,16 @@ _TALLIES: Final = {
         "How often the pool was cleared, as after a network error",
         (names.POOL_NAME,),
     ),
+    names.MONGODB_CLIENT_SERVER_CHANGES: (
+        "{change}",
+        "How often a server changed its type",
+        (names.SERVER_ADDRESS, names.SERVER_PORT, names.SERVER_PREVIOUS_TYPE, names.SERVER_TYPE),
+    ),
+    names.MONGODB_CLIENT_TOPOLOGY_CHANGES: (
+        "{change}",
+        "How often a topology changed its type",
+        (names.REPLICA_SET, names.TOPOLOGY_PREVIOUS_TYPE, names.TOPOLOGY_TYPE),
+    ),
 }
 
 
@@ -54,7 +66,7 @@ class Instruments:
         self._provider = _global_provider if provider is None else _reference(provider)
         self._is_real = False
         self._lock = threading.RLock()
-        self._tallies: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in _TALLIES}
+        self._tallies: dict[str, dict[tuple[str | int | None, ...], int]] = {name: {} for name in _TALLIES}
         meter = (provider or metrics.get_meter_provider()).get_meter(names.SCOPE, __version__, names.SCHEMA_URL)
 
         def seconds(name: str, description: str) -> metrics.Histogram:
@@ -76,30 +88,20 @@ class Instruments:
         self.use_time = seconds(
             names.DB_CLIENT_CONNECTION_USE_TIME, "Time between getting a connection and giving it back"
         )
-        for name, unit, description, read in (
-            (
-                names.DB_CLIENT_CONNECTION_COUNT,
-                "{connection}",
-                "Connections that are idle or used",
-                _connections,
-            ),
-            (names.DB_CLIENT_CONNECTION_MAX, "{connection}", "Connections that the pool may have", _maximum),
-            (
-                names.DB_CLIENT_CONNECTION_IDLE_MIN,
-                "{connection}",
-                "Connections that the pool keeps at least",
-                _minimum,
-            ),
-            (
-                names.DB_CLIENT_CONNECTION_PENDING_REQUESTS,
-                "{request}",
-                "Requests that wait for a connection",
-                _pending,
-            ),
-        ):
+        self.heartbeat_duration = seconds(
+            names.MONGODB_CLIENT_HEARTBEAT_DURATION,
+            "Duration of heartbeats; one that was awaited lasts as long as the server waited for news",
+        )
+        for name, (unit, description, read) in SUMS.items():
             meter.create_observable_up_down_counter(
-                name, [functools.partial(self._observe_pools, read)], unit, description
+                name, [functools.partial(self._observe_sum, read)], unit, description
             )
+        meter.create_observable_gauge(
+            names.MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME,
+            [self._observe_round_trip_times],
+            "s",
+            "Duration of the last heartbeat that was not awaited",
+        )
         for name, (unit, description, keys) in _TALLIES.items():
             meter.create_observable_counter(
                 name, [functools.partial(self._observe_tally, name, keys)], unit, description
@@ -122,8 +124,8 @@ class Instruments:
             self._is_real = module != "opentelemetry.metrics" and not module.startswith("opentelemetry.metrics.")
         return self._is_real
 
-    def add(self, name: str, *values: str) -> None:
-        """Count one more under a counter's name and the values of its attributes.
+    def add(self, name: str, *values: str | int | None) -> None:
+        """Count one more under a counter's name and the values of its attributes; one that is None is left out.
 
         Safe where the driver holds locks: nothing is called from here.
         """
@@ -139,47 +141,17 @@ class Instruments:
 
     def _observe_tally(self, name: str, keys: tuple[str, ...], _: CallbackOptions) -> Iterable[Observation]:
         return [
-            Observation(count, dict(zip(keys, values, strict=True)))
+            Observation(count, {key: value for key, value in zip(keys, values, strict=True) if value is not None})
             for values, count in list(self._tallies[name].items())
         ]
 
-    def _observe_pools(
-        self, read: Callable[[PoolState], Iterable[tuple[dict[str, str], int | None]]], _: CallbackOptions
+    def _observe_sum(
+        self, read: Callable[[MeterProvider | None], Iterable[Reading]], _: CallbackOptions
     ) -> Iterable[Observation]:
-        sums: dict[tuple[tuple[str, str], ...], int | None] = {}
-        for pool in self._pools():
-            for attributes, value in read(pool):
-                key = tuple(attributes.items())
-                so_far = sums.get(key, 0)
-                # One that is not limited makes all of that name so.
-                sums[key] = None if value is None or so_far is None else so_far + value
-        return [Observation(value, dict(key)) for key, value in sums.items() if value is not None]
+        return [Observation(value, told) for told, value in sums(read, self.provider) if value is not None]
 
-    def _pools(self) -> Iterator[PoolState]:
-        """The pools that report here, each once."""
-        for states in living(PoolStates):
-            telemetry = states.switch.telemetry
-            if telemetry is not None and telemetry.config.pools and telemetry.instruments.provider is self.provider:
-                yield from (pool for pool in states.pools() if not pool.is_reported_by_another)
-
-
-def _connections(pool: PoolState) -> Iterable[tuple[dict[str, str], int]]:
-    yield pool.attributes | {names.CONNECTION_STATE: names.IDLE}, pool.idle
-    yield pool.attributes | {names.CONNECTION_STATE: names.USED}, len(pool.used)
-
-
-def _maximum(pool: PoolState) -> Iterable[tuple[dict[str, str], int | None]]:
-    if pool.is_open:
-        yield pool.attributes, pool.maximum
-
-
-def _minimum(pool: PoolState) -> Iterable[tuple[dict[str, str], int]]:
-    if pool.is_open:
-        yield pool.attributes, pool.minimum
-
-
-def _pending(pool: PoolState) -> Iterable[tuple[dict[str, str], int]]:
-    yield pool.attributes, pool.waiters.count()
+    def _observe_round_trip_times(self, _: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(value, told) for told, value in round_trip_times(self.provider) if value is not None]
 
 
 def _global_provider() -> MeterProvider:

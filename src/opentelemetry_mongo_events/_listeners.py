@@ -9,14 +9,23 @@ from opentelemetry_mongo_events._guard import Guard
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._open_commands import OpenCommands
 from opentelemetry_mongo_events._pool_states import PoolStates
+from opentelemetry_mongo_events._server_states import ServerStates
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
-    from pymongo.monitoring import CommandListener, ConnectionPoolListener
+    from pymongo.monitoring import (
+        CommandListener,
+        ConnectionPoolListener,
+        ServerHeartbeatListener,
+        ServerListener,
+        TopologyListener,
+    )
 
-    Listener: TypeAlias = CommandListener | ConnectionPoolListener
+    Listener: TypeAlias = (
+        CommandListener | ConnectionPoolListener | ServerHeartbeatListener | ServerListener | TopologyListener
+    )
 
     from opentelemetry_mongo_events._config import Config
     from opentelemetry_mongo_events._telemetry import FailedHook, RequestHook, ResponseHook
@@ -81,6 +90,11 @@ def event_listeners(
         listeners += command_listeners(switch)
     if telemetry.config.pools:
         listeners += pool_listeners(switch, client_name=client_name)
+    servers = ServerStates(switch)
+    if telemetry.config.heartbeats:
+        listeners += heartbeat_listeners(servers)
+    if telemetry.config.topology:
+        listeners += topology_listeners(servers)
     return listeners
 
 
@@ -98,8 +112,23 @@ def command_listeners(switch: Switch) -> list[Listener]:
     return [CommandEvents(switch, open_commands, guard), ConnectionEvents(open_commands, guard)]
 
 
-def pool_listeners(switch: Switch, *, client_name: str | None = None, for_all: bool = False) -> list[Listener]:
+def pool_listeners(switch: Switch, *, client_name: str | None = None) -> list[Listener]:
     """New listeners for pools, that write to what `switch` holds."""
     from opentelemetry_mongo_events._pools import PoolEvents
 
-    return [PoolEvents(PoolStates(switch, client_name=client_name, for_all=for_all), Guard())]
+    return [PoolEvents(PoolStates(switch, client_name), Guard())]
+
+
+def heartbeat_listeners(servers: ServerStates) -> list[Listener]:
+    """New listeners for heartbeats, that write to what the servers' switch holds."""
+    from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
+
+    return [HeartbeatEvents(servers, Guard())]
+
+
+def topology_listeners(servers: ServerStates) -> list[Listener]:
+    """New listeners for servers and topologies, that write to what the servers' switch holds."""
+    from opentelemetry_mongo_events._topology import ServerEvents, TopologyEvents
+
+    guard = Guard()
+    return [ServerEvents(servers, guard), TopologyEvents(servers, guard)]

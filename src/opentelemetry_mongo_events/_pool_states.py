@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._attributes import target
+from opentelemetry_mongo_events._identity import Identity, identity
 from opentelemetry_mongo_events._process_state import keep_track, living
 from opentelemetry_mongo_events._waiters import Waiters
 
@@ -18,37 +19,6 @@ if TYPE_CHECKING:
 # PoolCreatedEvent tells options only where they differ from the driver's defaults.
 _MAX_POOL_SIZE: Final = 100
 _MIN_POOL_SIZE: Final = 0
-
-# PyPy has none; there, what a client held that was never closed is counted for good.
-_reference_count: Final = getattr(sys, "getrefcount", lambda _: sys.maxsize)
-
-
-class Identity:
-    """The driver's own address of a pool, to which all listeners together refer once."""
-
-    __slots__ = ("address",)
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether nobody else has it: a pool of the driver's does, for as long as it lives."""
-        return self._references() <= _ALONE
-
-    def _references(self) -> int:
-        count: int = _reference_count(self.address)
-        return count
-
-
-def _references_of_one_alone(host: str) -> int:
-    address = (host, None)  # not a literal, which the code would hold as well
-    identity = Identity(address)
-    del address
-    return identity._references()
-
-
-_ALONE: Final = _references_of_one_alone("")
 
 
 class PoolState:
@@ -89,8 +59,7 @@ class PoolState:
 
     def __init__(self, identity: Identity, client_name: str | None, others: tuple[PoolStates, ...]) -> None:
         self.identity = identity
-        host, port = identity.address
-        self.target = host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.target = target(identity.address)
         self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
         self.maximum: int | None = None
         self.minimum = 0
@@ -123,10 +92,8 @@ class PoolState:
 class PoolStates:
     """The pools that one listener sees."""
 
-    def __init__(self, switch: Switch, *, client_name: str | None = None, for_all: bool = False) -> None:
+    def __init__(self, switch: Switch, client_name: str | None) -> None:
         self.switch = switch
-        self.for_all = for_all
-        """Whether the listener is one for all clients, which the driver calls first."""
         self._client_name = client_name
         self._current: dict[int, PoolState] = {}
         self._pools: dict[PoolState, None] = {}
@@ -177,12 +144,11 @@ class PoolStates:
     def _add(self, address: Address) -> PoolState:
         """A new pool. Whoever comes first, of several listeners, reports it."""
         others = [each for each in living(PoolStates) if each is not self and id(address) in each._current]
-        identity = others[0]._current[id(address)].identity if others else Identity(address)
         before = self._current.get(id(address))
         if before is not None:
             before.closed = True  # up to 4.8 the driver doesn't say so
             before.is_open = False
-        pool = PoolState(identity, self._client_name, tuple(others))
+        pool = PoolState(identity(address), self._client_name, tuple(others))
         self._pools[pool] = None
         self._current[id(address)] = pool
         return pool

@@ -46,13 +46,19 @@ __all__ = [
     "DRIVER_CONNECTION_ID",
     "ERROR_CODE_NAME",
     "ERROR_TYPE",
+    "HEARTBEAT_AWAITED",
     "IDLE",
     "INTERRUPTED",
     "LSID",
     "MONGODB",
     "MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES",
     "MONGODB_CLIENT_CONNECTION_CLOSED",
+    "MONGODB_CLIENT_HEARTBEAT_DURATION",
     "MONGODB_CLIENT_POOL_CLEARED",
+    "MONGODB_CLIENT_SERVER_CHANGES",
+    "MONGODB_CLIENT_SERVER_COUNT",
+    "MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME",
+    "MONGODB_CLIENT_TOPOLOGY_CHANGES",
     "NETWORK_TRANSPORT",
     "OLD_COLLECTION",
     "OLD_NAME",
@@ -63,12 +69,17 @@ __all__ = [
     "OLD_SYSTEM",
     "OTHER",
     "POOL_NAME",
+    "REPLICA_SET",
     "RETURNED_ROWS",
     "SCHEMA_URL",
     "SCOPE",
     "SERVER_ADDRESS",
     "SERVER_CONNECTION_ID",
     "SERVER_PORT",
+    "SERVER_PREVIOUS_TYPE",
+    "SERVER_TYPE",
+    "TOPOLOGY_PREVIOUS_TYPE",
+    "TOPOLOGY_TYPE",
     "TXN_NUMBER",
     "USED",
     "WAIT_TIME",
@@ -103,6 +114,12 @@ TXN_NUMBER: Final = "db.mongodb.txn_number"
 # Ours: neither of the two has a name for it.
 ATTEMPT: Final = "mongodb.client.attempt"
 CLOSE_REASON: Final = "mongodb.client.connection.close_reason"
+HEARTBEAT_AWAITED: Final = "mongodb.client.heartbeat.awaited"
+REPLICA_SET: Final = "mongodb.client.replica_set"
+SERVER_PREVIOUS_TYPE: Final = "mongodb.client.server.previous_type"
+SERVER_TYPE: Final = "mongodb.client.server.type"
+TOPOLOGY_PREVIOUS_TYPE: Final = "mongodb.client.topology.previous_type"
+TOPOLOGY_TYPE: Final = "mongodb.client.topology.type"
 ERROR_CODE_NAME: Final = "mongodb.client.error.code_name"
 WAIT_TIME: Final = "mongodb.client.connection.wait_time"
 WRITE_ERRORS: Final = "mongodb.client.write_errors"
@@ -119,7 +136,12 @@ DB_CLIENT_CONNECTION_WAIT_TIME: Final = "db.client.connection.wait_time"
 DB_CLIENT_RESPONSE_RETURNED_ROWS: Final = "db.client.response.returned_rows"
 MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES: Final = "mongodb.client.connection.checkout_failures"
 MONGODB_CLIENT_CONNECTION_CLOSED: Final = "mongodb.client.connection.closed"
+MONGODB_CLIENT_HEARTBEAT_DURATION: Final = "mongodb.client.heartbeat.duration"
 MONGODB_CLIENT_POOL_CLEARED: Final = "mongodb.client.pool.cleared"
+MONGODB_CLIENT_SERVER_CHANGES: Final = "mongodb.client.server.changes"
+MONGODB_CLIENT_SERVER_COUNT: Final = "mongodb.client.server.count"
+MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME: Final = "mongodb.client.server.round_trip_time"
+MONGODB_CLIENT_TOPOLOGY_CHANGES: Final = "mongodb.client.topology.changes"
 
 # What opentelemetry-instrumentation-pymongo gives by default, and the operation of the same generation of conventions.
 OLD_COLLECTION: Final = "db.mongodb.collection"

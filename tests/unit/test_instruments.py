@@ -83,6 +83,7 @@ def test_each_metric_has_a_unit_and_a_description(monkeypatch: pytest.MonkeyPatc
     for method in (
         "create_histogram",
         "create_observable_counter",
+        "create_observable_gauge",
         "create_observable_up_down_counter",
     ):
         original = getattr(sdk.Meter, method)

@@ -1,0 +1,109 @@
+"""What is read when metrics are collected: the state of pools, servers and topologies, as it is then."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._pool_states import PoolStates
+from opentelemetry_mongo_events._process_state import living
+from opentelemetry_mongo_events._server_states import ServerStates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import TypeAlias
+
+    from opentelemetry.metrics import MeterProvider
+
+    from opentelemetry_mongo_events._pool_states import PoolState
+    from opentelemetry_mongo_events._server_states import ServerState, TopologyState
+    from opentelemetry_mongo_events._telemetry import Switch
+
+    Reading: TypeAlias = "tuple[Mapping[str, Any], float | None]"
+
+
+def _reports(switch: Switch, provider: MeterProvider | None) -> bool:
+    """Whether what is seen there goes to that provider now."""
+    return switch.telemetry is not None and switch.telemetry.instruments.provider is provider
+
+
+def _pools(provider: MeterProvider | None) -> Iterator[PoolState]:
+    for states in living(PoolStates):
+        if states.are_reported and _reports(states.switch, provider):
+            yield from (pool for pool in states.pools() if not pool.is_reported_by_another)
+
+
+def _servers(provider: MeterProvider | None) -> Iterator[ServerState]:
+    for states in living(ServerStates):
+        if states.heartbeats_are_reported and _reports(states.switch, provider):
+            yield from (server for server in states.servers() if not server.is_reported_by_another)
+
+
+def _topologies(provider: MeterProvider | None) -> Iterator[TopologyState]:
+    for states in living(ServerStates):
+        if states.topologies_are_reported and _reports(states.switch, provider):
+            yield from (topology for topology in states.topologies() if not topology.is_reported_by_another)
+
+
+def _connections(provider: MeterProvider | None) -> Iterator[Reading]:
+    for pool in _pools(provider):
+        yield pool.attributes | {names.CONNECTION_STATE: names.IDLE}, pool.idle
+        yield pool.attributes | {names.CONNECTION_STATE: names.USED}, len(pool.used)
+
+
+def _maximum(provider: MeterProvider | None) -> Iterator[Reading]:
+    return ((pool.attributes, pool.maximum) for pool in _pools(provider) if pool.is_open)
+
+
+def _minimum(provider: MeterProvider | None) -> Iterator[Reading]:
+    return ((pool.attributes, pool.minimum) for pool in _pools(provider) if pool.is_open)
+
+
+def _pending(provider: MeterProvider | None) -> Iterator[Reading]:
+    return ((pool.attributes, pool.waiters.count()) for pool in _pools(provider))
+
+
+def _server_count(provider: MeterProvider | None) -> Iterator[Reading]:
+    for topology in _topologies(provider):
+        replica_set = {} if topology.replica_set is None else {names.REPLICA_SET: topology.replica_set}
+        for server_type, count in topology.servers.items():
+            yield {names.SERVER_TYPE: server_type} | replica_set, count
+
+
+def _round_trip_time(provider: MeterProvider | None) -> Iterator[Reading]:
+    return ((server.attributes, server.round_trip) for server in _servers(provider) if server.round_trip is not None)
+
+
+class Sum(NamedTuple):
+    """An observable up-down counter: readings with equal attributes are added together.
+
+    One reading without a value, which stands for no limit, leaves all with its attributes out.
+    """
+
+    unit: str
+    description: str
+    read: Callable[[MeterProvider | None], Iterable[Reading]]
+
+
+SUMS: Final = {
+    names.DB_CLIENT_CONNECTION_COUNT: Sum("{connection}", "Connections that are idle or used", _connections),
+    names.DB_CLIENT_CONNECTION_MAX: Sum("{connection}", "Connections that the pool may have", _maximum),
+    names.DB_CLIENT_CONNECTION_IDLE_MIN: Sum("{connection}", "Connections that the pool keeps at least", _minimum),
+    names.DB_CLIENT_CONNECTION_PENDING_REQUESTS: Sum("{request}", "Requests that wait for a connection", _pending),
+    names.MONGODB_CLIENT_SERVER_COUNT: Sum("{server}", "Servers that are known, by type", _server_count),
+}
+
+
+def sums(read: Callable[[MeterProvider | None], Iterable[Reading]], provider: MeterProvider | None) -> list[Reading]:
+    """The readings, each set of attributes once."""
+    added: dict[tuple[tuple[str, object], ...], Reading] = {}
+    for attributes, value in read(provider):
+        key = tuple(attributes.items())
+        so_far = added[key][1] if key in added else 0
+        added[key] = (attributes, None if value is None or so_far is None else so_far + value)
+    return list(added.values())
+
+
+def round_trip_times(provider: MeterProvider | None) -> list[Reading]:
+    """The last round trip to each server; of several clients, that of the one which came last."""
+    return list(_round_trip_time(provider))
