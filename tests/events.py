@@ -6,6 +6,8 @@ import datetime
 import inspect
 from typing import Any
 
+from bson import ObjectId
+from pymongo.hello import Hello
 from pymongo.monitoring import (
     CommandFailedEvent,
     CommandStartedEvent,
@@ -20,7 +22,12 @@ from pymongo.monitoring import (
     PoolClearedEvent,
     PoolClosedEvent,
     PoolCreatedEvent,
+    ServerHeartbeatFailedEvent,
+    ServerHeartbeatSucceededEvent,
+    TopologyDescriptionChangedEvent,
 )
+from pymongo.server_description import ServerDescription
+from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
 ADDRESS = ("db.example", 27017)
 SERVER_CONNECTION_ID = 7
@@ -124,3 +131,24 @@ def checked_in(connection_id: int, address: Any = ADDRESS) -> ConnectionCheckedI
 def connection_closed(connection_id: int, address: Any = ADDRESS, reason: str = "error") -> ConnectionClosedEvent:
     """The connection is gone."""
     return ConnectionClosedEvent(address, connection_id, reason)
+
+
+def heartbeat_succeeded(address: Any, *, duration: float, awaited: bool = False) -> ServerHeartbeatSucceededEvent:
+    """A server answered its monitor, after that many seconds."""
+    return ServerHeartbeatSucceededEvent(duration, Hello({}), address, awaited)
+
+
+def heartbeat_failed(
+    address: Any, error: Exception, *, duration: float, awaited: bool = False
+) -> ServerHeartbeatFailedEvent:
+    """It did not."""
+    return ServerHeartbeatFailedEvent(duration, error, address, awaited)
+
+
+def topology_changed(servers: int) -> TopologyDescriptionChangedEvent:
+    """A topology has that many servers by now, of which nothing is known yet."""
+    addresses = [("db.example", 27017 + number) for number in range(servers)]
+    description = TopologyDescription(
+        TOPOLOGY_TYPE.Unknown, {address: ServerDescription(address) for address in addresses}, None, None, None, None
+    )
+    return TopologyDescriptionChangedEvent(description, description, ObjectId(bytes(12)))

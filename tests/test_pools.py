@@ -25,10 +25,10 @@ from tests.metrics import POOL, STATE, Metrics
 from tests.pools import held
 from tests.spans import Spans, attributes
 from tests.test_fork import in_child
-from tests.waiting import eventually
+from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from pymongo import MongoClient
 
@@ -46,14 +46,6 @@ tells_of_closed_pools = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reaso
 
 def pending(metrics: Metrics) -> int:
     return sum(metrics.values(PENDING, POOL).values())
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait, in a thread, until `condition` is true."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,3 +17,11 @@ async def eventually(condition: Callable[[], object], seconds: float = 5) -> Non
     while not condition():
         assert loop.time() < deadline, f"not within {seconds} s"
         await asyncio.sleep(0.01)
+
+
+def until(condition: Callable[[], object], seconds: float = 5) -> None:
+    """The same in a thread that may be held up."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.005)

@@ -1,0 +1,241 @@
+"""Metrics of servers, topologies and heartbeats on a real driver."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pymongo
+import pytest
+from pymongo.errors import PyMongoError
+
+from opentelemetry_mongo_events import event_listeners
+from tests.clients import aconnect, connect
+from tests.events import heartbeat_failed, heartbeat_succeeded, topology_changed
+from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
+from tests.test_fork import in_child
+from tests.waiting import eventually, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry_mongo_events import MongoEventsInstrumentor
+    from tests.metrics import Metrics
+    from tests.spans import Spans
+
+HEARTBEATS = "mongodb.client.heartbeat.duration"
+AWAITED = "mongodb.client.heartbeat.awaited"
+COUNT = "mongodb.client.server.count"
+TYPE = "mongodb.client.server.type"
+SET = "mongodb.client.replica_set"
+ROUND_TRIP = "mongodb.client.server.round_trip_time"
+SERVER_CHANGES = ("mongodb.client.server.changes", "mongodb.client.server.previous_type", TYPE)
+TOPOLOGY_CHANGES = (
+    "mongodb.client.topology.changes",
+    "mongodb.client.topology.previous_type",
+    "mongodb.client.topology.type",
+)
+
+tells_of_its_end = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="PyMongo 4.9 tells of closed topologies")
+
+
+@pytest.fixture
+def watching(spans: Spans, metrics: Metrics) -> list[Any]:
+    return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider)
+
+
+@pytest.fixture
+def replica_set() -> Iterator[ScriptedReplicaSet]:
+    with ScriptedReplicaSet(3) as replica_set:
+        yield replica_set
+
+
+def test_a_standalone_is_counted_and_its_heartbeats_are_measured(
+    server: ScriptedServer, watching: list[Any], metrics: Metrics, spans: Spans
+) -> None:
+    about = {"server.address": "127.0.0.1", "server.port": server.port}
+    with connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=500) as client:
+        client.admin.command("ping")
+        until(lambda: metrics.values(COUNT, TYPE, SET) == {("Standalone", None): 1})
+        until(lambda: metrics.values(HEARTBEATS, AWAITED).keys() == {True, False})
+
+        round_trip = metrics.one(ROUND_TRIP)
+        assert dict(round_trip.attributes) == about
+        assert 0 < round_trip.value < 0.5
+        for point in metrics.points(HEARTBEATS):
+            assert dict(point.attributes) == about | {AWAITED: point.attributes[AWAITED]}
+            assert list(point.exemplars) == []
+        assert metrics.values(*SERVER_CHANGES) == {("Unknown", "Standalone"): 1}
+        assert metrics.values(*TOPOLOGY_CHANGES) == {("Unknown", "Single"): 1}
+
+    assert spans.names == ["ping admin", "endSessions admin"]  # a healthy server is no span
+
+
+def test_a_failover_is_told_by_the_types(
+    replica_set: ScriptedReplicaSet, watching: list[Any], metrics: Metrics
+) -> None:
+    with connect(replica_set.uri, event_listeners=watching, heartbeatFrequencyMS=500) as client:
+        client.admin.command("ping")
+        name = replica_set.name
+        until(lambda: metrics.values(COUNT, TYPE, SET) == {("RSPrimary", name): 1, ("RSSecondary", name): 2})
+
+        replica_set.step_down()
+        until(lambda: metrics.values(COUNT, TYPE) == {"RSSecondary": 3})
+        replica_set.elect(replica_set.members[1])
+        until(lambda: metrics.values(COUNT, TYPE) == {"RSPrimary": 1, "RSSecondary": 2})
+
+        server_changes, topology_changes = metrics.values(*SERVER_CHANGES), metrics.values(*TOPOLOGY_CHANGES)
+        assert server_changes["RSPrimary", "RSSecondary"] == 1
+        assert server_changes["RSSecondary", "RSPrimary"] == 1
+        assert topology_changes["ReplicaSetWithPrimary", "ReplicaSetNoPrimary"] == 1
+        assert metrics.points(TOPOLOGY_CHANGES[0])[0].attributes[SET] == name
+
+
+def test_a_heartbeat_that_fails_has_its_error(server: ScriptedServer, watching: list[Any], metrics: Metrics) -> None:
+    with connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=500) as client:
+        client.admin.command("ping")
+        server.stop()
+        until(lambda: metrics.values(COUNT, TYPE) == {"Unknown": 1})
+
+        failed = {point.attributes.get("error.type") for point in metrics.points(HEARTBEATS)} - {None}
+        assert failed
+        assert failed <= {"AutoReconnect", "NetworkTimeout", "ConnectionResetError", "OSError"}
+        until(lambda: metrics.values(*SERVER_CHANGES).get(("Standalone", "Unknown")) == 1)
+
+
+def test_a_client_that_never_connects_has_an_unknown_server(watching: list[Any], metrics: Metrics) -> None:
+    with connect("mongodb://127.0.0.1:1", event_listeners=watching, serverSelectionTimeoutMS=100) as client:
+        with pytest.raises(PyMongoError):
+            client.admin.command("ping")
+        until(lambda: metrics.values(COUNT, TYPE) == {"Unknown": 1})
+
+        assert {point.attributes["error.type"] for point in metrics.points(HEARTBEATS)} == {"AutoReconnect"}
+        assert metrics.points(ROUND_TRIP) == []
+        assert metrics.points(SERVER_CHANGES[0]) == []
+
+
+@tells_of_its_end
+def test_nothing_is_left_of_clients_that_were_closed(
+    server: ScriptedServer, watching: list[Any], metrics: Metrics
+) -> None:
+    clients = [connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=500) for _ in range(5)]
+    for client in clients:
+        client.admin.command("ping")
+    until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 5})
+    assert len(metrics.points(ROUND_TRIP)) == 1
+    for client in clients:
+        client.close()
+
+    until(lambda: metrics.points(COUNT) == [])
+    until(lambda: metrics.points(ROUND_TRIP) == [])
+    # Closing a client gives its heartbeats up; that tells nothing of the server.
+    assert {point.attributes.get("error.type") for point in metrics.points(HEARTBEATS)} == {None}
+
+
+def test_nothing_is_left_of_a_client_that_was_garbage_collected(
+    server: ScriptedServer, watching: list[Any], metrics: Metrics
+) -> None:
+    client = connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=500)
+    client.admin.command("ping")
+    until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
+        del client
+        until(lambda: gc.collect() >= 0 and metrics.points(COUNT) == [])
+        until(lambda: gc.collect() >= 0 and metrics.points(ROUND_TRIP) == [])
+
+
+def test_what_two_listeners_see_is_told_once(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, watching: list[Any], metrics: Metrics
+) -> None:
+    instrumentor.instrument(meter_provider=metrics.provider)
+    with connect(server.uri, event_listeners=watching) as client:
+        client.admin.command("ping")
+        until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
+
+        assert metrics.values(*SERVER_CHANGES) == {("Unknown", "Standalone"): 1}
+        assert metrics.values(*TOPOLOGY_CHANGES) == {("Unknown", "Single"): 1}
+        assert metrics.values(HEARTBEATS, AWAITED)[False] == 1
+        assert len(metrics.points(ROUND_TRIP)) == 1
+
+        instrumentor.uninstrument()
+        assert metrics.values(COUNT, TYPE) == {"Standalone": 1}
+
+
+def test_nothing_is_told_while_it_is_off(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, metrics: Metrics
+) -> None:
+    instrumentor.instrument(meter_provider=metrics.provider)
+    instrumentor.uninstrument()
+    with connect(server.uri) as client:
+        client.admin.command("ping")
+        assert metrics.collected() == {}
+
+        # What it is by then is known: the listeners went on.
+        instrumentor.instrument(meter_provider=metrics.provider)
+        until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
+        assert len(metrics.points(ROUND_TRIP)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_child_has_its_own_servers_only(server: ScriptedServer, watching: list[Any], metrics: Metrics) -> None:
+    with connect(server.uri, event_listeners=watching) as client:
+        client.admin.command("ping")
+        until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
+
+        def child() -> bool:
+            forgotten = metrics.points(COUNT) == [] == metrics.points(ROUND_TRIP)
+            with connect(server.uri, event_listeners=watching) as own:
+                own.admin.command("ping")
+                until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
+            return forgotten
+
+        assert in_child(child)
+        assert metrics.values(COUNT, TYPE) == {"Standalone": 1}
+
+
+@pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
+async def test_an_asynchronous_client_tells_the_same(
+    server: ScriptedServer, watching: list[Any], metrics: Metrics, spans: Spans
+) -> None:
+    with spans.tracer.start_as_current_span("request"):
+        client = aconnect(server.uri, event_listeners=watching, heartbeatFrequencyMS=500)
+        await client.admin.command("ping")
+    await eventually(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
+    await eventually(lambda: metrics.values(HEARTBEATS, AWAITED).get(True, 0) > 0)
+    # Its monitors copied the context of whoever used it first.
+    assert all(list(point.exemplars) == [] for point in metrics.points(HEARTBEATS))
+    await client.close()
+    await eventually(lambda: metrics.points(COUNT) == [])
+
+
+def test_a_big_topology_is_one_warning(watching: list[Any], caplog: pytest.LogCaptureFixture, metrics: Metrics) -> None:
+    topology = next(listener for listener in watching if type(listener).__name__ == "TopologyEvents")
+    caplog.set_level(logging.WARNING)
+    topology.description_changed(topology_changed(20))
+    assert caplog.messages == []
+
+    for _ in range(3):
+        topology.description_changed(topology_changed(21))
+
+    assert [message.partition(".")[0] for message in caplog.messages] == ["a topology has 21 servers"]
+    assert "topology=False" in caplog.messages[0]
+
+
+def test_odd_heartbeats_are_passed_over(
+    watching: list[Any], metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    heartbeats = next(listener for listener in watching if type(listener).__name__ == "HeartbeatEvents")
+    address = ("db.example", 27017)
+    heartbeats.succeeded(heartbeat_succeeded(address, duration=-1.0))
+    heartbeats.failed(heartbeat_failed(address, TimeoutError(), duration=-1.0))
+    assert [point.sum for point in metrics.points(HEARTBEATS)] == [0, 0]
+    assert caplog.messages == []
+
+    for _ in range(2):
+        heartbeats.succeeded(heartbeat_succeeded(("db.example",), duration=1.0))
+    assert len(caplog.messages) == 1
