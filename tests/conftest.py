@@ -26,6 +26,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
+    # With listeners for topologies a client's close waits up to half a second: a test that wants them says so.
+    monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY", "false")
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +57,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def listeners(spans: Spans, metrics: Metrics) -> Iterator[Any]:
     """The listeners of one client; at the end of the test nothing may be open in them."""
-    # Without those of the topology, for which a client's close waits up to half a second.
-    made = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=False)
+    made = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider)
     yield made
     assert len(table_of(made)) == 0
 

@@ -104,7 +104,7 @@ def test_the_providers_and_hooks_of_a_second_instrument_are_used(
 
 def test_instrument_registers_its_listeners_once(instrumentor: MongoEventsInstrumentor) -> None:
     for _ in range(3):
-        instrumentor.instrument()
+        instrumentor.instrument(topology=True)
         instrumentor.uninstrument()
 
     assert kinds(registered_listeners()) == [
@@ -219,7 +219,10 @@ def test_commands_can_be_switched_off(
         ("topology", ["ServerEvents", "TopologyEvents"]),
     ],
 )
-def test_what_is_off_has_no_listener(signal: str, its_own: list[str], instrumentor: MongoEventsInstrumentor) -> None:
+def test_what_is_off_has_no_listener(
+    signal: str, its_own: list[str], instrumentor: MongoEventsInstrumentor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY")
     signals = ["commands", "pools", "heartbeats", "topology"]
     everything = kinds(event_listeners())
     only: Any = {each: each == signal for each in signals}

@@ -12,7 +12,7 @@ import pymongo
 import pytest
 from pymongo.errors import PyMongoError
 
-from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events import _process_state, event_listeners
 from tests.clients import aconnect, connect
 from tests.events import heartbeat_failed, heartbeat_succeeded, topology_changed
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
@@ -44,7 +44,7 @@ tells_of_its_end = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="Py
 
 @pytest.fixture
 def watching(spans: Spans, metrics: Metrics) -> list[Any]:
-    return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider)
+    return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
 
 
 @pytest.fixture
@@ -95,7 +95,9 @@ def test_a_failover_is_told_by_the_types(
 
 
 def test_a_heartbeat_that_fails_has_its_error(server: ScriptedServer, watching: list[Any], metrics: Metrics) -> None:
-    with connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=500) as client:
+    with connect(
+        server.uri, event_listeners=watching, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=500
+    ) as client:
         client.admin.command("ping")
         server.stop()
         until(lambda: metrics.values(COUNT, TYPE) == {"Unknown": 1})
@@ -152,7 +154,7 @@ def test_nothing_is_left_of_a_client_that_was_garbage_collected(
 def test_what_two_listeners_see_is_told_once(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, watching: list[Any], metrics: Metrics
 ) -> None:
-    instrumentor.instrument(meter_provider=metrics.provider)
+    instrumentor.instrument(meter_provider=metrics.provider, topology=True)
     with connect(server.uri, event_listeners=watching) as client:
         client.admin.command("ping")
         until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
@@ -169,14 +171,14 @@ def test_what_two_listeners_see_is_told_once(
 def test_nothing_is_told_while_it_is_off(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, metrics: Metrics
 ) -> None:
-    instrumentor.instrument(meter_provider=metrics.provider)
+    instrumentor.instrument(meter_provider=metrics.provider, topology=True)
     instrumentor.uninstrument()
     with connect(server.uri) as client:
         client.admin.command("ping")
         assert metrics.collected() == {}
 
         # What it is by then is known: the listeners went on.
-        instrumentor.instrument(meter_provider=metrics.provider)
+        instrumentor.instrument(meter_provider=metrics.provider, topology=True)
         until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
         assert len(metrics.points(ROUND_TRIP)) == 1
 
@@ -224,6 +226,20 @@ def test_a_big_topology_is_one_warning(watching: list[Any], caplog: pytest.LogCa
 
     assert [message.partition(".")[0] for message in caplog.messages] == ["a topology has 21 servers"]
     assert "topology=False" in caplog.messages[0]
+
+
+def test_a_child_forgets_the_servers(watching: list[Any], metrics: Metrics) -> None:
+    topology = next(listener for listener in watching if type(listener).__name__ == "TopologyEvents")
+    heartbeats = next(listener for listener in watching if type(listener).__name__ == "HeartbeatEvents")
+    address = ("db.example", 27017)
+    topology.description_changed(topology_changed(2))
+    heartbeats.succeeded(heartbeat_succeeded(address, duration=1.0))
+    assert metrics.values(COUNT, TYPE) == {"Unknown": 2}
+    assert metrics.one(ROUND_TRIP).value == 1
+
+    _process_state._forget_all()
+
+    assert metrics.points(COUNT) == metrics.points(ROUND_TRIP) == []
 
 
 def test_odd_heartbeats_are_passed_over(

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.trace import StatusCode
 from pymongo.monitoring import ConnectionCheckOutFailedEvent
 
-from opentelemetry_mongo_events import _connections, event_listeners
+from opentelemetry_mongo_events import _connections, _process_state, event_listeners
 from opentelemetry_mongo_events._pools import PoolEvents
 from tests.events import (
     ADDRESS,
@@ -255,6 +255,20 @@ def test_what_the_driver_does_in_the_background_is_nobodys(pools: Any, spans: Sp
 
     assert spans.one(f"checkout {NAME}").parent is None
     assert list(metrics.one("db.client.connection.wait_time").exemplars) == []
+
+
+def test_a_child_forgets_the_pools(pools: Any, metrics: Metrics) -> None:
+    pools.pool_created(pool_created())
+    make(pools, 1, ADDRESS)
+    assert metrics.connections() == (1, 0)
+
+    _process_state._forget_all()
+    assert metrics.points("db.client.connection.count") == []
+
+    # What it inherited may still be given back, or closed.
+    pools.connection_checked_in(checked_in(1))
+    pools.connection_closed(connection_closed(1))
+    assert metrics.points("db.client.connection.count") == []
 
 
 def test_an_odd_event_is_passed_over(pools: Any, metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:

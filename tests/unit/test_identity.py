@@ -1,0 +1,72 @@
+"""One identity for each address object, for as long as anybody has it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+from opentelemetry_mongo_events import _identity
+from opentelemetry_mongo_events._identity import Identity, identity
+
+
+def address() -> Any:
+    return ("".join(["db.", "example"]), 27017)
+
+
+def test_an_address_has_one_identity_and_an_equal_one_another() -> None:
+    first, second = address(), address()
+
+    assert identity(first) is identity(first)
+    assert first == second
+    assert identity(first) is not identity(second)
+
+
+def test_it_is_alone_when_nobody_else_has_the_address() -> None:
+    the_drivers = address()
+    ours = identity(the_drivers)
+    also_ours = identity(the_drivers)
+    assert not ours.is_alone
+
+    del the_drivers
+    assert ours.is_alone
+    assert also_ours.is_alone
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    before = len(_identity._known())
+    for _ in range(100):
+        the_drivers = address()
+        ours = identity(the_drivers)
+        assert ours.address is the_drivers
+    assert len(_identity._known()) <= before + 1
+
+    del ours, the_drivers
+    gc.collect()
+    assert len(_identity._known()) == before
+
+
+def test_one_that_is_gone_but_not_yet_forgotten_is_replaced() -> None:
+    # As where the garbage collector has cleared it, and the callback has still to run.
+    the_drivers = address()
+    gone = Identity(the_drivers)
+    dead = weakref.ref(gone)
+    del gone
+    _identity._known()[id(the_drivers)] = dead
+
+    ours = identity(the_drivers)
+
+    assert ours.address is the_drivers
+    assert identity(the_drivers) is ours
+
+
+def test_a_callback_that_comes_late_leaves_its_successor_alone() -> None:
+    the_drivers = address()
+    first = identity(the_drivers)
+    reference = _identity._known().pop(id(the_drivers))
+    second = identity(the_drivers)
+    assert second is not first
+
+    del first
+    assert reference() is None
+    assert identity(the_drivers) is second
