@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from opentelemetry import metrics
 from pymongo import MongoClient
 
 import opentelemetry_mongo_events
@@ -129,7 +130,40 @@ def here(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
         client.close()
 
 
+@pytest.fixture
+def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The meter providers that a snippet makes the global one, which they aren't for the other tests; shut down."""
+    made: list[Any] = []
+    monkeypatch.setattr(metrics, "set_meter_provider", made.append)
+    yield made
+    for provider in made:
+        provider.shutdown()
+
+
+@pytest.fixture
+def scraped(snippet: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A snippet that is scraped by Prometheus is so at a free port, until the end of the test."""
+    if "prometheus" not in snippet:
+        yield
+        return
+    prometheus_client = pytest.importorskip("prometheus_client")
+    start = prometheus_client.start_http_server
+    started: list[Any] = []
+
+    def start_elsewhere(port: int, **options: Any) -> Any:
+        started.append(start(0, **options))
+        return started[-1]
+
+    monkeypatch.setattr(prometheus_client, "start_http_server", start_elsewhere)
+    yield
+    for server, thread in started:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.mark.parametrize("snippet", SNIPPETS)
+@pytest.mark.usefixtures("providers", "scraped")
 def test_a_snippet_runs(snippet: str, here: str, instrumentor: MongoEventsInstrumentor) -> None:
     exec(compile(snippet.replace("mongodb://localhost:27017", here), "snippet", "exec"), {})
 

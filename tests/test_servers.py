@@ -83,7 +83,7 @@ def test_a_failover_is_told_by_the_types(
         until(lambda: metrics.values(COUNT, TYPE, SET) == {("RSPrimary", name): 1, ("RSSecondary", name): 2})
 
         replica_set.step_down()
-        until(lambda: metrics.values(COUNT, TYPE) == {"RSSecondary": 3})
+        until(lambda: metrics.values(COUNT, TYPE) == {"RSPrimary": 0, "RSSecondary": 3})
         replica_set.elect(replica_set.members[1])
         until(lambda: metrics.values(COUNT, TYPE) == {"RSPrimary": 1, "RSSecondary": 2})
 

@@ -65,6 +65,8 @@ class TopologyState:
         """Take what it is now. The description itself isn't kept."""
         self.servers = Counter(server.server_type_name for server in description.server_descriptions().values())
         self.replica_set = description.replica_set_name
+        if self.replica_set is not None:
+            self.servers["RSPrimary"] += 0  # a set without one says so
         # A client that is garbage-collected publishes nothing. Its settings go with it.
         settings = getattr(description, "_topology_settings", None)
         self._settings = None if settings is None else weakref.ref(settings)

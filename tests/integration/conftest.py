@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers.processes import FerretDB, Jaeger, Missing, Process
+from tests.servers.processes import FerretDB, Jaeger, Missing, Process, Prometheus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def ferretdb() -> Iterator[FerretDB]:
     """FerretDB as a standalone server."""
     server = FerretDB()
-    with _running(server):
+    with running(server):
         yield server
 
 
@@ -26,7 +26,15 @@ def ferretdb() -> Iterator[FerretDB]:
 def jaeger() -> Iterator[Jaeger]:
     """Jaeger, with whatever other tests have sent it: use a service name of your own."""
     server = Jaeger()
-    with _running(server):
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> Iterator[Prometheus]:
+    """Prometheus with nothing to scrape, to ask it what it makes of an expression; promtool is there too then."""
+    server = Prometheus()
+    with running(server):
         yield server
 
 
@@ -43,20 +51,21 @@ def mongodb_uri(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def run_server() -> Iterator[Callable[[Process], None]]:
     """Start a server of one test's own, which ends with the test."""
-    with ExitStack() as running:
+    with ExitStack() as stack:
 
         def run(server: Process) -> None:
-            running.enter_context(_running(server))
+            stack.enter_context(running(server))
 
         yield run
 
 
 @contextmanager
-def _running(server: Process) -> Iterator[None]:
+def running(server: Process) -> Iterator[None]:
+    """Run a server; without its program the test is left out, or fails where ``REQUIRE_SERVERS=1`` says so."""
     missing = None
-    with ExitStack() as running:
+    with ExitStack() as stack:
         try:
-            running.enter_context(server)
+            stack.enter_context(server)
         except Missing as error:
             missing = str(error)
         if missing is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import tempfile
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from tests.clients import connect
-from tests.servers.processes import FerretDB, Jaeger, NotReady, Process
+from tests.servers.processes import FerretDB, Jaeger, NotReady, Process, Prometheus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -235,3 +237,57 @@ def test_two_jaegers_run_side_by_side(jaeger: Jaeger, run_server: Callable[[Proc
 
     assert set(other.ports).isdisjoint(jaeger.ports)
     assert other.services() == []
+
+
+def test_prometheus_answers_an_expression(prometheus: Prometheus) -> None:
+    (answer,) = prometheus.query('label_replace(vector(1 + 2), "color", "red", "", "")')
+
+    assert (answer["metric"], answer["value"][1]) == ({"color": "red"}, "3")
+
+
+@pytest.mark.parametrize("expression", ["sum(", "1 + 2"])
+def test_an_expression_that_gives_no_series_is_told(prometheus: Prometheus, expression: str) -> None:
+    with pytest.raises(ValueError, match=r"parse error|no vector but a scalar"):
+        prometheus.query(expression)
+
+
+def test_what_does_not_come_in_time_is_told(prometheus: Prometheus) -> None:
+    with pytest.raises(TimeoutError, match=r"up is after 0.1 seconds \[\]"):
+        prometheus.wait_for("up", timeout=0.1)
+
+
+def test_prometheus_evaluates_the_rules_of_a_file(run_server: Callable[[Process], None], tmp_path: Path) -> None:
+    rule = {"record": "three", "expr": "vector(1 + 2)"}
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "numbers", "rules": [rule]}]}))
+    server = Prometheus(rule_files=[file])
+    run_server(server)
+
+    (answer,) = server.wait_for("three")
+    assert answer["value"][1] == "3"
+    assert [(each["type"], each["name"], each["query"]) for each in server.rules()] == [
+        ("recording", "three", "vector(1 + 2)")
+    ]
+
+
+def test_a_broken_rule_file_ends_prometheus_at_its_start(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yml"
+    file.write_text("groups: 1")
+
+    with pytest.raises(NotReady, match="ended at its start"):
+        Prometheus(rule_files=[file]).start()
+
+
+def test_a_stopped_prometheus_leaves_nothing(
+    run_server: Callable[[Process], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    server = Prometheus()
+    run_server(server)
+    assert len(list(tmp_path.iterdir())) == 1
+
+    server.close()
+
+    assert list(tmp_path.iterdir()) == []
+    with socket.socket() as sock:
+        assert sock.connect_ex(("127.0.0.1", server.ports[0])) != 0

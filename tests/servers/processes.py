@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -22,7 +23,7 @@ import bson
 from bson.errors import BSONError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -441,19 +442,142 @@ class Jaeger(Process):
         return True
 
     def _get(self, path: str) -> Any:
-        # No urllib: it would go through a proxy named in the environment.
-        connection = http.client.HTTPConnection(_LOOPBACK, self.ports[0], timeout=10)
-        try:
+        return _answer(self.name, self.ports[0], path)
+
+
+class Prometheus(Process):
+    """Prometheus as Debian packages it: scrapes targets on loopback, evaluates rules, answers queries.
+
+    Args:
+        targets: Where to scrape ``/metrics``: names of jobs, each with the ``host:port`` of its only target.
+        rule_files: Files of recording and alert rules.
+        interval: Every how many seconds it scrapes and evaluates.
+    """
+
+    name = "Prometheus"
+
+    def __init__(
+        self, targets: Mapping[str, str] | None = None, rule_files: Sequence[Path] = (), interval: float = 0.2
+    ) -> None:
+        super().__init__()
+        self._targets = targets or {}
+        self._rule_files = rule_files
+        self._interval = interval
+
+    @property
+    def url(self) -> str:
+        """Where its API is, and its web page."""
+        return f"http://{_LOOPBACK}:{self.ports[0]}"
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return what an expression is now: for each series its ``metric`` (the labels) and ``value`` (time, text).
+
+        Raises:
+            ValueError: The expression is none, or gives a scalar or a text; the message holds what Prometheus says.
+        """
+        data = self._get("/api/v1/query", {"query": expression})
+        if data["resultType"] not in ("vector", "matrix"):
+            raise ValueError(f"{expression} is no vector but a {data['resultType']}")
+        result: list[dict[str, Any]] = data["result"]
+        return result
+
+    def wait_for(
+        self,
+        expression: str,
+        until: int | Callable[[list[dict[str, Any]]], bool] = 1,
+        timeout: float = 15.0,
+    ) -> list[dict[str, Any]]:
+        """Return what an expression is once it is that: what was measured shows with the next scrape.
+
+        Args:
+            expression: What to ask, again and again.
+            until: How many series there must be, or what must be true of them.
+            timeout: How many seconds to wait.
+
+        Raises:
+            TimeoutError: It wasn't in time; the message tells what it was.
+            ValueError: The expression is none.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            result = self.query(expression)
+            if until(result) if callable(until) else len(result) >= until:
+                return result
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{expression} is after {timeout:g} seconds {result}")
+            time.sleep(_POLL_SECONDS)
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Return the rules of all files, as the API tells them: ``type``, ``name``, ``query``, ``health``, ..."""
+        groups = self._get("/api/v1/rules")["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    def command(self, folder: Path) -> list[str]:
+        """Return the command line, with the configuration written to ``folder``."""
+        interval = f"{self._interval * 1000:.0f}ms"
+        configuration = {
+            "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
+            "rule_files": [str(file.resolve()) for file in self._rule_files],
+            "scrape_configs": [
+                {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in self._targets.items()
+            ],
+        }
+        file = folder / "prometheus.yml"
+        file.write_text(json.dumps(configuration))  # JSON is YAML
+        return [
+            _installed("prometheus"),
+            f"--config.file={file}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={_LOOPBACK}:{self.ports[0]}",
+            "--log.level=warn",
+        ]
+
+    def is_ready(self) -> bool:
+        """Say whether it answers a query."""
+        return self.query("vector(1)") != []
+
+    def _get(self, path: str, form: dict[str, str] | None = None) -> Any:
+        return _answer(self.name, self.ports[0], path, form)["data"]
+
+
+def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Prometheus' checker of rules and configurations to its end; its output is text.
+
+    Raises:
+        Missing: The program isn't on this machine.
+    """
+    return subprocess.run(
+        [_installed("promtool"), *arguments],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _answer(name: str, port: int, path: str, form: dict[str, str] | None = None) -> Any:
+    # No urllib: it would go through a proxy named in the environment.
+    connection = http.client.HTTPConnection(_LOOPBACK, port, timeout=10)
+    try:
+        if form is None:
             connection.request("GET", path)
-            response = connection.getresponse()
-            body = response.read()
-        finally:
-            connection.close()
-        if response.status == http.HTTPStatus.NOT_FOUND:
-            raise LookupError(f"{self.name} has nothing at {path}")
-        if response.status != http.HTTPStatus.OK:
-            raise OSError(f"{self.name} answered {response.status} at {path}: {body.decode(errors='replace')}")
-        return json.loads(body)
+        else:
+            connection.request("POST", path, urlencode(form), {"Content-Type": "application/x-www-form-urlencoded"})
+        response = connection.getresponse()
+        body = response.read()
+    finally:
+        connection.close()
+    told = f"{name} answered {response.status} at {path}: {body.decode(errors='replace')}"
+    if response.status == http.HTTPStatus.NOT_FOUND:
+        raise LookupError(f"{name} has nothing at {path}")
+    if response.status in (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.UNPROCESSABLE_ENTITY):
+        raise ValueError(told)
+    if response.status != http.HTTPStatus.OK:
+        raise OSError(told)
+    return json.loads(body)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -470,6 +594,16 @@ def _built(name: str) -> Path:
     if not program.exists():
         raise Missing(f"{name} is not built: run scripts/build-servers")
     return program
+
+
+def _installed(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        raise Missing(
+            f"{program} is not installed: run scripts/build-servers as root,"
+            " or apt-get install --no-install-recommends prometheus"
+        )
+    return path
 
 
 def _tcp(port: int) -> socket.socket:

@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from tests.servers.processes import FerretDB, Jaeger, Missing, NotReady, NxServer, Process, environment, free_port
+from tests.servers.processes import (
+    FerretDB,
+    Jaeger,
+    Missing,
+    NotReady,
+    NxServer,
+    Process,
+    Prometheus,
+    environment,
+    free_port,
+    promtool,
+)
 
 # What `opentelemetry-instrument` puts in front of the path.
 START_UP_CODE = str(Path("site-packages", "opentelemetry", "instrumentation", "auto_instrumentation"))
@@ -221,6 +232,23 @@ def test_a_program_that_is_not_built_is_told(
         server.start()
 
     assert str(missing.value) == f"{server.name} is not built: run scripts/build-servers"
+    assert list(temporary_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["prometheus", "promtool"])
+def test_a_program_that_is_not_installed_is_told(
+    program: str, temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(temporary_folder))
+    run = Prometheus().start if program == "prometheus" else promtool
+
+    with pytest.raises(Missing) as missing:
+        run()
+
+    assert str(missing.value) == (
+        f"{program} is not installed: run scripts/build-servers as root,"
+        " or apt-get install --no-install-recommends prometheus"
+    )
     assert list(temporary_folder.iterdir()) == []
 
 
