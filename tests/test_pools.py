@@ -223,6 +223,45 @@ def test_a_server_that_goes_away_takes_its_connections_along(
     assert metrics.connections() == held(client) == (1, 0)
 
 
+def test_a_client_that_has_its_listeners_twice_is_measured_once(
+    server: ScriptedServer, listeners: Any, metrics: Metrics
+) -> None:
+    with connect(server.uri, event_listeners=[*listeners, *listeners]) as client:
+        client.admin.command("ping")
+        with in_use(client, server):
+            assert metrics.connections() == held(client) == (0, 1)
+        assert metrics.connections() == held(client) == (1, 0)
+
+        for name, count in (("create_time", 1), ("wait_time", 2), ("use_time", 2)):
+            assert metrics.one(f"db.client.connection.{name}").count == count
+
+
+@pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="PyMongo interrupts connections since 4.9")
+def test_connections_that_a_clear_interrupts_are_given_back(
+    server: ScriptedServer, listeners: Any, metrics: Metrics
+) -> None:
+    with (
+        connect(
+            server.uri, event_listeners=listeners, heartbeatFrequencyMS=500, connectTimeoutMS=300, retryReads=False
+        ) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        client.admin.command("ping")
+        frozen = server.freeze("find", times=2)
+        results = [threads.submit(client.shop.command, "find", "orders") for _ in range(2)]
+        server.wait_for(lambda server: len(server.received("find")) == 2)
+        hello = server.freeze("hello", times=None)  # the monitor gives up, and with it those who wait for an answer
+        for result in results:
+            assert isinstance(result.exception(timeout=5), PyMongoError)
+        until(lambda: metrics.connections() == held(client) == (0, 0))
+
+        assert metrics.values("mongodb.client.pool.cleared", POOL) == {f"127.0.0.1:{server.port}": 1}
+        hello.release()
+        frozen.release()
+        client.admin.command("ping")
+        until(lambda: metrics.connections() == held(client))
+
+
 @tells_of_closed_pools
 def test_a_pool_that_closes_while_connections_are_out_keeps_those(
     server: ScriptedServer, listeners: Any, metrics: Metrics

@@ -81,6 +81,8 @@ class PoolEvents(ConnectionPoolListener):
         """It is made."""
         pool = self._pools.of(event.address)
         since = pool.making.pop(event.connection_id, None)
+        if event.connection_id in pool.made:
+            return  # the client has this listener twice
         pool.made.add(event.connection_id)
         if (telemetry := self._telemetry(pool)) is not None:
             _record(telemetry.instruments.create_time, duration(event, since), pool)
@@ -113,6 +115,8 @@ class PoolEvents(ConnectionPoolListener):
         """They got one."""
         pool = self._pools.of(event.address)
         since = pool.waiters.end()
+        if event.connection_id in pool.used:
+            return  # the client has this listener twice
         pool.used[event.connection_id] = time.perf_counter()
         if (telemetry := self._telemetry(pool)) is not None:
             _record(telemetry.instruments.wait_time, duration(event, since), pool)
