@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from pymongo.errors import PyMongoError
 
+from opentelemetry_mongo_events import event_listeners
 from tests.application import SCRIPT, run_demo, run_instrumented
+from tests.clients import connect
+from tests.servers.scripted import ScriptedServer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.servers.processes import Jaeger
+
+
+def provider_for(jaeger: Jaeger, service: str) -> TracerProvider:
+    """A tracer provider whose spans go to Jaeger, as those of a service."""
+    provider = TracerProvider(resource=Resource({SERVICE_NAME: service}), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{jaeger.otlp_http_endpoint}/v1/traces")))
+    return provider
 
 
 def tags(span: dict[str, Any]) -> dict[str, Any]:
@@ -119,16 +136,8 @@ def test_the_demo_sends_its_traces_where_it_is_told(jaeger: Jaeger) -> None:
 
 async def test_tasks_of_an_async_client_arrive_each_in_its_own_trace(mongodb_uri: str, jaeger: Jaeger) -> None:
     pymongo = pytest.importorskip("pymongo", minversion="4.9")
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    from opentelemetry_mongo_events import event_listeners
-
     service = f"async-{uuid.uuid4().hex}"
-    provider = TracerProvider(resource=Resource({SERVICE_NAME: service}), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{jaeger.otlp_http_endpoint}/v1/traces")))
+    provider = provider_for(jaeger, service)
     tracer = provider.get_tracer("shop")
     listeners = event_listeners(tracer_provider=provider, exclude_commands="endSessions")
 
@@ -156,3 +165,42 @@ async def test_tasks_of_an_async_client_arrive_each_in_its_own_trace(mongodb_uri
     if "MONGODB_URI" in os.environ:
         async with pymongo.AsyncMongoClient(mongodb_uri) as client:
             await client.drop_database(service)
+
+
+def test_a_slow_request_shows_that_it_waited_for_a_connection(jaeger: Jaeger) -> None:
+    service = f"waiting-{uuid.uuid4().hex}"
+    provider = provider_for(jaeger, service)
+    tracer = provider.get_tracer("shop")
+    options: dict[str, Any] = {"maxPoolSize": 1, "waitQueueTimeoutMS": 400, "retryReads": False}
+    with (
+        ScriptedServer() as server,
+        connect(server.uri, event_listeners=event_listeners(tracer_provider=provider), **options) as client,
+        ThreadPoolExecutor(3) as threads,
+    ):
+
+        def request(name: str, command: str) -> None:
+            with tracer.start_as_current_span(name):
+                client.shop.command(command, "orders")
+
+        frozen = server.freeze("find")
+        first = threads.submit(request, "GET /report", "find")
+        assert frozen.reached.wait(5)
+        in_vain = threads.submit(request, "GET /cart", "count")
+        assert isinstance(in_vain.exception(timeout=5), PyMongoError)
+        waiting = threads.submit(request, "GET /orders", "count")
+        time.sleep(0.2)
+        frozen.release()
+        first.result()
+        waiting.result()
+    provider.shutdown()
+
+    traces = jaeger.wait_for_traces(service, lambda found: len(found) >= 3)
+    by_name = {span["operationName"]: span for trace in traces for span in trace["spans"]}
+    (checkout,) = [span for name, span in by_name.items() if name.startswith("checkout ")]
+    assert references(checkout, "CHILD_OF") == [by_name["GET /cart"]["spanID"]]
+    assert checkout["duration"] > 390_000  # microseconds
+    assert {"error": True, "error.type": "timeout"}.items() <= tags(checkout).items()
+    count = by_name["count orders"]
+    assert references(count, "CHILD_OF") == [by_name["GET /orders"]["spanID"]]
+    waited = tags(count)["mongodb.client.connection.wait_time"]
+    assert 0.15 < waited < by_name["GET /orders"]["duration"] / 1e6
