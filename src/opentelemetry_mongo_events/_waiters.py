@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Where nobody counts them, those that gave up are looked for when there are so many, and then at twice what is left.
+# Where nobody counts them, those that are gone are looked for when there are so many, and then at twice what is left.
 _MANY: Final = 64
 
 
@@ -72,13 +72,18 @@ class Waiters:
         return waiter.since
 
     def count(self) -> int:
-        """How many wait; those that gave up without a word are forgotten. Runs on any thread."""
+        """How many wait. Runs on any thread.
+
+        Those that have left the checkout are kept: one may be about to enter it. Those whose thread or task is gone are
+        forgotten.
+        """
         waiting = list(self._waiting.items())
-        frames = sys._current_frames() if waiting else {}
+        threads = sys._current_frames() if waiting else {}
         count = 0
         for key, waiter in waiting:
-            if _is_waiting(waiter, frames):
-                count += _depth(waiter)
+            stack = _stack(waiter, threads)
+            if stack is not None:
+                count += _depth(waiter) if any(map(_is_checkout, stack)) else 0
             elif self._waiting.get(key) is waiter:  # and not one that began meanwhile
                 self._waiting.pop(key, None)
         return count
@@ -114,19 +119,22 @@ def _greenlet() -> Any:
     return None if current.parent is None else current
 
 
-def _is_waiting(waiter: _Waiter, threads: dict[int, types.FrameType]) -> bool:
-    runs_in = None if waiter.runs_in is None else waiter.runs_in()
+def _stack(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[types.FrameType] | None:
+    """What a waiter does now; None if it does nothing any more."""
+    if waiter.runs_in is None:
+        return _frames(threads[waiter.thread]) if waiter.thread in threads else None
+    runs_in = waiter.runs_in()
     if runs_in is None:
-        return waiter.runs_in is None and any(map(_is_checkout, _frames(threads.get(waiter.thread))))
+        return None
     if hasattr(runs_in, "get_coro"):  # a task, of whatever make
         if runs_in.done():
-            return False
+            return None
         coroutine = runs_in.get_coro()
         if getattr(coroutine, "cr_running", False):
-            return any(map(_is_checkout, _frames(threads.get(waiter.thread))))
-        return any(map(_is_checkout, _awaiting(coroutine)))
+            return _frames(threads.get(waiter.thread))
+        return _awaiting(coroutine)
     # A greenlet has no frame while it runs; the one that waits doesn't.
-    return not runs_in.dead and any(map(_is_checkout, _frames(runs_in.gr_frame)))
+    return None if runs_in.dead else _frames(runs_in.gr_frame)
 
 
 def _is_checkout(frame: types.FrameType) -> bool:

@@ -75,15 +75,41 @@ def test_a_thread_that_is_gone_waits_no_more(waiters: Waiters) -> None:
 
 
 def test_one_that_begins_again_meanwhile_is_kept(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gave_up(*_: object) -> bool:
+    def gone(*_: object) -> None:
         waiters.begin()
-        return False
 
     waiters.begin()
-    monkeypatch.setattr(_waiters, "_is_waiting", gave_up)
+    monkeypatch.setattr(_waiters, "_stack", gone)
 
     assert waiters.count() == 0
     assert len(waiters._waiting) == 1
+
+
+def test_one_that_is_about_to_enter_the_checkout_is_kept(waiters: Waiters) -> None:
+    counts = []
+
+    waiters.begin()
+    assert waiters.count() == 0  # as where metrics are collected at this very moment
+    get_conn(lambda: counts.append(waiters.count()))
+
+    assert counts == [1]
+
+
+async def test_all_of_many_are_counted(waiters: Waiters) -> None:
+    event = asyncio.Event()
+
+    async def run() -> None:
+        waiters.begin()
+        await aget_conn(event)
+
+    tasks = [asyncio.create_task(run()) for _ in range(1000)]
+    await asyncio.sleep(0)
+    assert waiters.count() == 1000
+
+    event.set()
+    await asyncio.gather(*tasks)
+    assert waiters.count() == 0
+    assert len(waiters._waiting) == 0
 
 
 def test_who_waits_no_more_tells_since_when_they_did(waiters: Waiters) -> None:
@@ -228,7 +254,7 @@ async def test_a_task_may_be_of_another_make(waiters: Waiters) -> None:
     assert waiters.count() == 0
 
 
-def test_those_that_gave_up_are_looked_for_when_there_are_many(
+def test_those_that_are_gone_are_looked_for_when_there_are_many(
     waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_waiters, "_MANY", 4)
