@@ -215,7 +215,7 @@ def test_ten_thousand_collections_are_no_more_to_remember_than_one_thousand(metr
         commands.started(started({"find": f"c{number}"}))
         commands.succeeded(succeeded("find"))
 
-    assert len(commands._measured) == 1_000
+    assert len(commands._descriptions) == 1_000
 
 
 @pytest.mark.parametrize("micros", [-5, 0])
@@ -260,7 +260,7 @@ def test_a_global_provider_that_is_set_later_gets_all(server: ScriptedServer, tm
 
 
 LATER = """
-import json, sys
+import json, sys, time
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -272,6 +272,7 @@ with MongoClient(sys.argv[1]) as first:
     first.admin.command("ping")  # nobody measures yet
     reader = InMemoryMetricReader()
     metrics.set_meter_provider(MeterProvider([reader]))
+    time.sleep(0.1)
     first.admin.command("ping")
     # Asked for by the provider that is the global one by now: the same instruments.
     MongoEventsInstrumentor().uninstrument()

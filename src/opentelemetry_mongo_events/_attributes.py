@@ -136,40 +136,44 @@ def server_attributes(address: Address | None) -> Attributes:
     return {names.SERVER_ADDRESS: host} if port is None else {names.SERVER_ADDRESS: host, names.SERVER_PORT: port}
 
 
-def metric_attributes(command_name: str, database: str, collection: str | None, address: Address | None) -> Attributes:
-    """What the metrics of a command have, however it ends."""
-    attributes: Attributes = {
+class Description(NamedTuple):
+    """What all commands of one name, on one collection of one server, have in common.
+
+    Attributes:
+        name: The name of their spans, and the query summary.
+        attributes: Those of their spans, from the start.
+        measured: Those of their metrics, however they end.
+    """
+
+    name: str
+    attributes: Attributes
+    measured: Attributes
+
+
+def description(
+    command_name: str, database: str, collection: str | None, address: Address | None, old_names: bool
+) -> Description:
+    """The description of a command."""
+    name = span_name(command_name, database, collection)
+    measured: Attributes = {
         names.DB_SYSTEM_NAME: names.MONGODB,
         names.DB_NAMESPACE: database,
         names.DB_OPERATION_NAME: command_name,
         **server_attributes(address),
     }
     if collection is not None:
-        attributes[names.DB_COLLECTION_NAME] = collection
-    return attributes
-
-
-def start_attributes(
-    command_name: str,
-    database: str,
-    collection: str | None,
-    summary: str,
-    command: Mapping[str, Any],
-    address: Address | None,
-    old_names: bool,
-) -> Attributes:
-    """What is known of a command before it is sent, so that a sampler sees it."""
-    attributes: Attributes = {
-        names.DB_SYSTEM_NAME: names.MONGODB,
-        names.DB_NAMESPACE: database,
-        names.DB_OPERATION_NAME: command_name,
-        names.DB_QUERY_SUMMARY: summary,
-    }
-    if collection is not None:
-        attributes[names.DB_COLLECTION_NAME] = collection
+        measured[names.DB_COLLECTION_NAME] = collection
+    attributes = measured | {names.DB_QUERY_SUMMARY: name}
     if address is not None:
-        attributes.update(server_attributes(address))
         attributes[names.NETWORK_TRANSPORT] = "unix" if address[1] is None else "tcp"
+    if old_names:
+        _add_old_names(attributes)
+    return Description(name, attributes, measured)
+
+
+def start_attributes(described: Description, command_name: str, command: Mapping[str, Any]) -> Attributes:
+    """What is known of a command before it is sent, so that a sampler sees it."""
+    attributes = described.attributes.copy()
     if command_name in _BATCHES:
         batch = command.get(_BATCHES[command_name])
         # The conventions leave the size out for one: that is no batch.
@@ -178,8 +182,6 @@ def start_attributes(
     # A retryable write has a transaction number too; `autocommit` is there in a transaction only.
     if command.get("autocommit") is False:
         _add_transaction(attributes, command)
-    if old_names:
-        _add_old_names(attributes)
     return attributes
 
 

@@ -18,12 +18,11 @@ from opentelemetry_mongo_events._attributes import (
     collection_name,
     continued_cursor,
     cursor_id,
+    description,
     failure_outcome,
     is_retryable_write_error,
     killed_cursors,
-    metric_attributes,
     reply_outcome,
-    span_name,
     start_attributes,
     transaction_number,
 )
@@ -38,7 +37,7 @@ from opentelemetry_mongo_events._telemetry import NO_PARENT
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from opentelemetry_mongo_events._attributes import Address, Attributes
+    from opentelemetry_mongo_events._attributes import Address, Description
     from opentelemetry_mongo_events._driver import CommandEvent
     from opentelemetry_mongo_events._held_connections import HeldConnection
     from opentelemetry_mongo_events._telemetry import Switch, Telemetry
@@ -69,7 +68,7 @@ class CommandEvents(CommandListener):
         self._open = open_commands
         self._cursors: Recent[tuple[Any, ...], SpanContext] = Recent(_REMEMBERED)
         self._failed_attempts: Recent[tuple[int | None, str, int | None], tuple[SpanContext, int]] = Recent(_REMEMBERED)
-        self._measured: Recent[tuple[Any, ...], Attributes] = Recent(_REMEMBERED)
+        self._descriptions: Recent[tuple[Any, ...], Description] = Recent(_REMEMBERED)
 
     @guarded
     def started(self, event: CommandStartedEvent) -> None:
@@ -163,11 +162,9 @@ class CommandEvents(CommandListener):
         wait_time = None
         if held is not None:
             wait_time, held.wait_time = held.wait_time, None
+        described = self._description(command_name, event.database_name, collection, address, telemetry)
         if is_traced:
-            name = span_name(command_name, event.database_name, collection)
-            attributes = start_attributes(
-                command_name, event.database_name, collection, name, command, address, telemetry.old_names
-            )
+            attributes = start_attributes(described, command_name, command)
             if server_id is not None:
                 attributes[names.SERVER_CONNECTION_ID] = server_id
             if held is not None:
@@ -185,14 +182,11 @@ class CommandEvents(CommandListener):
                 opener = self._cursors.get(_cursor_key(address, continued))
                 if opener is not None:
                     links.append(Link(opener))
-            span = telemetry.tracer.start_span(name, context, SpanKind.CLIENT, attributes, links)
+            span = telemetry.tracer.start_span(described.name, context, SpanKind.CLIENT, attributes, links)
             if not span.is_recording():
                 span = None
         if span is None and not is_measured:
             return
-        measured = None
-        if is_measured:
-            measured = self._metric_attributes(command_name, event.database_name, collection, address)
         if held is None:
             held = hold(self._open, address, None)
         self._open.add(
@@ -204,7 +198,7 @@ class CommandEvents(CommandListener):
                 attempt,
                 continued,
                 span,
-                measured,
+                described.measured if is_measured else None,
                 context,
                 telemetry,
             )
@@ -212,17 +206,17 @@ class CommandEvents(CommandListener):
         if span is not None and telemetry.request_hook is not None:
             self.guard.run("request_hook", telemetry.request_hook, span, event)
 
-    def _metric_attributes(
-        self, command_name: str, database: str, collection: str | None, address: Address | None
-    ) -> Attributes:
-        """The same mapping for the same command: to make one for each costs as much as to record."""
+    def _description(
+        self, command_name: str, database: str, collection: str | None, address: Address | None, telemetry: Telemetry
+    ) -> Description:
+        """The same object for the same kind of command: to make one each time costs as much as to start a span."""
         # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
-        key = (command_name, database, collection, *(address or ()))
-        attributes = self._measured.get(key)
-        if attributes is None:
-            attributes = metric_attributes(command_name, database, collection, address)
-            self._measured.put(key, attributes)
-        return attributes
+        key = (command_name, database, collection, telemetry.old_names, *(address or ()))
+        described = self._descriptions.get(key)
+        if described is None:
+            described = description(command_name, database, collection, address, telemetry.old_names)
+            self._descriptions.put(key, described)
+        return described
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""

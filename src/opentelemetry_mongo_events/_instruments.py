@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from opentelemetry_mongo_events._readings import Reading
 
+_LOOK_AGAIN: Final = 0.1
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 _ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -65,6 +67,7 @@ class Instruments:
     def __init__(self, provider: MeterProvider | None) -> None:
         self._provider = _global_provider if provider is None else _reference(provider)
         self._is_real = False
+        self._look_again = 0.0
         self._lock = threading.RLock()
         self._tallies: dict[str, dict[tuple[str | int | None, ...], int]] = {name: {} for name in _TALLIES}
         meter = (provider or metrics.get_meter_provider()).get_meter(names.SCOPE, __version__, names.SCHEMA_URL)
@@ -117,11 +120,13 @@ class Instruments:
     def are_real(self) -> bool:
         """Whether anything is made of what is measured: the API's own providers throw it away.
 
-        The global provider may be set later than the instruments are made.
+        The global provider may be set later than the instruments are made. Since this is asked for each command, and to
+        look at the global provider takes longer than all else, it is looked at ten times a second.
         """
-        if not self._is_real:
+        if not self._is_real and time.perf_counter() >= self._look_again:
             module = type(self.provider).__module__
             self._is_real = module != "opentelemetry.metrics" and not module.startswith("opentelemetry.metrics.")
+            self._look_again = time.perf_counter() + _LOOK_AGAIN
         return self._is_real
 
     def add(self, name: str, *values: str | int | None) -> None:

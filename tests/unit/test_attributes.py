@@ -15,6 +15,7 @@ from opentelemetry_mongo_events._attributes import (
     collection_name,
     continued_cursor,
     cursor_id,
+    description,
     failure_outcome,
     is_retryable_write_error,
     reply_outcome,
@@ -26,7 +27,7 @@ from opentelemetry_mongo_events._attributes import (
 def start(command: dict[str, Any], address: Any = ("db.example", 27017), old_names: bool = False) -> dict[str, Any]:
     name = next(iter(command), "hello")
     collection = collection_name(name, command)
-    return start_attributes(name, "shop", collection, span_name(name, "shop", collection), command, address, old_names)
+    return start_attributes(description(name, "shop", collection, address, old_names), name, command)
 
 
 @pytest.mark.parametrize(
