@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +107,29 @@ def test_each_option_is_in_the_reference_with_its_variable_and_default() -> None
         for name, option in OPTIONS.items()
     ]
     assert [cells[0] for cells in rows("README.md", "## Options")] == [f"`{name}`" for name in OPTIONS]
+
+
+def test_each_alert_is_explained_and_tested() -> None:
+    deployed = ROOT / "deploy" / "prometheus"
+    alerts = re.findall(r"- alert: (\w+)", (deployed / "mongodb-client.rules.yml").read_text())
+    tested = re.findall(r"- alertname: (\w+)", (deployed / "mongodb-client.test.yml").read_text())
+
+    assert [cells[0].strip("`") for cells in rows("docs/prometheus-and-grafana.md", "## The alerts")] == alerts
+    assert set(tested) == set(alerts)
+
+
+def test_panels_that_the_documentation_names_are_in_the_dashboard() -> None:
+    shown = {
+        panel["title"] for panel in json.loads((ROOT / "deploy/grafana/mongodb-client.json").read_text())["panels"]
+    }
+    named = [
+        name
+        for cells in rows("docs/prometheus-and-grafana.md", "## The alerts")
+        for name in re.findall(r"\*([^*]+)\*", cells[2])
+    ]
+
+    assert named
+    assert [name for name in named if name not in shown] == []
 
 
 def test_the_changelog_begins_with_this_version() -> None:

@@ -119,6 +119,30 @@ def test_a_client_that_never_connects_has_an_unknown_server(watching: list[Any],
         assert metrics.points(SERVER_CHANGES[0]) == []
 
 
+def test_a_set_that_is_not_reached_has_no_primary(watching: list[Any], metrics: Metrics) -> None:
+    with connect(
+        "mongodb://127.0.0.1:1/?replicaSet=rs0", event_listeners=watching, serverSelectionTimeoutMS=100
+    ) as client:
+        with pytest.raises(PyMongoError):
+            client.admin.command("ping")
+        until(lambda: metrics.values(COUNT, TYPE, SET) == {("Unknown", "rs0"): 1, ("RSPrimary", "rs0"): 0})
+
+
+def test_a_client_that_was_not_used_says_nothing_of_a_primary(watching: list[Any], metrics: Metrics) -> None:
+    with connect("mongodb://127.0.0.1:1/?replicaSet=rs0", event_listeners=watching, connect=False):
+        until(lambda: metrics.values(COUNT, TYPE, SET) == {("Unknown", "rs0"): 1})
+
+
+def test_a_direct_connection_to_a_secondary_says_nothing_of_a_primary(
+    replica_set: ScriptedReplicaSet, watching: list[Any], metrics: Metrics
+) -> None:
+    port, name = replica_set.members[1].port, replica_set.name
+    uri = f"mongodb://127.0.0.1:{port}/?directConnection=true&replicaSet={name}"
+    with connect(uri, event_listeners=watching) as client:
+        client.admin.command("ping")
+        until(lambda: metrics.values(COUNT, TYPE, SET) == {("RSSecondary", name): 1})
+
+
 @tells_of_its_end
 def test_nothing_is_left_of_clients_that_were_closed(
     server: ScriptedServer, watching: list[Any], metrics: Metrics

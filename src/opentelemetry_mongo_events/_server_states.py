@@ -63,9 +63,13 @@ class TopologyState:
 
     def change(self, description: TopologyDescription) -> None:
         """Take what it is now. The description itself isn't kept."""
-        self.servers = Counter(server.server_type_name for server in description.server_descriptions().values())
+        servers = description.server_descriptions().values()
+        self.servers = Counter(server.server_type_name for server in servers)
         self.replica_set = description.replica_set_name
-        if self.replica_set is not None:
+        # A direct connection has a set's name too, and no primary; nor has a client that nobody has used yet.
+        if description.topology_type_name.startswith("ReplicaSet") and any(
+            server.is_server_type_known or server.error is not None for server in servers
+        ):
             self.servers["RSPrimary"] += 0  # a set without one says so
         # A client that is garbage-collected publishes nothing. Its settings go with it.
         settings = getattr(description, "_topology_settings", None)

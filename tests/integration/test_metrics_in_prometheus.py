@@ -38,15 +38,22 @@ WAIT = "db_client_connection_wait_time_seconds"
 
 
 def expressions(dashboard: Path) -> list[Any]:
-    """The expressions of a dashboard's panels, with their variables replaced."""
-    panels = json.loads(dashboard.read_text())["panels"]
-    return [
-        pytest.param(
-            target["expr"].replace("$__rate_interval", "10s").replace("$job", ".*"),
-            id=f"{panel['title']} {target['refId']}",
-        )
-        for panel in panels
+    """The expressions of a dashboard's panels, and of what its variables list; with the variables replaced."""
+    board = json.loads(dashboard.read_text())
+    found = {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in board["panels"]
         for target in panel.get("targets", ())
+    }
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query":
+            listed = re.fullmatch(r"label_values\((?P<series>.*), (?P<label>\w+)\)", variable["definition"])
+            assert listed is not None
+            found[f"variable {variable['name']}"] = f"count by ({listed['label']}) ({listed['series']})"
+    window = re.compile(r"\$__(?:rate_interval|range)\b")
+    return [
+        pytest.param(re.sub(r"\$(?:job|pool)\b", ".*", window.sub("10s", expression)), id=name)
+        for name, expression in found.items()
     ]
 
 
@@ -207,6 +214,7 @@ def bad_times(measured: list[Any]) -> Iterator[None]:
 @pytest.mark.usefixtures("bad_times")
 @pytest.mark.parametrize("expression", expressions(DASHBOARD))
 def test_each_expression_of_the_dashboard_returns_data(expression: str, scraping: Prometheus) -> None:
+    assert "$" not in expression
     answer = scraping.wait_for(expression, lambda answer: any(each["value"][1] != "NaN" for each in answer))
 
     assert len({json.dumps(each["metric"], sort_keys=True) for each in answer}) == len(answer)
