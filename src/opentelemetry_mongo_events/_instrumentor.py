@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
@@ -30,14 +30,14 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     Example:
         `MongoEventsInstrumentor().instrument(exclude_commands="ping")`
 
-    `instrument()` takes what `event_listeners()` does, as keywords, and raises nothing for a value that can't be used:
-    it is logged as one warning and left out. `uninstrument()` stops new spans; commands that are open still close
-    theirs.
+    `instrument()` takes what `event_listeners()` does but for the name of a client, as keywords, and raises nothing for
+    a value that can't be used: it is logged as one warning and left out. `uninstrument()` stops new spans and all
+    metrics; commands that are open still close their spans.
     """
 
     # The class is a singleton, whose constructor may run again and again: its state is here.
     _switch: Switch = Switch()
-    _servers: ServerStates = ServerStates(_switch)
+    _servers: ServerStates | None = None
     _registered: frozenset[str] = frozenset()
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -52,9 +52,15 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if telemetry.config.pools:
             self._register("pools", lambda: pool_listeners(self._switch))
         if telemetry.config.heartbeats:
-            self._register("heartbeats", lambda: heartbeat_listeners(self._servers))
+            self._register("heartbeats", lambda: heartbeat_listeners(self._known_servers()))
         if telemetry.config.topology:
-            self._register("topology", lambda: topology_listeners(self._servers))
+            self._register("topology", lambda: topology_listeners(self._known_servers()))
+
+    def _known_servers(self) -> ServerStates:
+        """What both kinds of listeners write to."""
+        if self._servers is None:
+            MongoEventsInstrumentor._servers = ServerStates(self._switch)
+        return cast("ServerStates", self._servers)
 
     def _register(self, signal: str, listeners: Callable[[], Iterable[Any]]) -> None:
         """Register a signal's listeners, once: PyMongo has no way to take one out, and a second one doubles all."""
