@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,11 +11,14 @@ from pymongo.errors import BulkWriteError, OperationFailure
 
 from tests.application import run_demo
 from tests.clients import connect
+from tests.pools import held
 from tests.servers.processes import NxServer
 from tests.spans import Spans, attributes, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.metrics import Metrics
 
 pytestmark = pytest.mark.nx
 
@@ -77,3 +81,21 @@ def test_the_demo_shows_its_traces() -> None:
     assert any(line.startswith("└── insert users  ") and line.endswith("ERROR 11000") for line in lines)
     assert lines[-1] == "20 spans, 13 of them MongoDB commands."
     assert "alice" not in demo.stdout
+
+
+def test_what_is_measured_is_what_was_done(shop: Any, spans: Spans, metrics: Metrics) -> None:
+    shop.users.insert_many([{"number": number} for number in range(100)])
+
+    def request(number: int) -> None:
+        assert shop.users.find_one({"number": number})["number"] == number
+        assert len(list(shop.users.find(batch_size=40))) == 100
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(request, range(40)))
+
+    counted = metrics.values("db.client.operation.duration", "db.operation.name")
+    assert counted == {"dropDatabase": 1, "insert": 1, "find": 80, "getMore": 80}
+    rows = [point for point in metrics.points("db.client.response.returned_rows") if point.sum]
+    assert sum(point.sum for point in rows) == 40 + 40 * 100
+    assert metrics.connections() == held(shop.client)
+    assert metrics.one("db.client.connection.use_time").count == len(spans.finished)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
 from opentelemetry.trace import StatusCode
 from pymongo.cursor import CursorType
-from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, PyMongoError
 
 from tests.clients import connect
+from tests.pools import held
 from tests.servers.processes import FerretDB
 from tests.spans import Spans, attributes, table_of
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.metrics import Metrics
     from tests.servers.processes import Process
 
 
@@ -175,3 +179,29 @@ def test_a_restart_is_seen_as_a_failed_attempt_and_a_second_one(
     assert attributes(first)["error.type"] == AutoReconnect.__name__
     assert attributes(second)["mongodb.client.attempt"] == 2
     assert [link.context for link in second.links] == [first.context]
+
+
+def test_the_pools_counts_are_the_drivers_through_a_restart(
+    run_server: Callable[[Process], None], listeners: Any, spans: Spans, metrics: Metrics
+) -> None:
+    server = FerretDB()
+    run_server(server)
+    with connect(server.uri, event_listeners=listeners, maxPoolSize=4) as client, ThreadPoolExecutor(8) as threads:
+
+        def request(number: int) -> None:
+            with contextlib.suppress(PyMongoError):
+                client.shop.orders.insert_one({"number": number})
+
+        list(threads.map(request, range(50)))
+        before = metrics.connections()
+        assert before == held(client)
+        assert before[0] > 0
+        restarting = threads.submit(server.restart)
+        list(threads.map(request, range(50)))
+        restarting.result()
+        list(threads.map(request, range(50)))
+
+        assert metrics.connections() == held(client)
+        assert metrics.one("mongodb.client.pool.cleared").value >= 1
+        commands = [span for span in spans.finished if not span.name.startswith("checkout ")]
+        assert sum(metrics.values("db.client.operation.duration", "error.type").values()) == len(commands)
