@@ -6,7 +6,6 @@ and another tuple in each client. And the driver holds it for as long as the poo
 
 from __future__ import annotations
 
-import functools
 import sys
 import weakref
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
 
 # PyPy has none; there, what a client had that was never closed is kept for good.
 _reference_count: Final = getattr(sys, "getrefcount", lambda _: sys.maxsize)
+
+
+_known: Final[dict[int, weakref.ref[Identity]]] = {}
 
 
 class Identity:
@@ -48,23 +50,17 @@ _ALONE: Final = _references_of_one_alone("")
 
 def identity(address: Address) -> Identity:
     """The one identity of an address. Runs on any thread."""
-    known = _known()
     key = id(address)
 
     def forget(reference: weakref.ref[Identity]) -> None:
-        if known.get(key) is reference:
-            known.pop(key, None)
+        if _known.get(key) is reference:
+            _known.pop(key, None)
 
     made = Identity(address)
     while True:
         # One operation of a dictionary: of several threads, one makes it.
-        reference = known.setdefault(key, weakref.ref(made, forget))
+        reference = _known.setdefault(key, weakref.ref(made, forget))
         found = reference()
         if found is not None:
             return found
         forget(reference)
-
-
-@functools.cache
-def _known() -> dict[int, weakref.ref[Identity]]:
-    return {}

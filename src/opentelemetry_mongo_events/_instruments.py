@@ -6,13 +6,14 @@ import functools
 import threading
 import time
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._process_state import keep_track
+from opentelemetry_mongo_events._process_state import keep_track, living
 from opentelemetry_mongo_events._readings import SUMS, round_trip_times, sums
 from opentelemetry_mongo_events._version import __version__
 
@@ -110,6 +111,7 @@ class Instruments:
                 name, [functools.partial(self._observe_tally, name, keys)], unit, description
             )
         keep_track(self)
+        keep_track(_made)
 
     @property
     def provider(self) -> MeterProvider | None:
@@ -145,18 +147,23 @@ class Instruments:
         self._tallies = {name: {} for name in _TALLIES}
 
     def _observe_tally(self, name: str, keys: tuple[str, ...], _: CallbackOptions) -> Iterable[Observation]:
+        # More than one set only where a provider was used by its own name before it was made the global one.
+        counts: Counter[tuple[str | int | None, ...]] = Counter()
+        for each in living(Instruments):
+            if each is self or (each.provider is not None and each.provider is self.provider):
+                counts.update(dict(list(each._tallies[name].items())))
         return [
             Observation(count, {key: value for key, value in zip(keys, values, strict=True) if value is not None})
-            for values, count in list(self._tallies[name].items())
+            for values, count in counts.items()
         ]
 
     def _observe_sum(
-        self, read: Callable[[MeterProvider | None], Iterable[Reading]], _: CallbackOptions
+        self, read: Callable[[Instruments], Iterable[Reading]], _: CallbackOptions
     ) -> Iterable[Observation]:
-        return [Observation(value, told) for told, value in sums(read, self.provider) if value is not None]
+        return [Observation(value, told) for told, value in sums(read, self) if value is not None]
 
     def _observe_round_trip_times(self, _: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(value, told) for told, value in round_trip_times(self.provider) if value is not None]
+        return [Observation(value, told) for told, value in round_trip_times(self) if value is not None]
 
 
 def _global_provider() -> MeterProvider:
@@ -170,26 +177,37 @@ def _reference(provider: MeterProvider) -> Callable[[], MeterProvider | None]:
         return lambda: provider
 
 
+class _Made:
+    """All instruments of this process."""
+
+    def __init__(self) -> None:
+        self.of_the_global_provider: Instruments | None = None
+        self.of_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
+        self.lock = threading.RLock()
+        """Two threads that make the first ones of a provider would make two sets, one of which the SDK drops."""
+
+    def forget(self) -> None:
+        """The lock may have been held by another thread as the process forked."""
+        self.lock = threading.RLock()
+
+
+_made: Final = _Made()
+
+
 def instruments(provider: MeterProvider | None) -> Instruments:
     """The instruments of a provider; for None of the global one, whichever that will be."""
-    if provider is not None and provider is metrics.get_meter_provider():
-        provider = None
-    if provider is None:
-        return _of_the_global_provider()
-    try:
-        made = _of_providers().get(provider)
-    except TypeError:  # it can't be referred to weakly
-        return Instruments(provider)
-    if made is None:
-        made = _of_providers()[provider] = Instruments(provider)
-    return made
-
-
-@functools.cache
-def _of_the_global_provider() -> Instruments:
-    return Instruments(None)
-
-
-@functools.cache
-def _of_providers() -> weakref.WeakKeyDictionary[MeterProvider, Instruments]:
-    return weakref.WeakKeyDictionary()
+    with _made.lock:
+        is_global = provider is None or provider is metrics.get_meter_provider()
+        if is_global and _made.of_the_global_provider is not None:
+            return _made.of_the_global_provider
+        try:
+            made = _made.of_providers.get(provider or metrics.get_meter_provider())
+        except TypeError:  # it can't be referred to weakly
+            return Instruments(provider)
+        if made is None:
+            made = Instruments(None if is_global else provider)
+            if not is_global and provider is not None:
+                _made.of_providers[provider] = made
+        if is_global:
+            _made.of_the_global_provider = made
+        return made

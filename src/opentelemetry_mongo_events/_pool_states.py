@@ -68,13 +68,13 @@ class PoolState:
         self.making: dict[int, float] = {}
         self.made: set[int] = set()
         self.used: dict[int, float] = {}
-        self.waiters = Waiters()
+        self.waiters = Waiters(identity)
         self.others = others
 
-    @property
-    def idle(self) -> int:
-        """How many connections are made and not checked out."""
-        return len(self.made.copy().difference(self.used.copy()))
+    def connections(self) -> tuple[int, int]:
+        """How many connections are made and not checked out, and how many are checked out, at one moment."""
+        used = self.used.copy()
+        return len(self.made.difference(used)), len(used)
 
     @property
     def is_reported_by_another(self) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 
 class ProcessState(Protocol):
@@ -17,29 +16,27 @@ class ProcessState(Protocol):
 
 S = TypeVar("S", bound=ProcessState)
 
+_known: Final[dict[weakref.ref[ProcessState], None]] = {}
+_watching: Final[dict[str, object]] = {}
+
 
 def keep_track(state: ProcessState) -> None:
     """Know `state` for as long as it lives."""
-    known = _known()
     # One operation of a dictionary each: a thread may come or go while another one looks.
-    known[weakref.ref(state, lambda gone: known.pop(gone, None))] = None
+    _known[weakref.ref(state, lambda gone: _known.pop(gone, None))] = None
+    # What is registered with `os` can't be taken out again, so it is registered once, for all of them.
+    this = object()
+    if _watching.setdefault("forks", this) is this and hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=_forget_all)
 
 
 def living(kind: type[S]) -> list[S]:
     """All states of that kind which are alive, the oldest first. Runs on any thread."""
-    return [state for reference in list(_known()) if isinstance(state := reference(), kind)]
-
-
-@functools.cache
-def _known() -> dict[weakref.ref[ProcessState], None]:
-    """What is registered with `os` can't be taken out again, so it is registered once, for all of them."""
-    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-        os.register_at_fork(after_in_child=_forget_all)
-    return {}
+    return [state for reference in list(_known) if isinstance(state := reference(), kind)]
 
 
 def _forget_all() -> None:
-    for reference in list(_known()):
+    for reference in list(_known):
         state = reference()
         if state is not None:
             state.forget()

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import TypeAlias
 
-    from opentelemetry.metrics import MeterProvider
-
+    from opentelemetry_mongo_events._instruments import Instruments
     from opentelemetry_mongo_events._pool_states import PoolState
     from opentelemetry_mongo_events._server_states import ServerState, TopologyState
     from opentelemetry_mongo_events._telemetry import Switch
@@ -22,56 +21,60 @@ if TYPE_CHECKING:
     Reading: TypeAlias = "tuple[Mapping[str, Any], float | None]"
 
 
-def _reports(switch: Switch, provider: MeterProvider | None) -> bool:
-    """Whether what is seen there goes to that provider now."""
-    return switch.telemetry is not None and switch.telemetry.instruments.provider is provider
+def _reports(switch: Switch, instruments: Instruments) -> bool:
+    """Whether what is seen there goes to the provider of those instruments now."""
+    if switch.telemetry is None:
+        return False
+    told = switch.telemetry.instruments
+    return told is instruments or (told.provider is not None and told.provider is instruments.provider)
 
 
-def _pools(provider: MeterProvider | None) -> Iterator[PoolState]:
+def _pools(instruments: Instruments) -> Iterator[PoolState]:
     for states in living(PoolStates):
-        if states.are_reported and _reports(states.switch, provider):
+        if states.are_reported and _reports(states.switch, instruments):
             yield from (pool for pool in states.pools() if not pool.is_reported_by_another)
 
 
-def _servers(provider: MeterProvider | None) -> Iterator[ServerState]:
+def _servers(instruments: Instruments) -> Iterator[ServerState]:
     for states in living(ServerStates):
-        if states.heartbeats_are_reported and _reports(states.switch, provider):
+        if states.heartbeats_are_reported and _reports(states.switch, instruments):
             yield from (server for server in states.servers() if not server.is_reported_by_another)
 
 
-def _topologies(provider: MeterProvider | None) -> Iterator[TopologyState]:
+def _topologies(instruments: Instruments) -> Iterator[TopologyState]:
     for states in living(ServerStates):
-        if states.topologies_are_reported and _reports(states.switch, provider):
+        if states.topologies_are_reported and _reports(states.switch, instruments):
             yield from (topology for topology in states.topologies() if not topology.is_reported_by_another)
 
 
-def _connections(provider: MeterProvider | None) -> Iterator[Reading]:
-    for pool in _pools(provider):
-        yield pool.attributes | {names.CONNECTION_STATE: names.IDLE}, pool.idle
-        yield pool.attributes | {names.CONNECTION_STATE: names.USED}, len(pool.used)
+def _connections(instruments: Instruments) -> Iterator[Reading]:
+    for pool in _pools(instruments):
+        idle, used = pool.connections()
+        yield pool.attributes | {names.CONNECTION_STATE: names.IDLE}, idle
+        yield pool.attributes | {names.CONNECTION_STATE: names.USED}, used
 
 
-def _maximum(provider: MeterProvider | None) -> Iterator[Reading]:
-    return ((pool.attributes, pool.maximum) for pool in _pools(provider) if pool.is_open)
+def _maximum(instruments: Instruments) -> Iterator[Reading]:
+    return ((pool.attributes, pool.maximum) for pool in _pools(instruments) if pool.is_open)
 
 
-def _minimum(provider: MeterProvider | None) -> Iterator[Reading]:
-    return ((pool.attributes, pool.minimum) for pool in _pools(provider) if pool.is_open)
+def _minimum(instruments: Instruments) -> Iterator[Reading]:
+    return ((pool.attributes, pool.minimum) for pool in _pools(instruments) if pool.is_open)
 
 
-def _pending(provider: MeterProvider | None) -> Iterator[Reading]:
-    return ((pool.attributes, pool.waiters.count()) for pool in _pools(provider))
+def _pending(instruments: Instruments) -> Iterator[Reading]:
+    return ((pool.attributes, pool.waiters.count()) for pool in _pools(instruments))
 
 
-def _server_count(provider: MeterProvider | None) -> Iterator[Reading]:
-    for topology in _topologies(provider):
+def _server_count(instruments: Instruments) -> Iterator[Reading]:
+    for topology in _topologies(instruments):
         replica_set = {} if topology.replica_set is None else {names.REPLICA_SET: topology.replica_set}
         for server_type, count in topology.servers.items():
             yield {names.SERVER_TYPE: server_type} | replica_set, count
 
 
-def _round_trip_time(provider: MeterProvider | None) -> Iterator[Reading]:
-    return ((server.attributes, server.round_trip) for server in _servers(provider) if server.round_trip is not None)
+def _round_trip_time(instruments: Instruments) -> Iterator[Reading]:
+    return ((server.attributes, server.round_trip) for server in _servers(instruments) if server.round_trip is not None)
 
 
 class Sum(NamedTuple):
@@ -82,7 +85,7 @@ class Sum(NamedTuple):
 
     unit: str
     description: str
-    read: Callable[[MeterProvider | None], Iterable[Reading]]
+    read: Callable[[Instruments], Iterable[Reading]]
 
 
 SUMS: Final = {
@@ -94,16 +97,16 @@ SUMS: Final = {
 }
 
 
-def sums(read: Callable[[MeterProvider | None], Iterable[Reading]], provider: MeterProvider | None) -> list[Reading]:
+def sums(read: Callable[[Instruments], Iterable[Reading]], instruments: Instruments) -> list[Reading]:
     """The readings, each set of attributes once."""
     added: dict[tuple[tuple[str, object], ...], Reading] = {}
-    for attributes, value in read(provider):
+    for attributes, value in read(instruments):
         key = tuple(attributes.items())
         so_far = added[key][1] if key in added else 0
         added[key] = (attributes, None if value is None or so_far is None else so_far + value)
     return list(added.values())
 
 
-def round_trip_times(provider: MeterProvider | None) -> list[Reading]:
+def round_trip_times(instruments: Instruments) -> list[Reading]:
     """The last round trip to each server; of several clients, that of the one which came last."""
-    return list(_round_trip_time(provider))
+    return list(_round_trip_time(instruments))

@@ -18,6 +18,7 @@ from opentelemetry_mongo_events._semconv import SCHEMA_URL, SCOPE, old_names_wan
 from opentelemetry_mongo_events._version import __version__
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
 
     from opentelemetry_mongo_events._double_tracing import DoubleTracing
@@ -37,6 +38,8 @@ class Telemetry:
 
     tracer: Tracer
     instruments: Instruments
+    meter_provider: MeterProvider | None
+    """Kept alive, as the tracer keeps its own; None for the global one."""
     config: Config
     old_names: bool
     request_hook: RequestHook | None
@@ -78,6 +81,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     return Telemetry(
         _tracer(tracer_provider or trace.get_tracer_provider()),
         instruments(meter_provider),
+        meter_provider,
         config_from(os.environ, options, base),
         old_names_wanted(os.environ),
         request_hook,

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from opentelemetry_mongo_events._identity import Identity
+
 # Where nobody counts them, those that are gone are looked for when there are so many, and then at twice what is left.
 _MANY: Final = 64
 
@@ -39,9 +41,10 @@ class _Waiter(NamedTuple):
 class Waiters:
     """The waiters of one pool. Each thread or task writes its own entry only, so there is no lock."""
 
-    __slots__ = ("_many", "_waiting")
+    __slots__ = ("_identity", "_many", "_waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
         self._waiting: dict[int, _Waiter] = {}
         self._many = _MANY
 
@@ -52,7 +55,7 @@ class Waiters:
         key = thread if runs_in is None else id(runs_in)
         outer = self._waiting.get(key)
         if outer is not None:
-            outer = _outermost(outer, sum(map(_is_checkout, _frames(sys._getframe()))))
+            outer = _outermost(outer, sum(map(self._is_checkout, _frames(sys._getframe()))))
         self._waiting[key] = _Waiter(
             time.perf_counter(), thread, None if runs_in is None else weakref.ref(runs_in), outer
         )
@@ -83,10 +86,16 @@ class Waiters:
         for key, waiter in waiting:
             stack = _stack(waiter, threads)
             if stack is not None:
-                count += _depth(waiter) if any(map(_is_checkout, stack)) else 0
+                count += _depth(waiter) if any(map(self._is_checkout, stack)) else 0
             elif self._waiting.get(key) is waiter:  # and not one that began meanwhile
                 self._waiting.pop(key, None)
         return count
+
+    def _is_checkout(self, frame: types.FrameType) -> bool:
+        """Whether a frame is the driver's, and gets a connection out of this pool."""
+        if frame.f_code.co_name not in _CHECKOUT or not frame.f_globals.get("__name__", "").startswith("pymongo."):
+            return False
+        return getattr(frame.f_locals.get("self"), "address", None) is self._identity.address
 
 
 def _depth(waiter: _Waiter | None) -> int:
@@ -115,8 +124,7 @@ def _greenlet() -> Any:
     greenlet = sys.modules.get("greenlet")
     if greenlet is None:
         return None
-    current = greenlet.getcurrent()
-    return None if current.parent is None else current
+    return greenlet.getcurrent()
 
 
 def _stack(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[types.FrameType] | None:
@@ -133,12 +141,10 @@ def _stack(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[typ
         if getattr(coroutine, "cr_running", False):
             return _frames(threads.get(waiter.thread))
         return _awaiting(coroutine)
-    # A greenlet has no frame while it runs; the one that waits doesn't.
-    return None if runs_in.dead else _frames(runs_in.gr_frame)
-
-
-def _is_checkout(frame: types.FrameType) -> bool:
-    return frame.f_code.co_name in _CHECKOUT and frame.f_globals.get("__name__", "").startswith("pymongo.")
+    if runs_in.dead:
+        return None
+    # A greenlet has no frame of its own while it runs: it is what its thread does.
+    return _frames(runs_in.gr_frame or threads.get(waiter.thread))
 
 
 def _frames(frame: types.FrameType | None) -> Iterator[types.FrameType]:

@@ -34,16 +34,16 @@ def test_it_is_alone_when_nobody_else_has_the_address() -> None:
 
 
 def test_what_is_gone_is_forgotten() -> None:
-    before = len(_identity._known())
+    before = len(_identity._known)
     for _ in range(100):
         the_drivers = address()
         ours = identity(the_drivers)
         assert ours.address is the_drivers
-    assert len(_identity._known()) <= before + 1
+    assert len(_identity._known) <= before + 1
 
     del ours, the_drivers
     gc.collect()
-    assert len(_identity._known()) == before
+    assert len(_identity._known) == before
 
 
 def test_one_that_is_gone_but_not_yet_forgotten_is_replaced() -> None:
@@ -52,7 +52,7 @@ def test_one_that_is_gone_but_not_yet_forgotten_is_replaced() -> None:
     gone = Identity(the_drivers)
     dead = weakref.ref(gone)
     del gone
-    _identity._known()[id(the_drivers)] = dead
+    _identity._known[id(the_drivers)] = dead
 
     ours = identity(the_drivers)
 
@@ -63,7 +63,7 @@ def test_one_that_is_gone_but_not_yet_forgotten_is_replaced() -> None:
 def test_a_callback_that_comes_late_leaves_its_successor_alone() -> None:
     the_drivers = address()
     first = identity(the_drivers)
-    reference = _identity._known().pop(id(the_drivers))
+    reference = _identity._known.pop(id(the_drivers))
     second = identity(the_drivers)
     assert second is not first
 

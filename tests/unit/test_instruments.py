@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics as api
 from opentelemetry.metrics import Meter, NoOpMeterProvider
 from opentelemetry.sdk import metrics as sdk
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from opentelemetry_mongo_events import _process_state, event_listeners
+from opentelemetry_mongo_events import _instruments, _process_state, event_listeners
 from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._instruments import instruments
+from opentelemetry_mongo_events._instruments import Instruments, instruments
+from tests.clients import connect
 from tests.metrics import Metrics
 
 if TYPE_CHECKING:
     import pytest
+
+    from tests.servers.scripted import ScriptedServer
 
 
 def test_a_provider_has_one_set() -> None:
@@ -33,6 +40,59 @@ def test_the_global_provider_has_one_set_by_whatever_name(monkeypatch: pytest.Mo
 
     assert instruments(provider) is instruments(None) is unset
     assert unset.provider is provider
+
+
+def test_threads_that_ask_at_once_get_one_set() -> None:
+    for _ in range(20):
+        metrics, start = Metrics(), threading.Barrier(4)
+
+        def ask(_: int, metrics: Metrics = metrics, start: threading.Barrier = start) -> Instruments:
+            start.wait()
+            return instruments(metrics.provider)
+
+        with ThreadPoolExecutor(4) as threads:
+            assert len(set(threads.map(ask, range(4)))) == 1
+
+
+def test_a_provider_that_becomes_the_global_one_keeps_its_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_instruments._made, "of_the_global_provider", None)
+    metrics = Metrics()
+    made = instruments(metrics.provider)
+    monkeypatch.setattr(api, "get_meter_provider", lambda: metrics.provider)
+
+    assert instruments(None) is made
+
+
+def test_two_sets_of_one_provider_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where the instruments of the global provider were made before there was one.
+    monkeypatch.setattr(_instruments._made, "of_the_global_provider", None)
+    of_the_global = instruments(None)
+    metrics = Metrics()
+    by_name = instruments(metrics.provider)
+    monkeypatch.setattr(api, "get_meter_provider", lambda: metrics.provider)
+
+    of_the_global.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+    by_name.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+    by_name.add(names.MONGODB_CLIENT_POOL_CLEARED, "b:1")
+
+    assert metrics.values(names.MONGODB_CLIENT_POOL_CLEARED, names.POOL_NAME) == {"a:1": 2, "b:1": 1}
+
+
+def test_a_listener_keeps_its_provider_and_tells_no_other(server: ScriptedServer) -> None:
+    readers = [InMemoryMetricReader(), InMemoryMetricReader()]
+    lists = [
+        event_listeners(meter_provider=MeterProvider([reader], shutdown_on_exit=False), commands=False)
+        for reader in readers
+    ]
+    with connect(server.uri, event_listeners=lists[0]) as client, connect(server.uri, event_listeners=lists[1]):
+        client.admin.command("ping")
+        gc.collect()
+        data = readers[0].get_metrics_data()
+        assert data is not None
+        found = {m.name: m.data.data_points for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics}
+        limits: Any = found["db.client.connection.max"]
+
+        assert [point.value for point in limits] == [100]
 
 
 def test_a_provider_is_kept_alive_by_nobody() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry_mongo_events import _process_state
 from opentelemetry_mongo_events._process_state import keep_track, living
@@ -50,7 +50,7 @@ def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> 
     state = State("gone")
     known = {weakref.ref(state): None}
     del state
-    monkeypatch.setattr(_process_state, "_known", lambda: known)
+    monkeypatch.setattr(_process_state, "_known", known)
 
     _process_state._forget_all()
     assert living(State) == []
@@ -58,5 +58,20 @@ def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "register_at_fork", raising=False)
+    monkeypatch.setattr(_process_state, "_watching", {})
+    state = State("here")
 
-    assert _process_state._known.__wrapped__() == {}
+    keep_track(state)
+
+    assert living(State) == [state]
+
+
+def test_forks_are_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[Any] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda **hooks: watched.append(hooks), raising=False)
+    monkeypatch.setattr(_process_state, "_watching", {})
+    states = [State("a"), State("b")]
+    for state in states:
+        keep_track(state)
+
+    assert watched == [{"after_in_child": _process_state._forget_all}]

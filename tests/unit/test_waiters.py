@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opentelemetry_mongo_events import _waiters
+from opentelemetry_mongo_events._identity import identity
 from opentelemetry_mongo_events._waiters import Waiters
 
 if TYPE_CHECKING:
@@ -21,23 +22,39 @@ if TYPE_CHECKING:
 _driver: dict[str, Any] = {"__name__": "pymongo.pool"}
 exec(
     """
-def _get_conn(wait):
+def _get_conn(self, wait):
     return wait()
 
-async def _aget_conn(event):
+async def _aget_conn(self, event):
     await event.wait()
 
 _aget_conn.__code__ = _aget_conn.__code__.replace(co_name="_get_conn")
 """,
     _driver,
 )
-get_conn: Callable[[Callable[[], object]], object] = _driver["_get_conn"]
-aget_conn: Any = _driver["_aget_conn"]
+
+
+class Pool:
+    """The driver's, as far as it is looked at."""
+
+    def __init__(self) -> None:
+        self.address: Any = ("".join(["db.", "example"]), 27017)
+
+    def get_conn(self, wait: Callable[[], object]) -> object:
+        return _driver["_get_conn"](self, wait)
+
+    async def aget_conn(self, event: asyncio.Event) -> None:
+        await _driver["_aget_conn"](self, event)
+
+
+POOL = Pool()
+get_conn = POOL.get_conn
+aget_conn = POOL.aget_conn
 
 
 @pytest.fixture
 def waiters() -> Waiters:
-    return Waiters()
+    return Waiters(identity(POOL.address))
 
 
 def test_a_thread_waits_while_it_is_in_the_drivers_checkout(waiters: Waiters) -> None:
@@ -258,7 +275,7 @@ def test_those_that_are_gone_are_looked_for_when_there_are_many(
     waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_waiters, "_MANY", 4)
-    waiters = Waiters()
+    waiters = Waiters(identity(POOL.address))
     for _ in range(100):
         thread = threading.Thread(target=waiters.begin)
         thread.start()
@@ -291,10 +308,23 @@ def test_a_greenlet_waits_while_its_frames_are_in_the_drivers_checkout(
     assert waiters.count() == 0
 
 
-def test_the_main_greenlet_is_its_thread(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_greenlet_that_runs_is_its_thread(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
     current = Greenlet()
-    current.parent = None
     monkeypatch.setitem(sys.modules, "greenlet", types.SimpleNamespace(getcurrent=lambda: current))
+    counts = []
     waiters.begin()
+    get_conn(lambda: counts.append(waiters.count()))
+    counts.append(waiters.count())
 
-    assert list(waiters._waiting) == [threading.get_ident()]
+    assert counts == [1, 0]
+
+
+def test_who_waits_in_another_pool_waits_there_only(waiters: Waiters) -> None:
+    other = Pool()
+    counts = []
+    waiters.begin()  # and was given up
+    others = Waiters(identity(other.address))
+    others.begin()
+    other.get_conn(lambda: counts.extend([waiters.count(), others.count()]))
+
+    assert counts == [0, 1]
