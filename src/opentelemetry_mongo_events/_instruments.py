@@ -118,6 +118,10 @@ class Instruments:
         """Where the metrics go: the provider that was given, or the global one of now."""
         return self._provider()
 
+    def are_those_of(self, other: Instruments) -> bool:
+        """Whether both are of one provider: that of its own name, and the global one, may be the same by now."""
+        return self is other or (self.provider is not None and self.provider is other.provider)
+
     @property
     def are_real(self) -> bool:
         """Whether anything is made of what is measured: the API's own providers throw it away.
@@ -150,7 +154,7 @@ class Instruments:
         # More than one set only where a provider was used by its own name before it was made the global one.
         counts: Counter[tuple[str | int | None, ...]] = Counter()
         for each in living(Instruments):
-            if each is self or (each.provider is not None and each.provider is self.provider):
+            if each.are_those_of(self):
                 counts.update(dict(list(each._tallies[name].items())))
         return [
             Observation(count, {key: value for key, value in zip(keys, values, strict=True) if value is not None})

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 def _reports(switch: Switch, instruments: Instruments) -> bool:
     """Whether what is seen there goes to the provider of those instruments now."""
-    if switch.telemetry is None:
-        return False
-    told = switch.telemetry.instruments
-    return told is instruments or (told.provider is not None and told.provider is instruments.provider)
+    telemetry = switch.telemetry
+    return telemetry is not None and telemetry.instruments.are_those_of(instruments)
 
 
 def _pools(instruments: Instruments) -> Iterator[PoolState]:
