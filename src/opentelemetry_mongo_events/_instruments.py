@@ -6,7 +6,7 @@ import functools
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._readings import Reading
 
 _LOOK_AGAIN: Final = 0.1
+_MANY: Final = 1_000
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 _ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
@@ -69,7 +70,8 @@ class Instruments:
         self._provider = _global_provider if provider is None else _reference(provider)
         self._is_real = False
         self._look_again = 0.0
-        self._lock = threading.RLock()
+        self._noted: deque[tuple[str, tuple[str | int | None, ...]]] = deque()
+        self._counting = threading.Lock()
         self._tallies: dict[str, dict[tuple[str | int | None, ...], int]] = {name: {} for name in _TALLIES}
         meter = (provider or metrics.get_meter_provider()).get_meter(names.SCOPE, __version__, names.SCHEMA_URL)
 
@@ -138,16 +140,29 @@ class Instruments:
     def add(self, name: str, *values: str | int | None) -> None:
         """Count one more under a counter's name and the values of its attributes; one that is None is left out.
 
-        Safe where the driver holds locks: nothing is called from here.
+        Safe where the driver holds locks: it is noted, and counted later. To wait for a lock here could be for good: who
+        holds it may be in a finalizer that waits for the driver's.
         """
-        tally = self._tallies[name]
-        # Entered again by the same thread where a signal handler uses MongoDB.
-        with self._lock:
-            tally[values] = tally.get(values, 0) + 1
+        self._noted.append((name, values))
+        if len(self._noted) >= _MANY:
+            self._count()
+
+    def _count(self) -> None:
+        """Count what was noted, unless another thread is at it: nobody waits."""
+        if not self._counting.acquire(blocking=False):
+            return
+        try:
+            while self._noted:
+                name, values = self._noted.popleft()
+                tally = self._tallies[name]
+                tally[values] = tally.get(values, 0) + 1
+        finally:
+            self._counting.release()
 
     def forget(self) -> None:
         """Count from 0: after a fork what was counted is the parent's."""
-        self._lock = threading.RLock()
+        self._noted = deque()
+        self._counting = threading.Lock()
         self._tallies = {name: {} for name in _TALLIES}
 
     def _observe_tally(self, name: str, keys: tuple[str, ...], _: CallbackOptions) -> Iterable[Observation]:
@@ -155,6 +170,7 @@ class Instruments:
         counts: Counter[tuple[str | int | None, ...]] = Counter()
         for each in living(Instruments):
             if each.are_those_of(self):
+                each._count()
                 counts.update(dict(list(each._tallies[name].items())))
         return [
             Observation(count, {key: value for key, value in zip(keys, values, strict=True) if value is not None})

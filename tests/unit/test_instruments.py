@@ -126,6 +126,41 @@ def test_a_provider_that_cant_be_referred_to_weakly_does_as_well() -> None:
     assert instruments(provider).provider is provider
 
 
+def test_what_is_noted_is_counted_now_and_then_where_nobody_reads() -> None:
+    made = instruments(Metrics().provider)
+    for _ in range(10_500):
+        made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+
+    assert len(made._noted) == 500
+    assert made._tallies[names.MONGODB_CLIENT_POOL_CLEARED] == {("a:1",): 10_000}
+
+
+def test_nobody_waits_to_count() -> None:
+    # As where a finalizer runs in the middle of it, and waits for a lock of the driver's.
+    metrics = Metrics()
+    made = instruments(metrics.provider)
+    with made._counting:
+        for _ in range(1_500):
+            made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+        assert metrics.points(names.MONGODB_CLIENT_POOL_CLEARED) == []
+
+    assert metrics.one(names.MONGODB_CLIENT_POOL_CLEARED).value == 1_500
+
+
+def test_threads_count_together() -> None:
+    metrics = Metrics()
+    made = instruments(metrics.provider)
+
+    def add(_: int) -> None:
+        for _ in range(2_000):
+            made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add, range(8)))
+
+    assert metrics.one(names.MONGODB_CLIENT_POOL_CLEARED).value == 16_000
+
+
 def test_what_is_counted_is_forgotten_by_a_child() -> None:
     metrics = Metrics()
     made = instruments(metrics.provider)
