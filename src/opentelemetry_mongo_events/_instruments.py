@@ -140,8 +140,8 @@ class Instruments:
     def add(self, name: str, *values: str | int | None) -> None:
         """Count one more under a counter's name and the values of its attributes; one that is None is left out.
 
-        Safe where the driver holds locks: it is noted, and counted later. To wait for a lock here could be for good: who
-        holds it may be in a finalizer that waits for the driver's.
+        Safe where the driver holds locks: it is noted, and counted later. To wait for a lock here could be for good:
+        who holds it may be in a finalizer that waits for the driver's.
         """
         self._noted.append((name, values))
         if len(self._noted) >= _MANY:
