@@ -545,3 +545,22 @@ def test_a_reset_of_all_connections_is_counted(
         with contextlib.suppress(AutoReconnect):
             client.admin.command("ping")
     until(lambda: metrics.connections() == held(client))
+
+
+@asynchronous
+@pytest.mark.parametrize("turns", range(1, 6))
+async def test_a_task_that_is_cancelled_as_the_driver_closes_what_it_doesnt_want_leaves_nothing(
+    turns: int, server: ScriptedServer, listeners: Any, metrics: Metrics
+) -> None:
+    # A task that closes a connection and is cancelled just then has the driver forget to tell.
+    async with aconnect(server.uri, event_listeners=listeners, maxPoolSize=2, maxIdleTimeMS=20) as client:
+        await asyncio.gather(*(client.admin.command("ping") for _ in range(2)))
+        await asyncio.sleep(0.03)
+        task = asyncio.create_task(client.admin.command("ping"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert metrics.connections()[1] == held(client)[1] == 0
+
+    await eventually(lambda: metrics.points("db.client.connection.count") == [])

@@ -171,7 +171,7 @@ class Instruments:
         for each in living(Instruments):
             if each.are_those_of(self):
                 each._count()
-                counts.update(dict(list(each._tallies[name].items())))
+                counts.update(each._tallies[name].copy())
         return [
             Observation(count, {key: value for key, value in zip(keys, values, strict=True) if value is not None})
             for values, count in counts.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry_mongo_events import _semconv as names
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 _MAX_POOL_SIZE: Final = 100
 _MIN_POOL_SIZE: Final = 0
 
+# The driver looks for connections that were idle for too long about once a second.
+_GRACE: Final = 10.0
+
 
 class PoolState:
     """One pool.
@@ -34,7 +38,9 @@ class PoolState:
         is_open: Whether it was created, and not closed since.
         closed: Whether it was closed. Connections that are out by then come back later.
         making: The connections that are being made, by their ids, and since when.
-        made: The ids of those that were made and not closed.
+        made: Those that are in the pool or checked out, by their ids, and since when they do what they do now.
+        closing: The ids of those that left the pool and are about to be closed.
+        max_idle: How many seconds a connection may be idle; None where that is not limited.
         used: Those that are checked out, by their ids, and since when.
         waiters: Who waits for one.
         others: The tables of other listeners which saw this pool first.
@@ -45,10 +51,12 @@ class PoolState:
     __slots__ = (
         "attributes",
         "closed",
+        "closing",
         "identity",
         "is_open",
         "made",
         "making",
+        "max_idle",
         "maximum",
         "minimum",
         "others",
@@ -66,7 +74,9 @@ class PoolState:
         self.is_open = False
         self.closed = False
         self.making: dict[int, float] = {}
-        self.made: set[int] = set()
+        self.made: dict[int, float] = {}
+        self.closing: set[int] = set()
+        self.max_idle: float | None = None
         self.used: dict[int, float] = {}
         self.waiters = Waiters(identity)
         self.others = others
@@ -74,7 +84,29 @@ class PoolState:
     def connections(self) -> tuple[int, int]:
         """How many connections are made and not checked out, and how many are checked out, at one moment."""
         used = self.used.copy()
-        return len(self.made.difference(used)), len(used)
+        return len(self.made.keys() - used.keys()), len(used)
+
+    def empty(self) -> None:
+        """The idle connections left the pool: what is in it from now on is new.
+
+        The driver publishes that they are closed, one by one, but for those at which it was interrupted.
+        """
+        for connection_id in self.made.keys() - self.used.copy().keys():
+            self.made.pop(connection_id, None)
+            self.closing.add(connection_id)
+
+    def drop_expired(self) -> None:
+        """Take out connections that were idle for too long.
+
+        The driver closes them within about a second. A task that is cancelled as it does so leaves no word of it.
+        """
+        if self.max_idle is None:
+            return
+        latest = time.perf_counter() - self.max_idle - _GRACE
+        for connection_id, since in self.made.copy().items():
+            if since < latest and connection_id not in self.used:
+                self.made.pop(connection_id, None)
+                self.closing.add(connection_id)
 
     @property
     def is_reported_by_another(self) -> bool:
@@ -111,6 +143,8 @@ class PoolStates:
         pool.is_open = True
         pool.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 is the driver's word for no limit
         pool.minimum = options.get("minPoolSize", _MIN_POOL_SIZE)
+        max_idle = options.get("maxIdleTimeMS")
+        pool.max_idle = None if max_idle is None else max_idle / 1000
 
     def close(self, address: Address) -> None:
         """A pool was closed."""
@@ -118,18 +152,16 @@ class PoolStates:
         if pool is not None:
             pool.closed = True
             pool.is_open = False
+            pool.empty()
             self._sweep()
 
     def of(self, address: Address) -> PoolState:
         """The pool with that address, which is a new one where its creation was not seen."""
-        return self._current.get(id(address)) or self.known(address) or self._add(address)
+        return self._current.get(id(address)) or self._add(address)
 
     def known(self, address: Address) -> PoolState | None:
         """The pool with that address, if it was seen before."""
-        pool = self._current.get(id(address))
-        if pool is None:
-            pool = next((each for each in reversed(list(self._pools)) if each.identity.address == address), None)
-        return pool
+        return self._current.get(id(address))
 
     def pools(self) -> list[PoolState]:
         """All that may still hold something."""
@@ -155,6 +187,7 @@ class PoolStates:
 
     def _sweep(self) -> None:
         for pool in list(self._pools):
+            pool.drop_expired()
             if pool.is_over:
                 self._pools.pop(pool, None)
                 if self._current.get(id(pool.identity.address)) is pool:

@@ -63,6 +63,8 @@ class PoolEvents(ConnectionPoolListener):
     def pool_cleared(self, event: PoolClearedEvent) -> None:
         """Count it. The connections that it closes are told one by one."""
         pool = self._pools.of(event.address)
+        if event.service_id is None:  # all of it, not only what is connected to one server behind a load balancer
+            pool.empty()
         if (telemetry := self._telemetry(pool)) is not None:
             telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.attributes.values())
 
@@ -83,7 +85,7 @@ class PoolEvents(ConnectionPoolListener):
         since = pool.making.pop(event.connection_id, None)
         if event.connection_id in pool.made:
             return  # the client has this listener twice
-        pool.made.add(event.connection_id)
+        pool.made[event.connection_id] = time.perf_counter()
         if (telemetry := self._telemetry(pool)) is not None:
             _record(telemetry.instruments.create_time, duration(event, since), pool)
 
@@ -91,12 +93,17 @@ class PoolEvents(ConnectionPoolListener):
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
         """It is gone, whether it was made or not. One that was inherited by a fork, or closed before, is not known."""
         pool = self._pools.known(event.address)
-        if pool is None or (
-            pool.making.pop(event.connection_id, None) is None and event.connection_id not in pool.made
-        ):
+        if pool is None:
             return
-        pool.made.discard(event.connection_id)
+        known = [
+            pool.making.pop(event.connection_id, None) is not None,
+            pool.made.pop(event.connection_id, None) is not None,
+            event.connection_id in pool.closing,
+        ]
+        pool.closing.discard(event.connection_id)
         pool.used.pop(event.connection_id, None)
+        if not any(known):
+            return
         if (telemetry := self._telemetry(pool)) is not None:
             telemetry.instruments.add(
                 names.MONGODB_CLIENT_CONNECTION_CLOSED, *pool.attributes.values(), str(event.reason)
@@ -144,8 +151,10 @@ class PoolEvents(ConnectionPoolListener):
         since = None if pool is None else pool.used.pop(event.connection_id, None)
         if pool is None or since is None:
             return
+        now = time.perf_counter()
+        pool.made[event.connection_id] = now
         if (telemetry := self._telemetry(pool)) is not None:
-            _record(telemetry.instruments.use_time, time.perf_counter() - since, pool)
+            _record(telemetry.instruments.use_time, now - since, pool)
 
     def _telemetry(self, pool: PoolState) -> Telemetry | None:
         """Where this pool reports, if anywhere."""

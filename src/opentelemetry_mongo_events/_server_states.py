@@ -147,9 +147,9 @@ class ServerStates:
         self._topologies = {}
 
     def _sweep(self) -> None:
-        for key, server in list(self._servers.items()):
+        for key, server in self._servers.copy().items():
             if server.identity.is_alone:
                 self._servers.pop(key, None)
-        for topology_id, topology in list(self._topologies.items()):
+        for topology_id, topology in self._topologies.copy().items():
             if topology.is_over:
                 self._topologies.pop(topology_id, None)

@@ -80,7 +80,7 @@ class Waiters:
         Those that have left the checkout are kept: one may be about to enter it. Those whose thread or task is gone are
         forgotten.
         """
-        waiting = list(self._waiting.items())
+        waiting = self._waiting.copy().items()
         threads = sys._current_frames() if waiting else {}
         count = 0
         for key, waiter in waiting:

@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 import pytest
+from bson import ObjectId
 from opentelemetry.trace import StatusCode
-from pymongo.monitoring import ConnectionCheckOutFailedEvent
+from pymongo.monitoring import ConnectionCheckOutFailedEvent, PoolClearedEvent
 
-from opentelemetry_mongo_events import _connections, _process_state, event_listeners
+from opentelemetry_mongo_events import _connections, _pool_states, _process_state, event_listeners
 from opentelemetry_mongo_events._pools import PoolEvents
 from tests.events import (
     ADDRESS,
@@ -65,7 +66,7 @@ def test_a_pool_counts_from_what_is_known(pools: Any, metrics: Metrics) -> None:
 
     pools.connection_checked_in(checked_in(2))
     pools.connection_checked_in(checked_in(2))
-    assert metrics.connections() == (0, 0)
+    assert metrics.connections() == (1, 0)
 
 
 def test_a_connection_that_is_closed_while_it_is_out_is_neither_idle_nor_used(pools: Any, metrics: Metrics) -> None:
@@ -135,13 +136,56 @@ def test_pools_of_two_clients_are_told_apart_by_their_addresses(pools: Any, metr
     assert metrics.connections() == (0, 1)
 
 
-def test_an_equal_address_is_that_of_the_pool_which_is_known(pools: Any, metrics: Metrics) -> None:
-    the_drivers = address()
-    pools.pool_created(pool_created(the_drivers))
-    make(pools, 1, address())
-    pools.connection_checked_out(checked_out(1, address()))
+def test_an_event_of_a_pool_that_is_gone_is_no_other_pools(pools: Any, metrics: Metrics) -> None:
+    living, gone = address(), address()
+    pools.pool_created(pool_created(living))
+    make(pools, 1, living)
+    pools.connection_closed(connection_closed(1, gone))
+    pools.connection_checked_in(checked_in(1, gone))
 
+    assert metrics.connections() == (1, 0)
+
+
+def test_what_was_idle_is_gone_when_the_pool_is_cleared(pools: Any, metrics: Metrics) -> None:
+    pools.pool_created(pool_created())
+    for connection_id in (1, 2):
+        make(pools, connection_id, ADDRESS)
+    pools.connection_checked_out(checked_out(1))
+    pools.pool_cleared(pool_cleared())
     assert metrics.connections() == (0, 1)
+
+    # Behind a load balancer it may be those of one server only.
+    make(pools, 3, ADDRESS)
+    pools.pool_cleared(PoolClearedEvent(ADDRESS, ObjectId()))
+    assert metrics.connections() == (1, 1)
+
+    for connection_id in (2, 2):
+        pools.connection_closed(connection_closed(connection_id, reason="stale"))
+    assert metrics.values(CLOSED, POOL) == {NAME: 1}
+
+
+def test_what_was_idle_is_gone_when_the_pool_is_closed(pools: Any, metrics: Metrics) -> None:
+    # As where a cancelled task left no word of what it closed.
+    pools.pool_created(pool_created())
+    make(pools, 1, ADDRESS)
+    pools.pool_closed(pool_closed())
+
+    assert metrics.points("db.client.connection.count") == []
+
+
+def test_what_was_idle_for_too_long_is_gone(pools: Any, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pool_states, "_GRACE", 0.0)
+    pools.pool_created(pool_created(maxIdleTimeMS=50))
+    for connection_id in (1, 2):
+        make(pools, connection_id, ADDRESS)
+    pools.connection_checked_out(checked_out(1))
+    assert metrics.connections() == (1, 1)
+    time.sleep(0.06)
+    assert metrics.connections() == (0, 1)
+
+    # Whatever became of it, who gives it back had it.
+    pools.connection_checked_in(checked_in(1))
+    assert metrics.connections() == (1, 0)
 
 
 def test_a_pool_whose_address_nobody_has_is_gone(pools: Any, metrics: Metrics) -> None:
