@@ -9,7 +9,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/test.stamp
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest --ignore=tests/integration --cov --cov-report=term
 
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration
