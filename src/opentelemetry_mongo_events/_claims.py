@@ -36,3 +36,9 @@ class Claim(threading.local):
 # Two, for a listener whose spans stand down still counts.
 SPANS: Final = Claim()
 METRICS: Final = Claim()
+
+
+def give_up(owner: object) -> None:
+    """Give up all that is `owner`'s: its command has ended."""
+    SPANS.give_up(owner)
+    METRICS.give_up(owner)

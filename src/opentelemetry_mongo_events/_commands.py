@@ -26,7 +26,7 @@ from opentelemetry_mongo_events._attributes import (
     start_attributes,
     transaction_number,
 )
-from opentelemetry_mongo_events._claims import METRICS, SPANS
+from opentelemetry_mongo_events._claims import METRICS, SPANS, give_up
 from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID, runs_in_background, server_connection_id
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
@@ -76,8 +76,8 @@ class CommandEvents(CommandListener):
         if event.command_name == "killCursors":  # seen or not, its cursors are gone
             for cursor in killed_cursors(event.command):
                 self._cursors.pop(_cursor_key(event.connection_id, cursor))
-        telemetry = self._switch.telemetry
-        if telemetry is None or not telemetry.config.commands or not is_instrumentation_enabled():
+        telemetry = self._switch.of("commands")
+        if telemetry is None or not is_instrumentation_enabled():
             return
         context = get_current()
         if event.command_name in _BACKGROUND and runs_in_background():
@@ -220,8 +220,7 @@ class CommandEvents(CommandListener):
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
-        SPANS.give_up(self._open)
-        METRICS.give_up(self._open)
+        give_up(self._open)
         command_id = _command_id(event)
         held = holder(self._open, command_id)
         if held is None and held_connection(self._open, command_id) is not None:

@@ -21,7 +21,7 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
-from opentelemetry_mongo_events._claims import METRICS, SPANS
+from opentelemetry_mongo_events._claims import give_up
 from opentelemetry_mongo_events._driver import POOL_EVENTS_HAVE_DURATIONS, duration
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import hold, release
@@ -76,8 +76,7 @@ class ConnectionEvents(ConnectionPoolListener):
         # It gives the connection back in the same task or thread.
         command = self._open.take_abandoned(held)
         if command is not None:
-            SPANS.give_up(self._open)
-            METRICS.give_up(self._open)
+            give_up(self._open)
             command.interrupt()
 
     def pool_created(self, event: PoolCreatedEvent) -> None:

@@ -17,8 +17,8 @@ from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
 if TYPE_CHECKING:
+    from opentelemetry_mongo_events._attributes import Attributes
     from opentelemetry_mongo_events._server_states import ServerState, ServerStates
-    from opentelemetry_mongo_events._telemetry import Telemetry
 
 
 class HeartbeatEvents(ServerHeartbeatListener):
@@ -40,12 +40,7 @@ class HeartbeatEvents(ServerHeartbeatListener):
         server = self._servers.server(event.connection_id)
         if not event.awaited:
             server.round_trip = max(0.0, event.duration)
-        if (telemetry := self._telemetry(server)) is not None:
-            telemetry.instruments.heartbeat_duration.record(
-                max(0.0, event.duration),
-                server.attributes | {names.HEARTBEAT_AWAITED: bool(event.awaited)},
-                NO_PARENT,
-            )
+        self._measure(event, server, {})
 
     @guarded
     def failed(self, event: ServerHeartbeatFailedEvent) -> None:
@@ -53,17 +48,16 @@ class HeartbeatEvents(ServerHeartbeatListener):
         if is_cancelled_heartbeat(event):
             return
         server = self._servers.server(event.connection_id)
-        if (telemetry := self._telemetry(server)) is not None:
-            telemetry.instruments.heartbeat_duration.record(
-                max(0.0, event.duration),
-                server.attributes
-                | {names.HEARTBEAT_AWAITED: bool(event.awaited), names.ERROR_TYPE: type(event.reply).__name__},
-                NO_PARENT,
-            )
+        self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
 
-    def _telemetry(self, server: ServerState) -> Telemetry | None:
-        """Where this server's heartbeats are reported, if anywhere."""
-        telemetry = self._servers.switch.telemetry
-        if telemetry is None or not telemetry.config.heartbeats or server.is_reported_by_another:
-            return None
-        return telemetry
+    def _measure(
+        self, event: ServerHeartbeatSucceededEvent | ServerHeartbeatFailedEvent, server: ServerState, error: Attributes
+    ) -> None:
+        telemetry = self._servers.switch.of("heartbeats")
+        if telemetry is None or server.is_reported_by_another:
+            return
+        telemetry.instruments.heartbeat_duration.record(
+            max(0.0, event.duration),
+            server.attributes | {names.HEARTBEAT_AWAITED: bool(event.awaited)} | error,
+            NO_PARENT,
+        )

@@ -100,11 +100,11 @@ class Instruments:
         )
         for name, (unit, description, read) in SUMS.items():
             meter.create_observable_up_down_counter(
-                name, [functools.partial(self._observe_sum, read)], unit, description
+                name, [functools.partial(self._observe, functools.partial(sums, read))], unit, description
             )
         meter.create_observable_gauge(
             names.MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME,
-            [self._observe_round_trip_times],
+            [functools.partial(self._observe, round_trip_times)],
             "s",
             "Duration of the last heartbeat that was not awaited",
         )
@@ -177,13 +177,8 @@ class Instruments:
             for values, count in counts.items()
         ]
 
-    def _observe_sum(
-        self, read: Callable[[Instruments], Iterable[Reading]], _: CallbackOptions
-    ) -> Iterable[Observation]:
-        return [Observation(value, told) for told, value in sums(read, self) if value is not None]
-
-    def _observe_round_trip_times(self, _: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(value, told) for told, value in round_trip_times(self) if value is not None]
+    def _observe(self, read: Callable[[Instruments], Iterable[Reading]], _: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(value, told) for told, value in read(self) if value is not None]
 
 
 def _global_provider() -> MeterProvider:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from opentelemetry_mongo_events._config import shown
 from opentelemetry_mongo_events._guard import Guard
-from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._open_commands import OpenCommands
 from opentelemetry_mongo_events._pool_states import PoolStates
 from opentelemetry_mongo_events._server_states import ServerStates
-from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
+from opentelemetry_mongo_events._telemetry import Switch, telemetry_from, usable
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -80,11 +78,9 @@ def event_listeners(
         "failed_hook": failed_hook,
         **options,
     }
+    client_name = usable({"client_name": client_name}, "client_name", str.strip, "a text that isn't empty")
     telemetry = telemetry_from(keywords, double_tracing=None)
     switch = Switch(telemetry)
-    if client_name is not None and not (isinstance(client_name, str) and client_name.strip()):
-        warn("client_name=%s can't be used: a text that isn't empty is allowed; it is left out", shown(client_name))
-        client_name = None
     listeners: list[Listener] = []
     if telemetry.config.commands:
         listeners += command_listeners(switch)

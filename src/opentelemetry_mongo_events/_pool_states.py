@@ -12,7 +12,7 @@ from opentelemetry_mongo_events._process_state import keep_track, living
 from opentelemetry_mongo_events._waiters import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from opentelemetry_mongo_events._attributes import Address
     from opentelemetry_mongo_events._telemetry import Switch
@@ -43,7 +43,7 @@ class PoolState:
         max_idle: How many seconds a connection may be idle; None where that is not limited.
         used: Those that are checked out, by their ids, and since when.
         waiters: Who waits for one.
-        others: The tables of other listeners which saw this pool first.
+        others: The switches of other listeners which saw this pool first.
 
     Times are those of `time.perf_counter()`. Each step is one operation of a dictionary or a set, and there is no lock.
     """
@@ -65,7 +65,7 @@ class PoolState:
         "waiters",
     )
 
-    def __init__(self, identity: Identity, client_name: str | None, others: tuple[PoolStates, ...]) -> None:
+    def __init__(self, identity: Identity, client_name: str | None, others: Sequence[Switch]) -> None:
         self.identity = identity
         self.target = target(identity.address)
         self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
@@ -111,7 +111,7 @@ class PoolState:
     @property
     def is_reported_by_another(self) -> bool:
         """Whether another listener, which saw this pool first, reports it."""
-        return any(states.are_reported for states in self.others)
+        return any(switch.of("pools") for switch in self.others)
 
     @property
     def is_over(self) -> bool:
@@ -130,11 +130,6 @@ class PoolStates:
         self._current: dict[int, PoolState] = {}
         self._pools: dict[PoolState, None] = {}
         keep_track(self)
-
-    @property
-    def are_reported(self) -> bool:
-        """Whether they go into metrics now."""
-        return self.switch.telemetry is not None and self.switch.telemetry.config.pools
 
     def create(self, address: Address, options: Mapping[str, Any]) -> None:
         """A pool was created. A server that went away and came back has a new one of the same address."""
@@ -175,12 +170,12 @@ class PoolStates:
 
     def _add(self, address: Address) -> PoolState:
         """A new pool. Whoever comes first, of several listeners, reports it."""
-        others = [each for each in living(PoolStates) if each is not self and id(address) in each._current]
+        others = [each.switch for each in living(PoolStates) if each is not self and id(address) in each._current]
         before = self._current.get(id(address))
         if before is not None:
             before.closed = True  # up to 4.8 the driver doesn't say so
             before.is_open = False
-        pool = PoolState(identity(address), self._client_name, tuple(others))
+        pool = PoolState(identity(address), self._client_name, others)
         self._pools[pool] = None
         self._current[id(address)] = pool
         return pool

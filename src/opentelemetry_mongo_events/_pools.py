@@ -158,10 +158,7 @@ class PoolEvents(ConnectionPoolListener):
 
     def _telemetry(self, pool: PoolState) -> Telemetry | None:
         """Where this pool reports, if anywhere."""
-        telemetry = self._pools.switch.telemetry
-        if telemetry is None or not telemetry.config.pools or (pool.others and pool.is_reported_by_another):
-            return None
-        return telemetry
+        return None if pool.is_reported_by_another else self._pools.switch.of("pools")
 
     def _trace_failure(self, telemetry: Telemetry, pool: PoolState, reason: str, started: int, ended: int) -> None:
         """A span of the wait that was in vain, from and to the times in nanoseconds."""

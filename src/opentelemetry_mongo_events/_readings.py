@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     Reading: TypeAlias = "tuple[Mapping[str, Any], float | None]"
 
 
-def _reports(switch: Switch, instruments: Instruments) -> bool:
-    """Whether what is seen there goes to the provider of those instruments now."""
-    telemetry = switch.telemetry
+def _reports(switch: Switch, signal: str, instruments: Instruments) -> bool:
+    """Whether a signal that is seen there goes to the provider of those instruments now."""
+    telemetry = switch.of(signal)
     return telemetry is not None and telemetry.instruments.are_those_of(instruments)
 
 
 def _pools(instruments: Instruments) -> Iterator[PoolState]:
     for states in living(PoolStates):
-        if states.are_reported and _reports(states.switch, instruments):
+        if _reports(states.switch, "pools", instruments):
             yield from (pool for pool in states.pools() if not pool.is_reported_by_another)
 
 
 def _servers(instruments: Instruments) -> Iterator[ServerState]:
     for states in living(ServerStates):
-        if states.heartbeats_are_reported and _reports(states.switch, instruments):
+        if _reports(states.switch, "heartbeats", instruments):
             yield from (server for server in states.servers() if not server.is_reported_by_another)
 
 
 def _topologies(instruments: Instruments) -> Iterator[TopologyState]:
     for states in living(ServerStates):
-        if states.topologies_are_reported and _reports(states.switch, instruments):
+        if _reports(states.switch, "topology", instruments):
             yield from (topology for topology in states.topologies() if not topology.is_reported_by_another)
 
 
@@ -71,7 +71,8 @@ def _server_count(instruments: Instruments) -> Iterator[Reading]:
             yield {names.SERVER_TYPE: server_type} | replica_set, count
 
 
-def _round_trip_time(instruments: Instruments) -> Iterator[Reading]:
+def round_trip_times(instruments: Instruments) -> Iterator[Reading]:
+    """The last round trip to each server; of several clients, that of the one which came last."""
     return ((server.attributes, server.round_trip) for server in _servers(instruments) if server.round_trip is not None)
 
 
@@ -103,8 +104,3 @@ def sums(read: Callable[[Instruments], Iterable[Reading]], instruments: Instrume
         so_far = added[key][1] if key in added else 0
         added[key] = (attributes, None if value is None or so_far is None else so_far + value)
     return list(added.values())
-
-
-def round_trip_times(instruments: Instruments) -> list[Reading]:
-    """The last round trip to each server; of several clients, that of the one which came last."""
-    return list(_round_trip_time(instruments))

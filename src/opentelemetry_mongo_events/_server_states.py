@@ -27,12 +27,12 @@ class ServerState:
         identity: The driver's own tuple: another one in each client.
         attributes: Those of its metrics: host and port.
         round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first.
-        others: The tables of other listeners which saw it first.
+        others: The switches of other listeners which saw it first.
     """
 
     __slots__ = ("attributes", "identity", "others", "round_trip")
 
-    def __init__(self, identity: Identity, others: Sequence[ServerStates]) -> None:
+    def __init__(self, identity: Identity, others: Sequence[Switch]) -> None:
         self.identity = identity
         self.attributes = server_attributes(identity.address)
         self.round_trip: float | None = None
@@ -41,7 +41,7 @@ class ServerState:
     @property
     def is_reported_by_another(self) -> bool:
         """Whether another listener, which saw this server first, reports its heartbeats."""
-        return any(states.heartbeats_are_reported for states in self.others)
+        return any(switch.of("heartbeats") for switch in self.others)
 
 
 class TopologyState:
@@ -50,12 +50,12 @@ class TopologyState:
     Attributes:
         servers: How many there are of each type.
         replica_set: The set's name, if it is one.
-        others: The tables of other listeners which saw it first.
+        others: The switches of other listeners which saw it first.
     """
 
     __slots__ = ("_settings", "others", "replica_set", "servers")
 
-    def __init__(self, others: Sequence[ServerStates]) -> None:
+    def __init__(self, others: Sequence[Switch]) -> None:
         self._settings: weakref.ref[Any] | None = None
         self.servers: Counter[str] = Counter()
         self.replica_set: str | None = None
@@ -83,7 +83,7 @@ class TopologyState:
     @property
     def is_reported_by_another(self) -> bool:
         """Whether another listener, which saw this topology first, reports it."""
-        return any(states.topologies_are_reported for states in self.others)
+        return any(switch.of("topology") for switch in self.others)
 
 
 class ServerStates:
@@ -95,22 +95,12 @@ class ServerStates:
         self._topologies: dict[ObjectId, TopologyState] = {}
         keep_track(self)
 
-    @property
-    def heartbeats_are_reported(self) -> bool:
-        """Whether heartbeats go into metrics now."""
-        return self.switch.telemetry is not None and self.switch.telemetry.config.heartbeats
-
-    @property
-    def topologies_are_reported(self) -> bool:
-        """Whether topologies go into metrics now."""
-        return self.switch.telemetry is not None and self.switch.telemetry.config.topology
-
     def server(self, address: Address) -> ServerState:
         """The server with that address."""
         server = self._servers.get(id(address))
         if server is None:
             self._sweep()
-            others = [each for each in living(ServerStates) if each is not self and id(address) in each._servers]
+            others = [each.switch for each in living(ServerStates) if each is not self and id(address) in each._servers]
             server = self._servers[id(address)] = ServerState(identity(address), others)
         return server
 
@@ -123,7 +113,9 @@ class ServerStates:
         topology = self._topologies.get(topology_id)
         if topology is None:
             self._sweep()
-            others = [each for each in living(ServerStates) if each is not self and topology_id in each._topologies]
+            others = [
+                each.switch for each in living(ServerStates) if each is not self and topology_id in each._topologies
+            ]
             topology = self._topologies[topology_id] = TopologyState(others)
         return topology
 

@@ -60,6 +60,11 @@ class Switch:
     def __init__(self, telemetry: Telemetry | None = None) -> None:
         self.telemetry = telemetry
 
+    def of(self, signal: str) -> Telemetry | None:
+        """The telemetry in force for a signal, which is one of the options of that name; None where it is off."""
+        telemetry = self.telemetry
+        return telemetry if telemetry is not None and getattr(telemetry.config, signal) else None
+
 
 def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing | None) -> Telemetry:
     """The telemetry that the keywords of `instrument()` or `event_listeners()` ask for.
@@ -67,17 +72,17 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     What can't be used is one warning that names it, and is left out.
     """
     options = dict(keywords)
-    tracer_provider = _usable(options, "tracer_provider", _tracer, "a TracerProvider")
-    meter_provider = _usable(
+    tracer_provider = usable(options, "tracer_provider", _tracer, "a TracerProvider")
+    meter_provider = usable(
         options, "meter_provider", lambda value: value.get_meter(SCOPE, __version__, SCHEMA_URL), "a MeterProvider"
     )
     # Taken and checked already: nothing is logged yet that would go there.
-    _usable(options, "logger_provider", lambda value: value.get_logger(SCOPE, __version__), "a LoggerProvider")
+    usable(options, "logger_provider", lambda value: value.get_logger(SCOPE, __version__), "a LoggerProvider")
     hook = "a function of a span and an event"
-    request_hook = _usable(options, "request_hook", callable, hook)
-    response_hook = _usable(options, "response_hook", callable, hook)
-    failed_hook = _usable(options, "failed_hook", callable, hook)
-    base = _usable(options, "config", lambda value: isinstance(value, Config), "a Config")
+    request_hook = usable(options, "request_hook", callable, hook)
+    response_hook = usable(options, "response_hook", callable, hook)
+    failed_hook = usable(options, "failed_hook", callable, hook)
+    base = usable(options, "config", lambda value: isinstance(value, Config), "a Config")
     return Telemetry(
         _tracer(tracer_provider or trace.get_tracer_provider()),
         instruments(meter_provider),
@@ -95,7 +100,7 @@ def _tracer(provider: trace.TracerProvider) -> Tracer:
     return provider.get_tracer(SCOPE, __version__, SCHEMA_URL)
 
 
-def _usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], allowed: str) -> Any:
+def usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], allowed: str) -> Any:
     """Take `name` out of the keywords: its value, or None, with a warning, where it isn't what is allowed."""
     value = keywords.pop(name, None)
     if value is None:

@@ -76,8 +76,9 @@ class TopologyEvents(TopologyListener):
         """Take what it is now; count a change of its type."""
         topology = self._servers.topology(event.topology_id)
         topology.change(event.new_description)
-        if sum(topology.servers.values()) > _MANY:
-            self._warn(sum(topology.servers.values()))
+        servers = sum(topology.servers.values())
+        if servers > _MANY:
+            self._warn(servers)
         before, after = event.previous_description.topology_type_name, event.new_description.topology_type_name
         telemetry = _telemetry(self._servers, topology)
         if before != after and telemetry is not None:
@@ -102,7 +103,4 @@ class TopologyEvents(TopologyListener):
 
 def _telemetry(servers: ServerStates, topology: TopologyState) -> Telemetry | None:
     """Where a topology is reported, if anywhere."""
-    telemetry = servers.switch.telemetry
-    if telemetry is None or not telemetry.config.topology or topology.is_reported_by_another:
-        return None
-    return telemetry
+    return None if topology.is_reported_by_another else servers.switch.of("topology")
