@@ -35,7 +35,7 @@ class PoolState:
         attributes: Those of its metrics: its name, which is the client's name and its address.
         maximum: How many connections it may have; None where that is not limited.
         minimum: How many connections it keeps.
-        is_open: Whether it was created, and not closed since.
+        created: Whether it was seen to be created, with its options.
         closed: Whether it was closed. Connections that are out by then come back later.
         making: The connections that are being made, by their ids, and since when.
         made: Those that are in the pool or checked out, by their ids, and since when they do what they do now.
@@ -52,8 +52,8 @@ class PoolState:
         "attributes",
         "closed",
         "closing",
+        "created",
         "identity",
-        "is_open",
         "made",
         "making",
         "max_idle",
@@ -71,7 +71,7 @@ class PoolState:
         self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
         self.maximum: int | None = None
         self.minimum = 0
-        self.is_open = False
+        self.created = False
         self.closed = False
         self.making: dict[int, float] = {}
         self.made: dict[int, float] = {}
@@ -91,22 +91,27 @@ class PoolState:
 
         The driver publishes that they are closed, one by one, but for those at which it was interrupted.
         """
-        for connection_id in self.made.keys() - self.used.copy().keys():
-            self.made.pop(connection_id, None)
-            self.closing.add(connection_id)
+        self._close_idle(time.perf_counter())
 
     def drop_expired(self) -> None:
         """Take out connections that were idle for too long.
 
         The driver closes them within about a second. A task that is cancelled as it does so leaves no word of it.
         """
-        if self.max_idle is None:
-            return
-        latest = time.perf_counter() - self.max_idle - _GRACE
+        if self.max_idle is not None:
+            self._close_idle(time.perf_counter() - self.max_idle - _GRACE)
+
+    def _close_idle(self, latest: float) -> None:
+        """Expect those to be closed that are idle, and have been so since then or before."""
         for connection_id, since in self.made.copy().items():
-            if since < latest and connection_id not in self.used:
+            if since <= latest and connection_id not in self.used:
                 self.made.pop(connection_id, None)
                 self.closing.add(connection_id)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has limits that are known and hold."""
+        return self.created and not self.closed
 
     @property
     def is_reported_by_another(self) -> bool:
@@ -135,7 +140,7 @@ class PoolStates:
         """A pool was created. A server that went away and came back has a new one of the same address."""
         self._sweep()
         pool = self._add(address)
-        pool.is_open = True
+        pool.created = True
         pool.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 is the driver's word for no limit
         pool.minimum = options.get("minPoolSize", _MIN_POOL_SIZE)
         max_idle = options.get("maxIdleTimeMS")
@@ -146,7 +151,6 @@ class PoolStates:
         pool = self.known(address)
         if pool is not None:
             pool.closed = True
-            pool.is_open = False
             pool.empty()
             self._sweep()
 
@@ -174,7 +178,6 @@ class PoolStates:
         before = self._current.get(id(address))
         if before is not None:
             before.closed = True  # up to 4.8 the driver doesn't say so
-            before.is_open = False
         pool = PoolState(identity(address), self._client_name, others)
         self._pools[pool] = None
         self._current[id(address)] = pool

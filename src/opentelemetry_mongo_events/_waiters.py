@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Where nobody counts them, those that are gone are looked for when there are so many, and then at twice what is left.
 _MANY: Final = 64
 
-
 # What gets a connection out of a pool; the second is its name in PyMongo 4.0 and 4.1.
 _CHECKOUT: Final = frozenset({"_get_conn", "_get_socket"})
 
@@ -51,7 +50,7 @@ class Waiters:
     def begin(self) -> None:
         """The current thread or task waits from now on."""
         thread = threading.get_ident()
-        runs_in = _task() or _greenlet()
+        runs_in = _runs_in()
         key = thread if runs_in is None else id(runs_in)
         outer = self._waiting.get(key)
         if outer is not None:
@@ -65,7 +64,7 @@ class Waiters:
 
     def end(self) -> float | None:
         """The current thread or task waits no more: since when it did, by `time.perf_counter()`, if that is known."""
-        runs_in = _task() or _greenlet()
+        runs_in = _runs_in()
         key = threading.get_ident() if runs_in is None else id(runs_in)
         waiter = self._waiting.pop(key, None)
         if waiter is None:
@@ -113,18 +112,15 @@ def _outermost(waiter: _Waiter | None, checkouts: int) -> _Waiter | None:
     return waiter
 
 
-def _task() -> asyncio.Task[Any] | None:
+def _runs_in() -> Any:
+    """The current task; else the current greenlet, where there are greenlets, which share a thread; else None."""
     # Without a loop, `current_task()` raises, which costs more than to ask for the loop first.
     loop = asyncio._get_running_loop()
-    return None if loop is None else asyncio.current_task(loop)
-
-
-def _greenlet() -> Any:
-    """The current greenlet, where there are greenlets: they share a thread."""
+    task = None if loop is None else asyncio.current_task(loop)
+    if task is not None:
+        return task
     greenlet = sys.modules.get("greenlet")
-    if greenlet is None:
-        return None
-    return greenlet.getcurrent()
+    return None if greenlet is None else greenlet.getcurrent()
 
 
 def _stack(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[types.FrameType] | None:
