@@ -83,7 +83,7 @@ def instrumentor() -> Iterator[MongoEventsInstrumentor]:
     for listeners, before in zip(monitoring._LISTENERS, registered, strict=True):
         listeners[:] = before
     MongoEventsInstrumentor._registered = frozenset()
-    MongoEventsInstrumentor._servers = None
+    MongoEventsInstrumentor._listeners = None
 
 
 def registered_listeners() -> list[Any]:

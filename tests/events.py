@@ -145,10 +145,13 @@ def heartbeat_failed(
     return ServerHeartbeatFailedEvent(duration, error, address, awaited)
 
 
+_ADDRESSES = [("db.example", 27017 + number) for number in range(100)]
+
+
 def topology_changed(servers: int) -> TopologyDescriptionChangedEvent:
     """A topology has that many servers by now, of which nothing is known yet."""
-    addresses = [("db.example", 27017 + number) for number in range(servers)]
-    description = TopologyDescription(
-        TOPOLOGY_TYPE.Unknown, {address: ServerDescription(address) for address in addresses}, None, None, None, None
+    before, after = (
+        TopologyDescription(TOPOLOGY_TYPE.Unknown, servers, None, None, None, None)
+        for servers in ({}, {address: ServerDescription(address) for address in _ADDRESSES[:servers]})
     )
-    return TopologyDescriptionChangedEvent(description, description, ObjectId(bytes(12)))
+    return TopologyDescriptionChangedEvent(before, after, ObjectId(bytes(12)))

@@ -112,7 +112,6 @@ def test_instrument_registers_its_listeners_once(instrumentor: MongoEventsInstru
         "ConnectionEvents",
         "HeartbeatEvents",
         "PoolEvents",
-        "ServerEvents",
         "TopologyEvents",
     ]
 
@@ -216,7 +215,7 @@ def test_commands_can_be_switched_off(
         ("commands", ["CommandEvents", "ConnectionEvents"]),
         ("pools", ["PoolEvents"]),
         ("heartbeats", ["HeartbeatEvents"]),
-        ("topology", ["ServerEvents", "TopologyEvents"]),
+        ("topology", ["TopologyEvents"]),
     ],
 )
 def test_what_is_off_has_no_listener(

@@ -27,11 +27,18 @@ from opentelemetry_mongo_events._attributes import (
     transaction_number,
 )
 from opentelemetry_mongo_events._claims import METRICS, SPANS, give_up
-from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID, runs_in_background, server_connection_id
+from opentelemetry_mongo_events._driver import (
+    ATTEMPTS_SHARE_OPERATION_ID,
+    is_loss_of_server,
+    runs_in_background,
+    server_connection_id,
+)
+from opentelemetry_mongo_events._episodes import outage_on
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._recent import Recent
+from opentelemetry_mongo_events._server_states import note_failure
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
 if TYPE_CHECKING:
@@ -110,6 +117,7 @@ class CommandEvents(CommandListener):
             reply = event.reply
             outcome = reply_outcome(event.command_name, reply)
             self._remember_cursor(command, cursor_id(reply))
+            self._note_failure(command, outcome)
             # Without a transaction number the driver doesn't write again, whatever the label says.
             if command.txn_number is not None and is_retryable_write_error(reply):
                 self._remember_attempt(command, event.command_name)
@@ -125,6 +133,7 @@ class CommandEvents(CommandListener):
         outcome = FAILED
         try:
             outcome = failure_outcome(event.failure)
+            self._note_failure(command, outcome)
             self._remember_cursor(command, 0)
             self._remember_attempt(command, event.command_name)
         finally:
@@ -171,7 +180,8 @@ class CommandEvents(CommandListener):
                 attributes[names.DRIVER_CONNECTION_ID] = held.connection_id
             if wait_time is not None:
                 attributes[names.WAIT_TIME] = wait_time
-            links = []
+            outage = outage_on(address)
+            links = [] if outage is None else [outage]
             failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number))
             if failed_attempt is not None:
                 attempt = failed_attempt[1] + 1
@@ -247,6 +257,11 @@ class CommandEvents(CommandListener):
         if command.span is not None and ATTEMPTS_SHARE_OPERATION_ID and command.operation_id != command.command_id[0]:
             attempt = (command.span.get_span_context(), command.attempt)
             self._failed_attempts.put((command.operation_id, command_name, command.txn_number), attempt)
+
+    def _note_failure(self, command: OpenCommand, outcome: Outcome) -> None:
+        """Remember what fails as commands do on a server that goes away: an outage may link to it."""
+        if outcome.error is not None and command.span is not None and is_loss_of_server(outcome.attributes):
+            note_failure(command.command_id[1], command.span.get_span_context())
 
     def _close(
         self,

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from opentelemetry_mongo_events._log import warn
 
 ENVIRONMENT_PREFIX = "OTEL_PYTHON_MONGO_EVENTS_"
+
+SPAN_EVENTS = ("span", "both")
+"""Where incidents are span events."""
+LOG_RECORDS = ("log", "both")
+"""Where they are log records."""
 
 _SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
@@ -33,6 +39,24 @@ def _names(value: object) -> frozenset[str]:
     return frozenset(name.strip() for name in names if name.strip())
 
 
+def _one_of(*allowed: str) -> Callable[[object], str]:
+    def usable(value: object) -> str:
+        if isinstance(value, str) and (text := value.strip().lower()) in allowed:
+            return text
+        raise ValueError
+
+    return usable
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    seconds = float(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError
+    return seconds
+
+
 def _option(default: Any, usable: Callable[[object], Any], allowed: str) -> Any:
     return dataclasses.field(default=default, metadata={"usable": usable, "allowed": allowed})
 
@@ -49,9 +73,15 @@ class Config:
             registered for them.
         pools: Whether connection pools are observed: their metrics, and a span for a checkout that failed. Where they
             are not, no listener is registered for them, but for what a command span needs.
-        heartbeats: Whether heartbeats are observed, as metrics. Where they are not, no listener is registered for them.
-        topology: Whether servers and topologies are observed, as metrics. Where they are not, no listener is registered
-            for them.
+        heartbeats: Whether heartbeats are observed: their metrics, and those that failed as events. Where they are not,
+            no listener is registered for them.
+        topology: Whether servers and topologies are observed: their metrics, their changes as events, and discoveries
+            and outages as spans. Where they are not, no listener is registered for them.
+        events: Where incidents go (a failed heartbeat, a pool that was cleared, a server or topology that changed):
+            `span` makes them events of the spans of commands, discoveries and outages, `log` makes them log records,
+            `both` does both and `none` neither.
+        episode_timeout: How many seconds a discovery or an outage lasts before its span ends as an error, and another
+            one goes on with it.
         exclude_commands: Names of commands that get no span, as MongoDB spells them (`ping`, `endSessions`). Takes any
             iterable of names, or one text with commas between them; holds a frozenset.
         require_parent_span: Whether a command outside of any span gets none.
@@ -61,6 +91,8 @@ class Config:
     pools: bool = _option(True, _switch, "true or false is")
     heartbeats: bool = _option(True, _switch, "true or false is")
     topology: bool = _option(True, _switch, "true or false is")
+    events: str = _option("span", _one_of("span", "log", "both", "none"), "span, log, both or none is")
+    episode_timeout: float = _option(60.0, _seconds, "a number of seconds above 0 is")
     exclude_commands: Collection[str] = _option(
         frozenset(), _names, "a list of command names, or a text with commas between them, is"
     )

@@ -1,7 +1,8 @@
-"""Heartbeats as metrics."""
+"""Heartbeats as metrics, and as incidents where they fail."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from pymongo.monitoring import (
@@ -12,13 +13,16 @@ from pymongo.monitoring import (
 )
 
 from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._driver import is_cancelled_heartbeat
+from opentelemetry_mongo_events._driver import error_attributes, is_cancelled_heartbeat
+from opentelemetry_mongo_events._episodes import begin_discovery, nearly_over, watch
 from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._incidents import Incident, land
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._attributes import Attributes
     from opentelemetry_mongo_events._server_states import ServerState, ServerStates
+    from opentelemetry_mongo_events._telemetry import Telemetry
 
 
 class HeartbeatEvents(ServerHeartbeatListener):
@@ -31,33 +35,74 @@ class HeartbeatEvents(ServerHeartbeatListener):
         self.guard = guard
         self._servers = servers
 
+    @guarded
     def started(self, event: ServerHeartbeatStartedEvent) -> None:
-        """Nothing to note."""
+        """The first one begins the discovery; if the topology isn't known by then, it will begin with it."""
+        server = self._servers.heard(event.connection_id)
+        topology = server.topology
+        if topology is None or topology.is_discovered or topology.is_reported_by_another:
+            return
+        telemetry = self._servers.switch.of("topology")
+        if telemetry is not None:
+            begin_discovery(topology, telemetry, self._servers.switch, time.monotonic())
+            watch()
 
     @guarded
     def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
         """Measure it. One that was awaited lasts as long as the server waited for news, and is no round trip."""
-        server = self._servers.server(event.connection_id)
+        server = self._servers.heard(event.connection_id)
         if not event.awaited:
             server.round_trip = max(0.0, event.duration)
-        self._measure(event, server, {})
+        topology = server.topology
+        if topology is not None and topology.episode is not None and topology.uses(event.reply):
+            nearly_over(topology)
+        telemetry = self._measure(event, server, {})
+        if server.is_failing is not False:
+            server.is_failing = False
+            self._happened(names.HEARTBEAT_SUCCEEDED, event, server, telemetry)
 
     @guarded
     def failed(self, event: ServerHeartbeatFailedEvent) -> None:
         """Measure it, with the class of the error; one that the driver gave up by itself is none."""
         if is_cancelled_heartbeat(event):
             return
-        server = self._servers.server(event.connection_id)
-        self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
+        server = self._servers.heard(event.connection_id)
+        telemetry = self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
+        server.is_failing = True
+        self._happened(names.HEARTBEAT_FAILED, event, server, telemetry)
 
     def _measure(
         self, event: ServerHeartbeatSucceededEvent | ServerHeartbeatFailedEvent, server: ServerState, error: Attributes
-    ) -> None:
+    ) -> Telemetry | None:
+        """Measure a heartbeat where it is reported, if anywhere."""
         telemetry = self._servers.switch.of("heartbeats")
         if telemetry is None or server.is_reported_by_another:
-            return
+            return None
         telemetry.instruments.heartbeat_duration.record(
             max(0.0, event.duration),
             server.attributes | {names.HEARTBEAT_AWAITED: bool(event.awaited)} | error,
             NO_PARENT,
         )
+        return telemetry
+
+    def _happened(
+        self,
+        name: str,
+        event: ServerHeartbeatSucceededEvent | ServerHeartbeatFailedEvent,
+        server: ServerState,
+        telemetry: Telemetry | None,
+    ) -> None:
+        topology = server.topology
+        attributes: Attributes = {
+            **server.attributes,
+            **({} if topology is None else topology.attributes),
+            names.HEARTBEAT_DURATION: max(0.0, event.duration),
+            names.HEARTBEAT_AWAITED: bool(event.awaited),
+        }
+        has_failed = isinstance(event, ServerHeartbeatFailedEvent)
+        if has_failed:
+            attributes |= error_attributes(event.reply)
+        address = id(event.connection_id)
+        incident = Incident(name, attributes, server=address, is_warning=has_failed)
+        server.note(incident)
+        land(incident, telemetry, topology, (address,) if has_failed else ())

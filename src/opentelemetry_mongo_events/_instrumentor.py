@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
 from opentelemetry_mongo_events._double_tracing import DoubleTracing
-from opentelemetry_mongo_events._listeners import (
-    command_listeners,
-    heartbeat_listeners,
-    pool_listeners,
-    topology_listeners,
-)
-from opentelemetry_mongo_events._server_states import ServerStates
+from opentelemetry_mongo_events._episodes import end_all
+from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection
 
 
 class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -32,12 +27,12 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     `instrument()` takes what `event_listeners()` does but for the name of a client, as keywords, and raises nothing for
     a value that can't be used: it is logged as one warning and left out. `uninstrument()` stops new spans and all
-    metrics; commands that are open still close their spans.
+    metrics; commands that are open still close their spans, and an outage that is still on ends as an error.
     """
 
     # The class is a singleton, whose constructor may run again and again: its state is here.
     _switch: Switch = Switch()
-    _servers: ServerStates | None = None
+    _listeners: SignalListeners | None = None
     _registered: frozenset[str] = frozenset()
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -47,30 +42,22 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, **kwargs: Any) -> None:
         telemetry = telemetry_from(kwargs, double_tracing=DoubleTracing())
         self._switch.telemetry = telemetry
-        if telemetry.config.commands:
-            self._register("commands", lambda: command_listeners(self._switch))
-        if telemetry.config.pools:
-            self._register("pools", lambda: pool_listeners(self._switch))
-        if telemetry.config.heartbeats:
-            self._register("heartbeats", lambda: heartbeat_listeners(self._known_servers()))
-        if telemetry.config.topology:
-            self._register("topology", lambda: topology_listeners(self._known_servers()))
+        for signal in SIGNALS:
+            if getattr(telemetry.config, signal):
+                self._register(signal)
 
-    def _known_servers(self) -> ServerStates:
-        """What both kinds of listeners write to."""
-        if self._servers is None:
-            MongoEventsInstrumentor._servers = ServerStates(self._switch)
-        return cast("ServerStates", self._servers)
-
-    def _register(self, signal: str, listeners: Callable[[], Iterable[Any]]) -> None:
+    def _register(self, signal: str) -> None:
         """Register a signal's listeners, once: PyMongo has no way to take one out, and a second one doubles all."""
         if signal in self._registered:
             return
         from pymongo import monitoring
 
-        for listener in listeners():
+        if self._listeners is None:
+            MongoEventsInstrumentor._listeners = SignalListeners(self._switch)
+        for listener in cast("SignalListeners", self._listeners).listeners(signal):
             monitoring.register(listener)
         MongoEventsInstrumentor._registered |= {signal}
 
     def _uninstrument(self, **kwargs: Any) -> None:
         self._switch.telemetry = None
+        end_all("uninstrumented", self._switch)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _LOOK_AGAIN: Final = 0.1
 _MANY: Final = 1_000
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+_OUTAGES: Final = (0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300)
 _ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 # Fixed keys for each metric, so a tuple of values, in their order, is enough to count under.
@@ -97,6 +98,12 @@ class Instruments:
         self.heartbeat_duration = seconds(
             names.MONGODB_CLIENT_HEARTBEAT_DURATION,
             "Duration of heartbeats; one that was awaited lasts as long as the server waited for news",
+        )
+        self.outage_duration = meter.create_histogram(
+            names.MONGODB_CLIENT_OUTAGE_DURATION,
+            "s",
+            "How long a client had no server that it could write to",
+            explicit_bucket_boundaries_advisory=_OUTAGES,
         )
         for name, (unit, description, read) in SUMS.items():
             meter.create_observable_up_down_counter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry_mongo_events._guard import Guard
 from opentelemetry_mongo_events._open_commands import OpenCommands
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
         CommandListener,
         ConnectionPoolListener,
         ServerHeartbeatListener,
-        ServerListener,
         TopologyListener,
     )
 
-    Listener: TypeAlias = (
-        CommandListener | ConnectionPoolListener | ServerHeartbeatListener | ServerListener | TopologyListener
-    )
+    Listener: TypeAlias = CommandListener | ConnectionPoolListener | ServerHeartbeatListener | TopologyListener
 
     from opentelemetry_mongo_events._config import Config
     from opentelemetry_mongo_events._telemetry import FailedHook, RequestHook, ResponseHook
@@ -54,7 +51,8 @@ def event_listeners(
             clients of one server can be told apart.
         tracer_provider: Where spans go; the global provider if there is none.
         meter_provider: Where metrics go; the global provider if there is none.
-        logger_provider: Where log records will go. None are made yet.
+        logger_provider: Where log records go, if the option `events` asks for them; the global provider if there is
+            none.
         config: All options at once, in place of environment and defaults.
         request_hook: Called as `request_hook(span, started_event)` right after a recording span was opened.
         response_hook: Called as `response_hook(span, succeeded_event)` just before it is closed.
@@ -80,51 +78,52 @@ def event_listeners(
     }
     client_name = usable({"client_name": client_name}, "client_name", str.strip, "a text that isn't empty")
     telemetry = telemetry_from(keywords, double_tracing=None)
-    switch = Switch(telemetry)
-    listeners: list[Listener] = []
-    if telemetry.config.commands:
-        listeners += command_listeners(switch)
-    if telemetry.config.pools:
-        listeners += pool_listeners(switch, client_name=client_name)
-    servers = ServerStates(switch)
-    if telemetry.config.heartbeats:
-        listeners += heartbeat_listeners(servers)
-    if telemetry.config.topology:
-        listeners += topology_listeners(servers)
-    return listeners
+    signals = SignalListeners(Switch(telemetry), client_name)
+    return [
+        listener for signal in SIGNALS if getattr(telemetry.config, signal) for listener in signals.listeners(signal)
+    ]
 
 
-# The listeners are imported below, not above: the package can be imported, and its entry point loaded, where PyMongo
-# isn't installed.
+SIGNALS: Final = ("commands", "pools", "heartbeats", "topology")
+"""What is observed, each by the name of its option, in the order in which the driver shall call the listeners."""
 
 
-def command_listeners(switch: Switch) -> list[Listener]:
-    """New listeners for commands, that write to what `switch` holds."""
-    from opentelemetry_mongo_events._commands import CommandEvents
-    from opentelemetry_mongo_events._connections import ConnectionEvents
+class SignalListeners:
+    """The listeners of each signal, which write to what one switch holds and share what they know of servers.
 
-    open_commands = OpenCommands()
-    guard = Guard()
-    return [CommandEvents(switch, open_commands, guard), ConnectionEvents(open_commands, guard)]
+    They are imported when they are asked for: the package can be imported, and its entry point loaded, where PyMongo
+    isn't installed.
+    """
 
+    def __init__(self, switch: Switch, client_name: str | None = None) -> None:
+        self._switch = switch
+        self._client_name = client_name
+        self._servers = ServerStates(switch)
 
-def pool_listeners(switch: Switch, *, client_name: str | None = None) -> list[Listener]:
-    """New listeners for pools, that write to what `switch` holds."""
-    from opentelemetry_mongo_events._pools import PoolEvents
+    def listeners(self, signal: str) -> list[Listener]:
+        """New listeners for a signal."""
+        made: list[Listener] = getattr(self, f"_{signal}")()
+        return made
 
-    return [PoolEvents(PoolStates(switch, client_name), Guard())]
+    def _commands(self) -> list[Listener]:
+        from opentelemetry_mongo_events._commands import CommandEvents
+        from opentelemetry_mongo_events._connections import ConnectionEvents
 
+        open_commands = OpenCommands()
+        guard = Guard()
+        return [CommandEvents(self._switch, open_commands, guard), ConnectionEvents(open_commands, guard)]
 
-def heartbeat_listeners(servers: ServerStates) -> list[Listener]:
-    """New listeners for heartbeats, that write to what the servers' switch holds."""
-    from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
+    def _pools(self) -> list[Listener]:
+        from opentelemetry_mongo_events._pools import PoolEvents
 
-    return [HeartbeatEvents(servers, Guard())]
+        return [PoolEvents(PoolStates(self._switch, self._client_name), self._servers, Guard())]
 
+    def _heartbeats(self) -> list[Listener]:
+        from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
 
-def topology_listeners(servers: ServerStates) -> list[Listener]:
-    """New listeners for servers and topologies, that write to what the servers' switch holds."""
-    from opentelemetry_mongo_events._topology import ServerEvents, TopologyEvents
+        return [HeartbeatEvents(self._servers, Guard())]
 
-    guard = Guard()
-    return [ServerEvents(servers, guard), TopologyEvents(servers, guard)]
+    def _topology(self) -> list[Listener]:
+        from opentelemetry_mongo_events._topology import TopologyEvents
+
+        return [TopologyEvents(self._servers, Guard())]

@@ -17,13 +17,19 @@ from opentelemetry_mongo_events._process_state import keep_track
 from opentelemetry_mongo_events._semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from opentelemetry.trace import Span
 
     from opentelemetry_mongo_events._attributes import Attributes, Outcome
     from opentelemetry_mongo_events._held_connections import HeldConnection
+    from opentelemetry_mongo_events._incidents import Incident
     from opentelemetry_mongo_events._telemetry import Telemetry
 
 LIMIT: Final = 10_000
+
+# Of those that happen while a command is open the first tell why it is slow.
+_INCIDENTS: Final = 32
 
 _ERRORS: Final = (ERROR_TYPE, DB_RESPONSE_STATUS_CODE)
 _EMPTY: Final = Context()
@@ -39,6 +45,7 @@ class OpenCommand:
     Attributes:
         command_id: Under which it is found.
         held: The connection it runs on.
+        incidents: What happened meanwhile to its server.
         operation_id: What its attempts share.
         txn_number: The number of the transaction or retryable write it is part of.
         attempt: 1, or a later attempt of its operation.
@@ -46,6 +53,7 @@ class OpenCommand:
         span: Its span; None where none is recorded.
         measured: The attributes of its metrics; None where it is not measured.
         context: Where it started, for metrics without a span of its own.
+        since: When it started, by `time.monotonic()`, as the driver's own times.
         telemetry: Where it ends: whatever is in force by then, what was opened is closed.
     """
 
@@ -55,6 +63,7 @@ class OpenCommand:
         "context",
         "continued_cursor",
         "held",
+        "incidents",
         "measured",
         "operation_id",
         "since",
@@ -86,7 +95,8 @@ class OpenCommand:
         self.measured = measured
         self.context = context
         self.telemetry = telemetry
-        self.since = time.perf_counter()
+        self.incidents: list[Incident] = []
+        self.since = time.monotonic()
 
     def close(self, outcome: Outcome, seconds: float | None = None) -> None:
         """End the span, with what the outcome adds to it, and measure.
@@ -100,7 +110,15 @@ class OpenCommand:
                 self._end(self.span, outcome)
         finally:
             if self.measured is not None:
-                self._measure(self.measured, outcome, time.perf_counter() - self.since if seconds is None else seconds)
+                self._measure(self.measured, outcome, time.monotonic() - self.since if seconds is None else seconds)
+
+    def note(self, incident: Incident) -> None:
+        """Keep what happened to its server, unless that was before it. Runs on a thread of the driver's own.
+
+        The span has it at its end, from the thread that ends it: no other thread ever touches a span.
+        """
+        if incident.at >= self.since and len(self.incidents) < _INCIDENTS:
+            self.incidents.append(incident)
 
     def interrupt(self) -> None:
         """End a command whose outcome will never be known."""
@@ -114,6 +132,8 @@ class OpenCommand:
                 span.set_attribute(name, value)
             if outcome.error is not None:
                 span.set_status(Status(StatusCode.ERROR, outcome.error))
+            for incident in self.incidents:
+                incident.add_to(span)
         finally:
             span.end()
 
@@ -198,6 +218,11 @@ class OpenCommands:
         """Take out the command that is still open on a connection which its thread or task gives back."""
         command = held.command
         return None if command is None else self.take(command.command_id, held)
+
+    def on(self, addresses: Collection[int]) -> list[OpenCommand]:
+        """Those on servers whose addresses are these, by the driver's own tuples. Runs on any thread."""
+        tables = (self._commands.copy(), self._twins.copy())
+        return [command for table in tables for command in table.values() if id(command.command_id[1]) in addresses]
 
     def forget(self) -> None:
         """Drop all without ending them: after a fork they are the parent's."""

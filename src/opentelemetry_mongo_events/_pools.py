@@ -28,12 +28,15 @@ from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import server_attributes
 from opentelemetry_mongo_events._driver import duration, runs_in_background
 from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._incidents import Incident, hand_over, land
+from opentelemetry_mongo_events._server_states import note_failure
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram
 
     from opentelemetry_mongo_events._pool_states import PoolState, PoolStates
+    from opentelemetry_mongo_events._server_states import ServerStates
     from opentelemetry_mongo_events._telemetry import Telemetry
 
 
@@ -47,9 +50,10 @@ class PoolEvents(ConnectionPoolListener):
     What the pools hold is followed whether or not telemetry is on: it may be on again later.
     """
 
-    def __init__(self, pools: PoolStates, guard: Guard) -> None:
+    def __init__(self, pools: PoolStates, servers: ServerStates, guard: Guard) -> None:
         self.guard = guard
         self._pools = pools
+        self._servers = servers
 
     @guarded
     def pool_created(self, event: PoolCreatedEvent) -> None:
@@ -61,12 +65,20 @@ class PoolEvents(ConnectionPoolListener):
 
     @guarded
     def pool_cleared(self, event: PoolClearedEvent) -> None:
-        """Count it. The connections that it closes are told one by one."""
+        """Count it, and tell it. The connections that it closes are told one by one."""
         pool = self._pools.of(event.address)
         if event.service_id is None:  # all of it, not only what is connected to one server behind a load balancer
             pool.empty()
         if (telemetry := self._telemetry(pool)) is not None:
             telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.attributes.values())
+        server = self._servers.known(event.address)
+        topology = None if server is None else server.topology
+        attributes = server_attributes(event.address) | ({} if topology is None else topology.attributes)
+        address = id(event.address)
+        incident = Incident(names.POOL_CLEARED, attributes, server=address)
+        if server is not None:
+            server.note(incident)
+        land(incident, telemetry, topology, (address,), under_locks=True)
 
     @guarded
     def pool_closed(self, event: PoolClosedEvent) -> None:
@@ -147,6 +159,7 @@ class PoolEvents(ConnectionPoolListener):
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
         """They gave it back. One that was inherited by a fork is not known."""
+        hand_over()  # the driver holds no lock here
         pool = self._pools.known(event.address)
         since = None if pool is None else pool.used.pop(event.connection_id, None)
         if pool is None or since is None:
@@ -178,6 +191,8 @@ class PoolEvents(ConnectionPoolListener):
         )
         span.set_status(Status(StatusCode.ERROR, reason))
         span.end(ended)
+        if reason != "poolClosed" and span.get_span_context().trace_flags.sampled:
+            note_failure(pool.identity.address, span.get_span_context())
 
 
 def _record(histogram: Histogram, seconds: float | None, pool: PoolState) -> None:

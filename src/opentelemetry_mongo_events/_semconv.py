@@ -43,10 +43,15 @@ __all__ = [
     "DB_QUERY_SUMMARY",
     "DB_RESPONSE_STATUS_CODE",
     "DB_SYSTEM_NAME",
+    "DISCOVERY",
     "DRIVER_CONNECTION_ID",
     "ERROR_CODE_NAME",
+    "ERROR_MESSAGE",
     "ERROR_TYPE",
     "HEARTBEAT_AWAITED",
+    "HEARTBEAT_DURATION",
+    "HEARTBEAT_FAILED",
+    "HEARTBEAT_SUCCEEDED",
     "IDLE",
     "INTERRUPTED",
     "LSID",
@@ -54,6 +59,7 @@ __all__ = [
     "MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES",
     "MONGODB_CLIENT_CONNECTION_CLOSED",
     "MONGODB_CLIENT_HEARTBEAT_DURATION",
+    "MONGODB_CLIENT_OUTAGE_DURATION",
     "MONGODB_CLIENT_POOL_CLEARED",
     "MONGODB_CLIENT_SERVER_CHANGES",
     "MONGODB_CLIENT_SERVER_COUNT",
@@ -68,16 +74,25 @@ __all__ = [
     "OLD_STATEMENT",
     "OLD_SYSTEM",
     "OTHER",
+    "OUTAGE",
+    "POOL_CLEARED",
     "POOL_NAME",
     "REPLICA_SET",
     "RETURNED_ROWS",
     "SCHEMA_URL",
     "SCOPE",
     "SERVER_ADDRESS",
+    "SERVER_CHANGED",
+    "SERVER_CLOSED",
     "SERVER_CONNECTION_ID",
+    "SERVER_OPENED",
     "SERVER_PORT",
     "SERVER_PREVIOUS_TYPE",
     "SERVER_TYPE",
+    "TOPOLOGY_CHANGED",
+    "TOPOLOGY_CLOSED",
+    "TOPOLOGY_ID",
+    "TOPOLOGY_OPENED",
     "TOPOLOGY_PREVIOUS_TYPE",
     "TOPOLOGY_TYPE",
     "TXN_NUMBER",
@@ -114,10 +129,13 @@ TXN_NUMBER: Final = "db.mongodb.txn_number"
 # Ours: neither of the two has a name for it.
 ATTEMPT: Final = "mongodb.client.attempt"
 CLOSE_REASON: Final = "mongodb.client.connection.close_reason"
+ERROR_MESSAGE: Final = "mongodb.client.error.message"
 HEARTBEAT_AWAITED: Final = "mongodb.client.heartbeat.awaited"
+HEARTBEAT_DURATION: Final = "mongodb.client.heartbeat.duration"
 REPLICA_SET: Final = "mongodb.client.replica_set"
 SERVER_PREVIOUS_TYPE: Final = "mongodb.client.server.previous_type"
 SERVER_TYPE: Final = "mongodb.client.server.type"
+TOPOLOGY_ID: Final = "mongodb.client.topology.id"
 TOPOLOGY_PREVIOUS_TYPE: Final = "mongodb.client.topology.previous_type"
 TOPOLOGY_TYPE: Final = "mongodb.client.topology.type"
 ERROR_CODE_NAME: Final = "mongodb.client.error.code_name"
@@ -137,11 +155,27 @@ DB_CLIENT_RESPONSE_RETURNED_ROWS: Final = "db.client.response.returned_rows"
 MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES: Final = "mongodb.client.connection.checkout_failures"
 MONGODB_CLIENT_CONNECTION_CLOSED: Final = "mongodb.client.connection.closed"
 MONGODB_CLIENT_HEARTBEAT_DURATION: Final = "mongodb.client.heartbeat.duration"
+MONGODB_CLIENT_OUTAGE_DURATION: Final = "mongodb.client.outage.duration"
 MONGODB_CLIENT_POOL_CLEARED: Final = "mongodb.client.pool.cleared"
 MONGODB_CLIENT_SERVER_CHANGES: Final = "mongodb.client.server.changes"
 MONGODB_CLIENT_SERVER_COUNT: Final = "mongodb.client.server.count"
 MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME: Final = "mongodb.client.server.round_trip_time"
 MONGODB_CLIENT_TOPOLOGY_CHANGES: Final = "mongodb.client.topology.changes"
+
+# Spans of a client's own.
+DISCOVERY: Final = "mongodb.client.discovery"
+OUTAGE: Final = "mongodb.client.outage"
+
+# Events.
+HEARTBEAT_FAILED: Final = "mongodb.client.heartbeat.failed"
+HEARTBEAT_SUCCEEDED: Final = "mongodb.client.heartbeat.succeeded"
+POOL_CLEARED: Final = "mongodb.client.pool.cleared"
+SERVER_CHANGED: Final = "mongodb.client.server.changed"
+SERVER_CLOSED: Final = "mongodb.client.server.closed"
+SERVER_OPENED: Final = "mongodb.client.server.opened"
+TOPOLOGY_CHANGED: Final = "mongodb.client.topology.changed"
+TOPOLOGY_CLOSED: Final = "mongodb.client.topology.closed"
+TOPOLOGY_OPENED: Final = "mongodb.client.topology.opened"
 
 # What opentelemetry-instrumentation-pymongo gives by default, and the operation of the same generation of conventions.
 OLD_COLLECTION: Final = "db.mongodb.collection"

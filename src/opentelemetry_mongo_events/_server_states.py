@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import server_attributes
 from opentelemetry_mongo_events._identity import Identity, identity
 from opentelemetry_mongo_events._process_state import keep_track, living
@@ -14,66 +16,206 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bson import ObjectId
+    from opentelemetry.trace import SpanContext
+    from pymongo.hello import Hello
+    from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._attributes import Address
+    from opentelemetry_mongo_events._attributes import Address, Attributes
+    from opentelemetry_mongo_events._episodes import Episode
+    from opentelemetry_mongo_events._incidents import Incident
     from opentelemetry_mongo_events._telemetry import Switch
+
+_FAILURES: Final = 16
+_INCIDENTS: Final = 128
+
+
+class Failure(NamedTuple):
+    """A command or a checkout that failed as one does on a server that goes away: when, by `time.monotonic()`."""
+
+    at: float
+    span_context: SpanContext
 
 
 class ServerState:
     """One server, as one client's monitor sees it.
 
+    Times are those of `time.monotonic()`, as the driver's own.
+
     Attributes:
         identity: The driver's own tuple: another one in each client.
         attributes: Those of its metrics: host and port.
+        heard_since: When its first heartbeat started; None before.
+        is_failing: Whether its last heartbeat failed; None before the first.
         round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first.
-        others: The switches of other listeners which saw it first.
+        failures: The last commands and checkouts that failed on it.
+        incidents: What happened to it before its topology was known.
+        lost_at: When it could no longer be used, if it can't.
+        topology: The topology it is part of, once that is known: the driver tells it up to a second late.
+        others: The switches of other listeners which heard it first.
     """
 
-    __slots__ = ("attributes", "identity", "others", "round_trip")
+    __slots__ = (
+        "attributes",
+        "failures",
+        "heard_since",
+        "identity",
+        "incidents",
+        "is_failing",
+        "lost_at",
+        "others",
+        "round_trip",
+        "topology",
+    )
 
-    def __init__(self, identity: Identity, others: Sequence[Switch]) -> None:
+    def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.attributes = server_attributes(identity.address)
+        self.heard_since: float | None = None
+        self.is_failing: bool | None = None
         self.round_trip: float | None = None
-        self.others = others
+        self.failures: deque[Failure] = deque(maxlen=_FAILURES)
+        self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
+        self.lost_at: float | None = None
+        self.topology: TopologyState | None = None
+        self.others: Sequence[Switch] = ()
 
     @property
     def is_reported_by_another(self) -> bool:
-        """Whether another listener, which saw this server first, reports its heartbeats."""
+        """Whether another listener, which heard this server first, reports its heartbeats."""
         return any(switch.of("heartbeats") for switch in self.others)
+
+    def note(self, incident: Incident) -> None:
+        """Keep what happened to it, for an episode that is open or found out about later."""
+        if self.topology is None:
+            self.incidents.append(incident)
+        else:
+            self.topology.note(incident)
+
+
+class Change(NamedTuple):
+    """What is different between two descriptions of a topology.
+
+    Attributes:
+        at: When that was found out: the time of the description that made the change.
+        opened: The servers that are new.
+        changed: Those whose type is another one: before and after.
+        closed: The servers that are no more.
+    """
+
+    at: float
+    opened: list[ServerDescription]
+    changed: list[tuple[ServerDescription, ServerDescription]]
+    closed: list[ServerDescription]
+
+
+def change(before: TopologyDescription, after: TopologyDescription) -> Change:
+    """The difference between two descriptions.
+
+    Its time is in them, while the driver hands the event over about a second later. A change makes other descriptions
+    (those of servers that it makes known, or of a primary that is none any more) right after the one that caused it.
+    """
+    old, new = before.server_descriptions(), after.server_descriptions()
+    times = [server.last_update_time for address, server in new.items() if server is not old.get(address)]
+    return Change(
+        min(times, default=time.monotonic()),
+        [server for address, server in new.items() if address not in old],
+        [
+            (old[address], server)
+            for address, server in new.items()
+            if address in old and old[address].server_type_name != server.server_type_name
+        ],
+        [server for address, server in old.items() if address not in new],
+    )
 
 
 class TopologyState:
     """One client's servers.
 
     Attributes:
+        topology_id: The driver's own, as text.
+        type: The driver's name of its type.
         servers: How many there are of each type.
+        members: Its servers, by the identity of their addresses.
         replica_set: The set's name, if it is one.
+        serves: Whether it has a writable server, or, where it never had one, a readable one.
+        is_discovered: Whether it ever did, and its discovery is over.
+        incidents: What happened to it and its servers lately.
+        episode: What it is going through, if anything.
+        last_sign: When anything was heard of it.
         others: The switches of other listeners which saw it first.
     """
 
-    __slots__ = ("_settings", "others", "replica_set", "servers")
+    __slots__ = (
+        "_had_writable",
+        "_settings",
+        "episode",
+        "incidents",
+        "is_discovered",
+        "is_new",
+        "last_sign",
+        "members",
+        "others",
+        "replica_set",
+        "servers",
+        "serves",
+        "topology_id",
+        "type",
+    )
 
-    def __init__(self, others: Sequence[Switch]) -> None:
+    def __init__(self, topology_id: ObjectId, others: Sequence[Switch]) -> None:
         self._settings: weakref.ref[Any] | None = None
+        self._had_writable = False
+        self.topology_id = str(topology_id)
+        self.type = "Unknown"
         self.servers: Counter[str] = Counter()
+        self.members: dict[int, ServerState] = {}
         self.replica_set: str | None = None
+        self.serves = False
+        self.is_discovered = False
+        self.is_new = True
+        """Whether nothing but its opening was told yet."""
+        self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
+        self.episode: Episode | None = None
+        self.last_sign = time.monotonic()
         self.others = others
 
-    def change(self, description: TopologyDescription) -> None:
+    def describe(self, description: TopologyDescription) -> None:
         """Take what it is now. The description itself isn't kept."""
+        self.last_sign = time.monotonic()
+        self.type = description.topology_type_name
         servers = description.server_descriptions().values()
         self.servers = Counter(server.server_type_name for server in servers)
         self.replica_set = description.replica_set_name
         # A direct connection has a set's name too, and no primary; nor has a client that nobody has used yet.
-        if description.topology_type_name.startswith("ReplicaSet") and any(
+        if self.type.startswith("ReplicaSet") and any(
             server.is_server_type_known or server.error is not None for server in servers
         ):
             self.servers["RSPrimary"] += 0  # a set without one says so
         # A client that is garbage-collected publishes nothing. Its settings go with it.
         settings = getattr(description, "_topology_settings", None)
         self._settings = None if settings is None else weakref.ref(settings)
+        self._had_writable |= description.has_writable_server()
+        self.serves = description.has_writable_server() or any(self.uses(server) for server in servers)
+
+    def uses(self, server: ServerDescription | Hello[Any]) -> bool:
+        """Whether a server is one of those that it can't do without."""
+        return server.is_writable or (server.is_readable and not self._had_writable)
+
+    def note(self, incident: Incident) -> None:
+        """Keep what happened to it, for an episode that is open or found out about later."""
+        self.incidents.append(incident)
+        episode = self.episode
+        if episode is not None:
+            episode.note(incident)
+
+    @property
+    def attributes(self) -> Attributes:
+        """Those of its events: which topology it is, and which set."""
+        attributes: Attributes = {names.TOPOLOGY_ID: self.topology_id}
+        if self.replica_set is not None:
+            attributes[names.REPLICA_SET] = self.replica_set
+        return attributes
 
     @property
     def is_over(self) -> bool:
@@ -95,18 +237,37 @@ class ServerStates:
         self._topologies: dict[ObjectId, TopologyState] = {}
         keep_track(self)
 
+    def heard(self, address: Address) -> ServerState:
+        """The server with that address, of which there is a heartbeat."""
+        server = self.server(address)
+        if server.heard_since is None:
+            server.others = [
+                each.switch
+                for each in living(ServerStates)
+                if each is not self and (seen := each.known(address)) is not None and seen.heard_since is not None
+            ]
+            server.heard_since = time.monotonic()
+        if server.topology is not None:
+            server.topology.last_sign = time.monotonic()
+        return server
+
     def server(self, address: Address) -> ServerState:
         """The server with that address."""
         server = self._servers.get(id(address))
         if server is None:
             self._sweep()
-            others = [each.switch for each in living(ServerStates) if each is not self and id(address) in each._servers]
-            server = self._servers[id(address)] = ServerState(identity(address), others)
+            server = self._servers[id(address)] = ServerState(identity(address))
         return server
+
+    def known(self, address: Address) -> ServerState | None:
+        """The server with that address, if it was seen before."""
+        return self._servers.get(id(address))
 
     def close_server(self, address: Address) -> None:
         """The client has it no more."""
-        self._servers.pop(id(address), None)
+        server = self._servers.pop(id(address), None)
+        if server is not None and server.topology is not None:
+            server.topology.members.pop(id(address), None)
 
     def topology(self, topology_id: ObjectId) -> TopologyState:
         """The topology with that id."""
@@ -116,12 +277,24 @@ class ServerStates:
             others = [
                 each.switch for each in living(ServerStates) if each is not self and topology_id in each._topologies
             ]
-            topology = self._topologies[topology_id] = TopologyState(others)
+            topology = self._topologies[topology_id] = TopologyState(topology_id, others)
         return topology
+
+    def join(self, address: Address, topology: TopologyState) -> ServerState:
+        """The server with that address, which is part of that topology."""
+        server = self.server(address)
+        server.topology = topology
+        topology.members[id(address)] = server
+        while server.incidents:
+            topology.note(server.incidents.popleft())
+        return server
 
     def close_topology(self, topology_id: ObjectId) -> None:
         """Its client was closed."""
-        self._topologies.pop(topology_id, None)
+        topology = self._topologies.pop(topology_id, None)
+        if topology is not None:
+            for server in list(topology.members.values()):
+                self.close_server(server.identity.address)
 
     def servers(self) -> list[ServerState]:
         """All servers."""
@@ -145,3 +318,19 @@ class ServerStates:
         for topology_id, topology in self._topologies.copy().items():
             if topology.is_over:
                 self._topologies.pop(topology_id, None)
+
+
+def note_failure(address: Address | None, span_context: SpanContext) -> None:
+    """A command or a checkout failed on that server, as one does that goes away: an outage may link to it.
+
+    Runs on the thread, or in the task, that called the driver.
+    """
+    failure = Failure(time.monotonic(), span_context)
+    for states in living(ServerStates):
+        server = None if address is None else states.known(address)
+        if server is None:
+            continue
+        server.failures.append(failure)
+        episode = None if server.topology is None else server.topology.episode
+        if episode is not None:
+            episode.hit(server, failure)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
+from opentelemetry._logs import Logger, LoggerProvider, get_logger
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 
-from opentelemetry_mongo_events._config import Config, config_from, shown
+from opentelemetry_mongo_events._config import LOG_RECORDS, Config, config_from, shown
 from opentelemetry_mongo_events._instruments import Instruments, instruments
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._semconv import SCHEMA_URL, SCOPE, old_names_wanted
@@ -40,6 +42,8 @@ class Telemetry:
     instruments: Instruments
     meter_provider: MeterProvider | None
     """Kept alive, as the tracer keeps its own; None for the global one."""
+    logger: Logger | None
+    """None where there are no log records."""
     config: Config
     old_names: bool
     request_hook: RequestHook | None
@@ -76,18 +80,24 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     meter_provider = usable(
         options, "meter_provider", lambda value: value.get_meter(SCOPE, __version__, SCHEMA_URL), "a MeterProvider"
     )
-    # Taken and checked already: nothing is logged yet that would go there.
-    usable(options, "logger_provider", lambda value: value.get_logger(SCOPE, __version__), "a LoggerProvider")
+    logger_provider = usable(
+        options,
+        "logger_provider",
+        lambda value: value.get_logger(SCOPE, version=__version__, schema_url=SCHEMA_URL),
+        "a LoggerProvider",
+    )
     hook = "a function of a span and an event"
     request_hook = usable(options, "request_hook", callable, hook)
     response_hook = usable(options, "response_hook", callable, hook)
     failed_hook = usable(options, "failed_hook", callable, hook)
     base = usable(options, "config", lambda value: isinstance(value, Config), "a Config")
+    config = config_from(os.environ, options, base)
     return Telemetry(
         _tracer(tracer_provider or trace.get_tracer_provider()),
         instruments(meter_provider),
         meter_provider,
-        config_from(os.environ, options, base),
+        _logger(logger_provider, config),
+        config,
         old_names_wanted(os.environ),
         request_hook,
         response_hook,
@@ -98,6 +108,16 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
 
 def _tracer(provider: trace.TracerProvider) -> Tracer:
     return provider.get_tracer(SCOPE, __version__, SCHEMA_URL)
+
+
+def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:
+    if config.events not in LOG_RECORDS:
+        return None
+    # OpenTelemetry 1.38; before, a record of the API's own can't be exported.
+    if "event_name" not in inspect.signature(Logger.emit).parameters:
+        warn("events=%s needs opentelemetry-api 1.38 or newer: no log records are made", config.events)
+        return None
+    return get_logger(SCOPE, __version__, provider, SCHEMA_URL)
 
 
 def usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], allowed: str) -> Any:

@@ -1,14 +1,11 @@
-"""Servers and topologies as metrics."""
+"""Servers and topologies as metrics, incidents and episodes."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from pymongo.monitoring import (
-    ServerClosedEvent,
-    ServerDescriptionChangedEvent,
-    ServerListener,
-    ServerOpeningEvent,
     TopologyClosedEvent,
     TopologyDescriptionChangedEvent,
     TopologyListener,
@@ -16,47 +13,32 @@ from pymongo.monitoring import (
 )
 
 from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._attributes import server_attributes
+from opentelemetry_mongo_events._driver import error_attributes
+from opentelemetry_mongo_events._episodes import begin_discovery, begin_outage, end, watch
 from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._incidents import Incident, land
 from opentelemetry_mongo_events._log import warn
+from opentelemetry_mongo_events._server_states import change
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._server_states import ServerStates, TopologyState
+    from collections.abc import Collection
+
+    from pymongo.server_description import ServerDescription
+    from pymongo.topology_description import TopologyDescription
+
+    from opentelemetry_mongo_events._attributes import Attributes
+    from opentelemetry_mongo_events._server_states import Change, ServerState, ServerStates, TopologyState
     from opentelemetry_mongo_events._telemetry import Telemetry
 
-# Each server costs up to three events when it is found, and two when it is lost.
 _MANY: Final = 20
 
 
-class ServerEvents(ServerListener):
-    """Counts how often servers change their type.
-
-    Runs on a thread, or in a task, of the driver's that hands the events over about once a second; never raises.
-    """
-
-    def __init__(self, servers: ServerStates, guard: Guard) -> None:
-        self.guard = guard
-        self._servers = servers
-
-    def opened(self, event: ServerOpeningEvent) -> None:
-        """Nothing to note."""
-
-    @guarded
-    def description_changed(self, event: ServerDescriptionChangedEvent) -> None:
-        """Count a change of the type: a server that stays unknown is published at each failure."""
-        before, after = event.previous_description.server_type_name, event.new_description.server_type_name
-        telemetry = _telemetry(self._servers, self._servers.topology(event.topology_id))
-        if before != after and telemetry is not None:
-            host, port = event.server_address
-            telemetry.instruments.add(names.MONGODB_CLIENT_SERVER_CHANGES, host, port, before, after)
-
-    @guarded
-    def closed(self, event: ServerClosedEvent) -> None:
-        """Forget it."""
-        self._servers.close_server(event.server_address)
-
-
 class TopologyEvents(TopologyListener):
-    """Follows which servers a client has, and counts how often the topology changes its type.
+    """Follows which servers a client has, and what they are.
+
+    There is no `ServerListener` beside it: a topology's descriptions hold those of its servers, so all that it would be
+    told is in them. The driver's queue for both is short and waits when it is full: this takes the fewest places in it.
 
     Runs on a thread, or in a task, of the driver's that hands the events over about once a second; never raises.
     """
@@ -73,16 +55,137 @@ class TopologyEvents(TopologyListener):
 
     @guarded
     def description_changed(self, event: TopologyDescriptionChangedEvent) -> None:
-        """Take what it is now; count a change of its type."""
+        """Take what it is now, and tell what is different."""
         topology = self._servers.topology(event.topology_id)
-        topology.change(event.new_description)
-        servers = sum(topology.servers.values())
-        if servers > _MANY:
-            self._warn(servers)
-        before, after = event.previous_description.topology_type_name, event.new_description.topology_type_name
-        telemetry = _telemetry(self._servers, topology)
-        if before != after and telemetry is not None:
-            telemetry.instruments.add(names.MONGODB_CLIENT_TOPOLOGY_CHANGES, topology.replica_set, before, after)
+        telemetry = self._telemetry(topology)
+        before, after = event.previous_description, event.new_description
+        difference = change(before, after)
+        served = topology.serves
+        topology.describe(after)
+        found = [self._servers.join(server.address, topology) for server in difference.opened]
+        lost = self._lost(topology, difference)
+        self._tell(topology, telemetry, before, after, difference)
+        if telemetry is not None:
+            self._discover(topology, telemetry, found, difference)
+            # A topology is of an unknown type again only when its client is closed.
+            if served and not topology.serves and after.topology_type_name != "Unknown":
+                begin_outage(topology, telemetry, self._servers.switch, difference.at, lost)
+        if topology.serves:
+            topology.is_discovered = True
+            end(topology, difference.at, ended_by=[id(new.address) for _, new in difference.changed])
+        watch()
+        for server in difference.closed:
+            self._servers.close_server(server.address)
+        if len(topology.members) > _MANY:
+            self._warn(len(topology.members))
+
+    @guarded
+    def closed(self, event: TopologyClosedEvent) -> None:
+        """Forget it; what it is going through ends with it."""
+        topology = self._servers.topology(event.topology_id)
+        self._happened(names.TOPOLOGY_CLOSED, {}, topology, self._telemetry(topology), time.monotonic())
+        end(topology, time.monotonic(), "closed")
+        self._servers.close_topology(event.topology_id)
+
+    def _lost(self, topology: TopologyState, difference: Change) -> list[ServerState]:
+        """Note which servers can't be used any more, or again; all that can't."""
+        for before, after in difference.changed:
+            server = self._servers.join(after.address, topology)
+            if topology.uses(after):
+                server.lost_at = None
+            elif topology.uses(before):
+                server.lost_at = difference.at
+        for gone in difference.closed:
+            if topology.uses(gone):
+                self._servers.server(gone.address).lost_at = difference.at
+        return [server for server in topology.members.values() if server.lost_at is not None]
+
+    def _tell(
+        self,
+        topology: TopologyState,
+        telemetry: Telemetry | None,
+        before: TopologyDescription,
+        after: TopologyDescription,
+        difference: Change,
+    ) -> None:
+        """Tell each difference, in the order in which the driver finds them."""
+        at = difference.at
+        if topology.is_new:
+            topology.is_new = False
+            self._happened(names.TOPOLOGY_OPENED, {}, topology, telemetry, at)
+        for server in difference.opened:
+            self._happened(names.SERVER_OPENED, server_attributes(server.address), topology, telemetry, at)
+        for old, new in difference.changed:
+            self._server_changed(old, new, topology, telemetry, at)
+        for server in difference.closed:
+            self._happened(names.SERVER_CLOSED, server_attributes(server.address), topology, telemetry, at)
+        old_type, new_type = before.topology_type_name, after.topology_type_name
+        if old_type != new_type:
+            if telemetry is not None:
+                telemetry.instruments.add(
+                    names.MONGODB_CLIENT_TOPOLOGY_CHANGES, topology.replica_set, old_type, new_type
+                )
+            types: Attributes = {names.TOPOLOGY_PREVIOUS_TYPE: old_type, names.TOPOLOGY_TYPE: new_type}
+            self._happened(
+                names.TOPOLOGY_CHANGED,
+                types,
+                topology,
+                telemetry,
+                at,
+                list(topology.members),
+                is_warning=(old_type, new_type) == ("ReplicaSetWithPrimary", "ReplicaSetNoPrimary"),
+            )
+
+    def _server_changed(
+        self,
+        old: ServerDescription,
+        new: ServerDescription,
+        topology: TopologyState,
+        telemetry: Telemetry | None,
+        at: float,
+    ) -> None:
+        attributes = server_attributes(new.address)
+        types = (old.server_type_name, new.server_type_name)
+        if telemetry is not None:
+            telemetry.instruments.add(names.MONGODB_CLIENT_SERVER_CHANGES, *new.address, *types)
+        attributes |= {names.SERVER_PREVIOUS_TYPE: types[0], names.SERVER_TYPE: types[1]}
+        if new.error is not None:
+            attributes |= error_attributes(new.error)
+        self._happened(
+            names.SERVER_CHANGED,
+            attributes,
+            topology,
+            telemetry,
+            at,
+            (id(new.address),),
+            server=id(new.address),
+            is_warning=old.is_writable and not new.is_writable,
+        )
+
+    def _happened(
+        self,
+        name: str,
+        attributes: Attributes,
+        topology: TopologyState,
+        telemetry: Telemetry | None,
+        at: float,
+        addresses: Collection[int] = (),
+        *,
+        server: int | None = None,
+        is_warning: bool = False,
+    ) -> None:
+        incident = Incident(name, attributes | topology.attributes, at, server=server, is_warning=is_warning)
+        topology.note(incident)
+        land(incident, telemetry, topology, addresses)
+
+    def _discover(
+        self, topology: TopologyState, telemetry: Telemetry, found: list[ServerState], difference: Change
+    ) -> None:
+        """Begin the discovery with the first heartbeat; where these are not observed, with what is known first."""
+        heard = [server.heard_since for server in found if server.heard_since is not None]
+        # There is nothing to discover behind a load balancer.
+        if heard or (difference.changed and topology.type != "LoadBalanced"):
+            begin_discovery(topology, telemetry, self._servers.switch, min(heard, default=difference.at))
 
     def _warn(self, servers: int) -> None:
         if self._warned:
@@ -95,12 +198,6 @@ class TopologyEvents(TopologyListener):
             servers,
         )
 
-    @guarded
-    def closed(self, event: TopologyClosedEvent) -> None:
-        """Forget it."""
-        self._servers.close_topology(event.topology_id)
-
-
-def _telemetry(servers: ServerStates, topology: TopologyState) -> Telemetry | None:
-    """Where a topology is reported, if anywhere."""
-    return None if topology.is_reported_by_another else servers.switch.of("topology")
+    def _telemetry(self, topology: TopologyState) -> Telemetry | None:
+        """Where a topology is reported, if anywhere."""
+        return None if topology.is_reported_by_another else self._servers.switch.of("topology")

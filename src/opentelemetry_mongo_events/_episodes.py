@@ -1,0 +1,324 @@
+"""What a client goes through as a whole, as root spans: it looks for its servers, or has none that it can write to.
+
+They are found out about by what the driver hands over about a second late, and have the times of what made them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.trace import Link, SpanKind, set_span_in_context
+from opentelemetry.trace.status import Status, StatusCode
+
+from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._clock import nanoseconds
+from opentelemetry_mongo_events._config import SPAN_EVENTS
+from opentelemetry_mongo_events._guard import Guard
+from opentelemetry_mongo_events._process_state import keep_track
+from opentelemetry_mongo_events._telemetry import NO_PARENT
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from opentelemetry.trace import Span
+
+    from opentelemetry_mongo_events._attributes import Address, Attributes
+    from opentelemetry_mongo_events._incidents import Incident
+    from opentelemetry_mongo_events._server_states import Failure, ServerState, TopologyState
+    from opentelemetry_mongo_events._telemetry import Switch, Telemetry
+
+# What failed so many seconds before an outage, as far as its servers are concerned, may be what was hit by it first.
+_BEFORE: Final = 5.0
+_LINKS: Final = 16
+
+# The SDK keeps 128 events of a span and drops the oldest, which tell how it began. Changes come after all else is full.
+_INCIDENTS: Final = 96
+_CHANGES: Final = 128
+
+# A heartbeat is published just before, or just after, the description is made that it leads to.
+_NEARLY: Final = 0.1
+
+# How often it is looked whether an episode has lasted for too long, or its client was garbage-collected.
+_LOOK_AGAIN: Final = 0.5
+
+# Up to 4.8 the driver doesn't tell that a client was closed, but there are no heartbeats then.
+_SILENCE: Final = 60.0
+
+
+class Episode:
+    """A discovery or an outage that is open.
+
+    Times are those of `time.monotonic()`.
+
+    Attributes:
+        name: Which of both, as the span is called.
+        context: That of its span, for what is part of it.
+        started: When its span started.
+        began: When it all began: a span that lasts too long ends, and the next one goes on.
+        telemetry: Where it ends: whatever is in force by then, what was opened is closed.
+        switch: Of which listeners it is.
+        lost: The servers whose loss it is.
+    """
+
+    __slots__ = (
+        "_addresses",
+        "_failures",
+        "_first",
+        "_incidents",
+        "_span",
+        "began",
+        "context",
+        "lost",
+        "name",
+        "started",
+        "switch",
+        "telemetry",
+        "topology",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        topology: TopologyState,
+        telemetry: Telemetry,
+        switch: Switch,
+        started: float,
+        lost: Sequence[ServerState] = (),
+        before: Episode | None = None,
+    ) -> None:
+        self.name = name
+        self.topology = topology
+        self.telemetry = telemetry
+        self.switch = switch
+        self.started = started
+        self.began: float = started if before is None else before.began
+        self.lost = lost
+        self._addresses = {id(server.identity.address) for server in lost}
+        self._first = nanoseconds(started)
+        self._incidents: list[Incident] = []
+        self._failures: list[Failure] = []
+        attributes: Attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type}
+        if topology.replica_set is not None:
+            attributes[names.REPLICA_SET] = topology.replica_set
+        if len(lost) == 1:
+            attributes |= lost[0].attributes
+        links = [] if before is None else [Link(before._span.get_span_context())]
+        self._span: Span = telemetry.tracer.start_span(
+            name, NO_PARENT, SpanKind.INTERNAL, attributes, links, start_time=self._first
+        )
+        self.context = set_span_in_context(self._span, NO_PARENT)
+
+    @property
+    def link(self) -> Link | None:
+        """A link to it, if it is recorded."""
+        return Link(self._span.get_span_context()) if self._span.is_recording() else None
+
+    def note(self, incident: Incident) -> None:
+        """Something happened in it. Runs on any thread."""
+        limit = _CHANGES if incident.name in (names.SERVER_CHANGED, names.TOPOLOGY_CHANGED) else _INCIDENTS
+        is_part = incident.at >= self.started or (
+            incident.at >= self.started - _NEARLY and (not self.lost or incident.server in self._addresses)
+        )
+        if is_part and len(self._incidents) < limit:
+            self._incidents.append(incident)
+
+    def hit(self, server: ServerState, failure: Failure) -> None:
+        """A command, or a checkout, failed in it or shortly before. Runs on any thread."""
+        if (
+            id(server.identity.address) in self._addresses
+            and failure.at >= self.started - _BEFORE
+            and len(self._failures) < _LINKS
+        ):
+            self._failures.append(failure)
+
+    def end(
+        self, at: float, error: str | None = None, *, ended_by: Collection[int] = (), goes_on: bool = False
+    ) -> None:
+        """End the span, and measure an outage.
+
+        Args:
+            at: When it ended.
+            error: What kept it from ending well.
+            ended_by: The servers, by the identities of their addresses, that can be used again.
+            goes_on: Whether the same outage goes on with another span.
+        """
+        span = self._span
+        first = self._first
+        last = max(first, nanoseconds(at))
+        try:
+            if self.telemetry.config.events in SPAN_EVENTS:
+                for incident in sorted(self._incidents, key=lambda incident: min(incident.at, at)):
+                    if incident.at <= at or (incident.at <= at + _NEARLY and incident.server in ended_by):
+                        incident.add_to(span, min(max(first, incident.nanoseconds), last))
+            for failure in self._failures:
+                if failure.at <= at + _NEARLY:
+                    span.add_link(failure.span_context)
+            if error is None:
+                span.set_status(Status(StatusCode.OK))
+            else:
+                span.set_attribute(names.ERROR_TYPE, error)
+                span.set_status(Status(StatusCode.ERROR, error))
+        finally:
+            span.end(last)
+            if self.name == names.OUTAGE and not goes_on:
+                replica_set = self.topology.replica_set
+                attributes: Attributes = {} if replica_set is None else {names.REPLICA_SET: replica_set}
+                seconds = max(0.0, at - self.began)
+                self.telemetry.instruments.outage_duration.record(seconds, attributes, self.context)
+
+
+class _Episodes:
+    """Those of this process that are open."""
+
+    def __init__(self) -> None:
+        self.guard = Guard()
+        self.forget()
+
+    def forget(self) -> None:
+        """After a fork they are the parent's. The lock may have been held there, and the thread isn't here."""
+        self.open: dict[Episode, None] = {}
+        self.outages: dict[int, Episode] = {}
+        self.lock = threading.RLock()
+        """Held for as long as it takes to start a span. An episode that was taken out is ended by who took it."""
+        self.keeper: threading.Thread | None = None
+        self.ended = threading.Event()
+
+    def add(self, episode: Episode) -> None:
+        keep_track(self)
+        topology = episode.topology
+        topology.episode = episode
+        self.open[episode] = None
+        if episode.name == names.OUTAGE:
+            self.outages |= dict.fromkeys(list(topology.members), episode)
+            for server in episode.lost:
+                for failure in list(server.failures):
+                    episode.hit(server, failure)
+        for incident in list(topology.incidents):
+            episode.note(incident)
+
+    def take(self, topology: TopologyState) -> Episode | None:
+        with self.lock:
+            episode, topology.episode = topology.episode, None
+            if episode is not None:
+                self.open.pop(episode, None)
+                self.unlink(episode)
+            return episode
+
+    def unlink(self, episode: Episode) -> None:
+        with self.lock:
+            for address in [address for address, each in self.outages.items() if each is episode]:
+                del self.outages[address]
+
+
+_episodes: Final = _Episodes()
+
+
+def begin_discovery(topology: TopologyState, telemetry: Telemetry, switch: Switch, started: float) -> None:
+    """A client looks for its servers, since then, unless it has found one or this is known. Runs on any thread."""
+    with _episodes.lock:
+        if topology.episode is None and not topology.is_discovered:
+            _episodes.add(Episode(names.DISCOVERY, topology, telemetry, switch, started))
+
+
+def begin_outage(
+    topology: TopologyState, telemetry: Telemetry, switch: Switch, started: float, lost: Sequence[ServerState]
+) -> None:
+    """A client has no server any more that it can write to.
+
+    Args:
+        topology: Its servers.
+        telemetry: Where it goes.
+        switch: Of which listeners it is.
+        started: Since when, by `time.monotonic()`.
+        lost: The servers whose loss it may be: those that were lost just before count.
+    """
+    with _episodes.lock:
+        if topology.episode is None:
+            lost = [server for server in lost if server.lost_at is not None and server.lost_at >= started - _BEFORE]
+            _episodes.add(Episode(names.OUTAGE, topology, telemetry, switch, started, lost))
+
+
+def end(topology: TopologyState, at: float, error: str | None = None, *, ended_by: Collection[int] = ()) -> None:
+    """What a topology goes through is over, if there is anything: well, or with an error."""
+    episode = _episodes.take(topology)
+    if episode is not None:
+        _episodes.ended.set()
+        episode.end(at, error, ended_by=ended_by)
+
+
+def nearly_over(topology: TopologyState) -> None:
+    """A server can be used again, as will be told later: what starts from now on is not in the outage any more."""
+    episode = topology.episode
+    if episode is not None:
+        _episodes.unlink(episode)
+
+
+def end_all(error: str, switch: Switch | None = None) -> None:
+    """End all that are open, or those of one switch, as errors. Runs on any thread; never raises."""
+    for episode in list(_episodes.open):
+        if switch is None or episode.switch is switch:
+            _episodes.guard.run("an episode's end", end, episode.topology, time.monotonic(), error)
+
+
+def outage_on(address: Address | None) -> Link | None:
+    """A link to the outage of that server's topology, if one is known to be open."""
+    outages = _episodes.outages
+    episode = outages.get(id(address)) if outages else None
+    return None if episode is None else episode.link
+
+
+def watch() -> None:
+    """See to it that what is open will end: by its time, with its client, at the exit of the interpreter."""
+    with _episodes.lock:
+        if not _episodes.open or _episodes.keeper is not None:
+            return
+        # What is registered last runs first: before the SDK, which was set up meanwhile, is shut down.
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
+        keeper = threading.Thread(target=_keep, name="opentelemetry_mongo_events", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no more threads, or the interpreter is about to exit
+            keeper.start()
+            _episodes.keeper = keeper
+
+
+def _at_exit() -> None:
+    end_all("exit")
+
+
+def _keep() -> None:
+    """Look after those that are open, until none is. Runs on a thread of its own."""
+    while True:
+        _episodes.ended.wait(_LOOK_AGAIN)
+        _episodes.ended.clear()
+        for episode in list(_episodes.open):
+            _episodes.guard.run("an episode's watch", _look_after, episode)
+        with _episodes.lock:
+            if not _episodes.open:
+                _episodes.keeper = None
+                return
+
+
+def _look_after(episode: Episode) -> None:
+    topology, now = episode.topology, time.monotonic()
+    if topology.is_over:
+        end(topology, now, "collected")
+    elif now - episode.started >= episode.telemetry.config.episode_timeout:
+        _go_on(episode, now)
+
+
+def _go_on(episode: Episode, now: float) -> None:
+    """End an episode that has lasted for too long; another one goes on, for as long as anything is heard of it."""
+    topology, telemetry = episode.topology, episode.telemetry
+    at = episode.started + telemetry.config.episode_timeout
+    with _episodes.lock:
+        if topology.episode is not episode:
+            return  # it has ended
+        _episodes.take(topology)
+        goes_on = now - topology.last_sign < _SILENCE
+        if goes_on:
+            _episodes.add(Episode(episode.name, topology, telemetry, episode.switch, at, episode.lost, episode))
+    episode.end(at, "timeout", goes_on=goes_on)
