@@ -69,3 +69,30 @@ def connections_of(listeners: Any) -> ConnectionEvents:
 def table_of(listeners: Any) -> OpenCommands:
     """The table of open commands that those listeners share."""
     return commands_of(listeners)._open
+
+
+def events(span: ReadableSpan) -> list[str]:
+    """The names of a span's events, in their order, without what they all begin with."""
+    return [event.name.removeprefix("mongodb.client.") for event in span.events]
+
+
+def event(span: ReadableSpan, name: str) -> dict[str, Any]:
+    """The attributes of a span's first event with that name."""
+    return next(dict(each.attributes or {}) for each in span.events if each.name == f"mongodb.client.{name}")
+
+
+def linked(span: ReadableSpan) -> list[int]:
+    """The ids of the spans that it links to."""
+    return [link.context.span_id for link in span.links]
+
+
+def span_id(span: ReadableSpan) -> int:
+    """Its id."""
+    return span.get_span_context().span_id
+
+
+def seconds(span: ReadableSpan) -> float:
+    """How long it took."""
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9

@@ -47,6 +47,7 @@ def test_options_come_from_the_environment(server: ScriptedServer, tmp_path: Pat
         "createIndexes users",
         "getMore orders",
         "thereIsNoSuchCommand shop",
+        "mongodb.client.discovery",
     }
 
 

@@ -71,7 +71,8 @@ def test_a_standalone_is_counted_and_its_heartbeats_are_measured(
         assert metrics.values(*SERVER_CHANGES) == {("Unknown", "Standalone"): 1}
         assert metrics.values(*TOPOLOGY_CHANGES) == {("Unknown", "Single"): 1}
 
-    assert spans.names == ["ping admin", "endSessions admin"]  # a healthy server is no span
+    # A healthy server is no span, once it is found.
+    assert spans.names == ["ping admin", "mongodb.client.discovery", "endSessions admin"]
 
 
 def test_a_failover_is_told_by_the_types(

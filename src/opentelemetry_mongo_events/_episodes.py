@@ -120,9 +120,8 @@ class Episode:
     def note(self, incident: Incident) -> None:
         """Something happened in it. Runs on any thread."""
         limit = _CHANGES if incident.name in (names.SERVER_CHANGED, names.TOPOLOGY_CHANGED) else _INCIDENTS
-        is_part = incident.at >= self.started or (
-            incident.at >= self.started - _NEARLY and (not self.lost or incident.server in self._addresses)
-        )
+        is_cause = incident.server in self._addresses and incident.name == names.HEARTBEAT_FAILED
+        is_part = incident.at >= self.started - (_NEARLY if is_cause or self.name == names.DISCOVERY else 0)
         if is_part and len(self._incidents) < limit:
             self._incidents.append(incident)
 
@@ -147,13 +146,12 @@ class Episode:
             goes_on: Whether the same outage goes on with another span.
         """
         span = self._span
-        first = self._first
-        last = max(first, nanoseconds(at))
+        last = self._stamp(at)
         try:
             if self.telemetry.config.events in SPAN_EVENTS:
                 for incident in sorted(self._incidents, key=lambda incident: min(incident.at, at)):
                     if incident.at <= at or (incident.at <= at + _NEARLY and incident.server in ended_by):
-                        incident.add_to(span, min(max(first, incident.nanoseconds), last))
+                        incident.add_to(span, min(self._stamp(incident.at), last))
             for failure in self._failures:
                 if failure.at <= at + _NEARLY:
                     span.add_link(failure.span_context)
@@ -169,6 +167,10 @@ class Episode:
                 attributes: Attributes = {} if replica_set is None else {names.REPLICA_SET: replica_set}
                 seconds = max(0.0, at - self.began)
                 self.telemetry.instruments.outage_duration.record(seconds, attributes, self.context)
+
+    def _stamp(self, at: float) -> int:
+        """Nanoseconds since the epoch, by one clock for the whole span, and not before it started."""
+        return self._first + max(0, int((at - self.started) * 1e9))
 
 
 class _Episodes:

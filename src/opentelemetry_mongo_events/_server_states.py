@@ -286,7 +286,9 @@ class ServerStates:
         server.topology = topology
         topology.members[id(address)] = server
         while server.incidents:
-            topology.note(server.incidents.popleft())
+            incident = server.incidents.popleft()
+            incident.attributes = incident.attributes | topology.attributes
+            topology.note(incident)
         return server
 
     def close_topology(self, topology_id: ObjectId) -> None:

@@ -141,5 +141,6 @@ def test_an_unknown_option_is_one_warning_that_tells_what_is_meant(
 ) -> None:
     assert config_from({}, {name: 1}) == Config()
     assert caplog.messages == [
-        f"{message}: the options are commands, pools, heartbeats, topology, exclude_commands, require_parent_span"
+        f"{message}: the options are commands, pools, heartbeats, topology, events, episode_timeout, "
+        "exclude_commands, require_parent_span"
     ]

@@ -1,0 +1,375 @@
+"""Discoveries and outages of a real driver, and what they tell of its commands."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pymongo
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode
+from pymongo import common
+from pymongo.errors import PyMongoError
+
+from opentelemetry_mongo_events import _episodes, event_listeners
+from tests.clients import aconnect, connect
+from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
+from tests.spans import attributes, event, events, linked, seconds, span_id
+from tests.test_fork import in_child
+from tests.waiting import eventually, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry_mongo_events import MongoEventsInstrumentor
+    from tests.metrics import Metrics
+    from tests.spans import Spans
+
+DISCOVERY = "mongodb.client.discovery"
+OUTAGE = "mongodb.client.outage"
+OUTAGES = "mongodb.client.outage.duration"
+
+# The shortest that the driver allows.
+OFTEN: dict[str, Any] = {"heartbeatFrequencyMS": 500}
+
+is_asynchronous = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
+tells_of_its_end = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="PyMongo 4.9 tells of closed topologies")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    """At the end of each test nothing is open, and nobody looks after it."""
+    yield
+    until(lambda: (_episodes._episodes.open, _episodes._episodes.outages, _episodes._episodes.keeper) == ({}, {}, None))
+    until(lambda: "opentelemetry_mongo_events" not in [thread.name for thread in threading.enumerate()])
+
+
+@pytest.fixture
+def watching(spans: Spans, metrics: Metrics) -> list[Any]:
+    return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
+
+
+@pytest.fixture
+def replica_set() -> Iterator[ScriptedReplicaSet]:
+    with ScriptedReplicaSet(3) as replica_set:
+        yield replica_set
+
+
+@pytest.fixture(autouse=True)
+def quick_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver hands its events over once a second, and looks after a lost server twice: here ten times as often."""
+    monkeypatch.setattr(common, "EVENTS_QUEUE_FREQUENCY", 0.1)
+    monkeypatch.setattr(common, "MIN_HEARTBEAT_INTERVAL", 0.05)
+
+
+def answers(client: Any) -> bool:
+    """Whether the server can be reached again."""
+    try:
+        client.admin.command("ping")
+    except PyMongoError:
+        return False
+    return True
+
+
+def the(spans: Spans, name: str) -> ReadableSpan:
+    """The span of that name, once it is there."""
+    until(lambda: spans.named(name))
+    return spans.one(name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Discoveries.
+
+
+def test_a_discovery_is_a_root_span_with_all_that_happened_in_it(
+    server: ScriptedServer, watching: list[Any], spans: Spans
+) -> None:
+    before = time.time_ns()
+    with spans.tracer.start_as_current_span("request"), connect(server.uri, event_listeners=watching) as client:
+        client.admin.command("ping")
+        discovery = the(spans, DISCOVERY)
+
+    assert (discovery.parent, discovery.kind, discovery.status.status_code) == (None, SpanKind.INTERNAL, StatusCode.OK)
+    assert attributes(discovery) == {"db.system.name": "mongodb", "mongodb.client.topology.type": "Unknown"}
+    assert events(discovery) == [
+        "topology.opened",
+        "server.opened",
+        "heartbeat.succeeded",
+        "server.changed",
+        "topology.changed",
+    ]
+    assert before <= discovery.start_time <= discovery.end_time <= spans.one("ping admin").end_time
+    about = {"server.address": "127.0.0.1", "server.port": server.port}
+    topology = event(discovery, "topology.opened")
+    assert topology.keys() == {"mongodb.client.topology.id"}
+    assert event(discovery, "server.opened") == about | topology
+    assert event(discovery, "server.changed") == about | topology | {
+        "mongodb.client.server.previous_type": "Unknown",
+        "mongodb.client.server.type": "Standalone",
+    }
+    assert event(discovery, "topology.changed") == topology | {
+        "mongodb.client.topology.previous_type": "Unknown",
+        "mongodb.client.topology.type": "Single",
+    }
+    heartbeat = event(discovery, "heartbeat.succeeded")
+    assert 0 < heartbeat.pop("mongodb.client.heartbeat.duration") < 1
+    assert heartbeat == about | topology | {"mongodb.client.heartbeat.awaited": False}
+
+
+def test_a_healthy_idle_client_says_nothing_after_its_discovery(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    with connect(replica_set.uri, event_listeners=watching, **OFTEN):
+        the(spans, DISCOVERY)
+        heartbeats = ("mongodb.client.heartbeat.duration", "mongodb.client.heartbeat.awaited")
+        until(lambda: metrics.values(*heartbeats).get(True, 0) > 5)
+        assert spans.names == [DISCOVERY]
+
+
+def test_a_discovery_ends_with_the_first_readable_server(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans
+) -> None:
+    replica_set.step_down()
+    with connect(replica_set.uri, event_listeners=watching):
+        discovery = the(spans, DISCOVERY)
+
+    assert event(discovery, "server.changed")["mongodb.client.server.type"] == "RSSecondary"
+    assert attributes(discovery) == {
+        "db.system.name": "mongodb",
+        "mongodb.client.topology.type": "ReplicaSetNoPrimary",
+        "mongodb.client.replica_set": replica_set.name,
+    }
+    assert spans.names == [DISCOVERY]  # there was no primary to lose
+
+
+def test_a_discovery_that_fails_at_first_tells_why(server: ScriptedServer, watching: list[Any], spans: Spans) -> None:
+    server.stop()
+    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        with pytest.raises(PyMongoError):
+            client.admin.command("ping")
+        server.start()
+        until(lambda: answers(client))
+        discovery = the(spans, DISCOVERY)
+
+    assert seconds(discovery) > 0.3
+    assert discovery.status.status_code is StatusCode.OK
+    told = events(discovery)
+    assert told[:3] == ["topology.opened", "server.opened", "heartbeat.failed"]
+    assert told[-3:] == ["heartbeat.succeeded", "server.changed", "topology.changed"]
+    failed = event(discovery, "heartbeat.failed")
+    assert failed["error.type"] == "AutoReconnect"
+    assert f"127.0.0.1:{server.port}: [Errno 111] Connection refused" in failed["mongodb.client.error.message"]
+    stamps = [each.timestamp for each in discovery.events]
+    assert stamps == sorted(stamps)
+    assert (stamps[0], stamps[-1]) == (discovery.start_time, discovery.end_time)
+
+
+def test_a_client_that_never_connects_is_told_piece_by_piece(spans: Spans, metrics: Metrics) -> None:
+    listeners = event_listeners(
+        tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True, episode_timeout=0.5
+    )
+    with connect("mongodb://127.0.0.1:1", event_listeners=listeners, **OFTEN):
+        until(lambda: len(spans.named(DISCOVERY)) >= 2)
+    until(lambda: _episodes._episodes.open == {})
+
+    first, second, *_, last = spans.named(DISCOVERY)
+    assert linked(first) == []
+    assert linked(second) == [span_id(first)]
+    assert second.start_time == pytest.approx(first.end_time, abs=1e6)
+    assert seconds(first) == pytest.approx(0.5, abs=0.001)
+    assert "heartbeat.failed" in events(first)
+    assert (first.status.status_code, first.status.description) == (StatusCode.ERROR, "timeout")
+    assert attributes(first)["error.type"] == "timeout"
+    if pymongo.version_tuple >= (4, 9):
+        assert attributes(last)["error.type"] == "closed"
+    assert metrics.points(OUTAGES) == []
+
+
+@tells_of_its_end
+def test_a_client_that_was_not_used_discovers_nothing(watching: list[Any], spans: Spans) -> None:
+    with connect("mongodb://127.0.0.1:1", event_listeners=watching, connect=False):
+        pass
+    assert spans.names == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outages.
+
+
+def test_a_failover_is_an_outage(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    with connect(replica_set.uri, event_listeners=watching, **OFTEN) as client:
+        client.admin.command("ping")
+        lost = replica_set.members[0]
+        until(lambda: len(spans.named(DISCOVERY)) == 1)
+        stepped_down = time.time_ns()
+        replica_set.step_down()
+        time.sleep(0.3)
+        elected = time.time_ns()
+        replica_set.elect(replica_set.members[1])
+        client.shop.orders.insert_one({})
+        outage = the(spans, OUTAGE)
+
+    assert (outage.parent, outage.kind, outage.status.status_code) == (None, SpanKind.INTERNAL, StatusCode.OK)
+    assert stepped_down <= outage.start_time <= elected <= outage.end_time
+    assert outage.end_time - elected < 0.5e9
+    replica_set_is = {"mongodb.client.replica_set": replica_set.name}
+    assert attributes(outage) == replica_set_is | {
+        "db.system.name": "mongodb",
+        "mongodb.client.topology.type": "ReplicaSetNoPrimary",
+        "server.address": "127.0.0.1",
+        "server.port": lost.port,
+    }
+    assert events(outage) == ["server.changed", "topology.changed"] * 2
+    assert (
+        event(outage, "server.changed").items()
+        >= {
+            "server.port": lost.port,
+            "mongodb.client.server.previous_type": "RSPrimary",
+            "mongodb.client.server.type": "RSSecondary",
+        }.items()
+    )
+    measured = metrics.one(OUTAGES)
+    assert (measured.count, dict(measured.attributes)) == (1, replica_set_is)
+    assert measured.sum == pytest.approx(seconds(outage), abs=0.001)
+    assert list(measured.explicit_bounds) == [0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300]
+    (exemplar,) = measured.exemplars
+    assert exemplar.span_id == span_id(outage)
+
+
+def test_a_command_that_finds_the_step_down_is_linked_from_the_outage(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans
+) -> None:
+    primary = replica_set.members[0]
+    with connect(replica_set.uri, event_listeners=watching) as client:  # every ten seconds: no heartbeat tells it
+        client.shop.orders.insert_one({})
+        the(spans, DISCOVERY)
+        primary.fail("insert", code=10107, code_name="NotWritablePrimary", labels=["RetryableWriteError"])
+        hello = primary.freeze("hello", times=None)
+        inserted = ThreadPoolExecutor(1)
+        waiting = inserted.submit(client.shop.orders.insert_one, {})
+        until(lambda: len(spans.named("insert orders")) == 2)
+        hello.release()
+        waiting.result(5)
+        inserted.shutdown()
+        outage = the(spans, OUTAGE)
+
+    _, failed, repeated = spans.named("insert orders")
+    assert attributes(failed)["error.type"] == "10107"
+    assert linked(outage) == [span_id(failed)]
+    assert linked(repeated)[-1] == span_id(failed)
+    changed = event(outage, "server.changed")
+    assert changed["error.type"] == "NotPrimaryError"
+    assert "mongodb.client.error.message" not in changed  # it quotes the server's reply
+    assert outage.start_time <= failed.end_time + 5_000_000
+    assert "heartbeat.failed" not in events(outage)
+
+
+def test_commands_of_a_known_outage_link_to_it(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans
+) -> None:
+    with connect(replica_set.uri, event_listeners=watching, readPreference="secondaryPreferred", **OFTEN) as client:
+        client.shop.orders.find_one({})
+        until(lambda: spans.named(DISCOVERY))
+        assert linked(spans.one("find orders")) == []
+        replica_set.step_down()
+        until(lambda: _episodes._episodes.outages)
+        client.shop.orders.find_one({})
+        replica_set.elect(replica_set.members[1])
+        client.shop.orders.insert_one({})  # not known yet to be over, but a heartbeat has told it
+        outage = the(spans, OUTAGE)
+
+    assert linked(spans.named("find orders")[1]) == [span_id(outage)]
+    assert linked(spans.one("insert orders")) == []
+    assert linked(outage) == []  # nothing failed
+
+
+def test_a_killed_standalone_is_an_outage_with_its_failed_heartbeats(
+    server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.shop.orders.insert_one({})
+        the(spans, DISCOVERY)
+        server.stop()
+        with pytest.raises(PyMongoError):
+            client.shop.orders.insert_one({})
+        server.start()
+        until(lambda: answers(client))
+        outage = the(spans, OUTAGE)
+
+    told = events(outage)
+    assert {"heartbeat.failed", "pool.cleared", "server.changed", "heartbeat.succeeded"} == set(told)
+    assert told.count("server.changed") == 2  # it was lost, and it came back; what failed in between is no change
+    assert told[-2:] == ["heartbeat.succeeded", "server.changed"]
+    assert told.count("heartbeat.succeeded") == 1
+    assert (
+        event(outage, "server.changed").items()
+        >= {
+            "mongodb.client.server.previous_type": "Standalone",
+            "mongodb.client.server.type": "Unknown",
+        }.items()
+    )
+    assert event(outage, "server.changed")["error.type"]
+    stamps = [each.timestamp for each in outage.events]
+    assert stamps == sorted(stamps)
+    assert outage.start_time <= stamps[0] <= stamps[-1] <= outage.end_time
+    assert dict(metrics.one(OUTAGES).attributes) == {}
+
+
+def test_a_command_that_fails_on_the_network_is_linked_from_the_outage(
+    server: ScriptedServer, watching: list[Any], spans: Spans
+) -> None:
+    with connect(
+        server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, retryReads=False, **OFTEN
+    ) as client:
+        client.admin.command("ping")
+        the(spans, DISCOVERY)
+        frozen = server.freeze("count")
+        with ThreadPoolExecutor(1) as threads:
+            counting = threads.submit(client.shop.command, "count", "orders")
+            assert frozen.reached.wait(5)
+            server.stop()
+            frozen.release()
+            assert isinstance(counting.exception(5), PyMongoError)
+        server.start()
+        until(lambda: answers(client))
+        outage = the(spans, OUTAGE)
+
+    count = spans.one("count orders")
+    assert count.status.status_code is StatusCode.ERROR
+    assert linked(outage) == [span_id(count)]
+
+
+def test_failed_checkouts_are_linked_from_the_outage(
+    server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    options: dict[str, Any] = {"serverSelectionTimeoutMS": 300, "retryReads": False, "maxPoolSize": 1}
+    with connect(server.uri, event_listeners=watching, **OFTEN, **options) as client:
+        client.admin.command("ping")
+        the(spans, DISCOVERY)
+        frozen = server.freeze("count", times=None)
+        with ThreadPoolExecutor(3) as threads:
+            first = threads.submit(client.shop.command, "count", "orders")
+            assert frozen.reached.wait(5)
+            waiting = threads.submit(client.shop.command, "count", "orders")
+            until(lambda: metrics.one("db.client.connection.pending_requests").value == 1)
+            server.stop()
+            frozen.release()
+            for each in (first, waiting):
+                assert isinstance(each.exception(5), PyMongoError)
+        server.start()
+        until(lambda: answers(client))
+        outage = the(spans, OUTAGE)
+
+    (checkout,) = [span for span in spans.finished if span.name.startswith("checkout ")]
+    assert {span_id(spans.one("count orders")), span_id(checkout)} == set(linked(outage))
