@@ -45,12 +45,10 @@ APPLICATIONS = ("idle", "pinging", "busy")
 TOPOLOGIES = ("sharded", "replica_set", "discovered")
 STAGES = ("start", "death", "return", "close")
 
-# Longer than a third of a second but no multiple of what the driver sleeps between two looks (0.5 s), so that a
-# selection that times out takes 0.5 s: what takes longer has been kept waiting.
+# A selection looks again when a server has changed, and after 0.5 s: it may take that much more than its time-out.
 SELECTION_TIMEOUT = 0.4
-SELECTION_TAKES = 0.5
+SELECTION_TAKES = SELECTION_TIMEOUT + 0.5
 SLOW = 0.3
-DEATH = 4.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Case:
             server has all of them checked every 0.5 s. `busy` has two slow commands for each server on their way too. A
             sync client is never idle.
         phase: Seconds from the last emptying of the queue to the death. It is emptied each second.
+        outage: Seconds from the death to the return.
     """
 
     client: str
@@ -76,6 +75,7 @@ class Case:
     heartbeat: int
     application: str
     phase: float
+    outage: float
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ async def observe_async(case: Case, ports: Sequence[int], patience: float) -> No
         pingers += [asyncio.create_task(ping(SLOW)) for _ in range(2 * case.members)]
     await asyncio.sleep(until_death(case, deliveries))
     tell(want="die")
-    await asyncio.sleep(DEATH)
+    await asyncio.sleep(case.outage)
     pulse.end("return", burst=deliveries.largest())
     tell(want="return")
     pingers = pingers or [asyncio.create_task(ping())]
@@ -412,7 +412,7 @@ def observe_sync(case: Case, ports: Sequence[int], patience: float) -> None:
         with contextlib.suppress(ConnectionFailure):
             client.admin.command("ping")
             answered = True
-        pulse.beat(0.0 if answered else SELECTION_TAKES)
+        pulse.beat(0.0 if pulse.stage == "start" else SELECTION_TAKES)
         time.sleep(0.02)
         return answered
 
@@ -448,7 +448,7 @@ def observe_sync(case: Case, ports: Sequence[int], patience: float) -> None:
         threading.Thread(target=ping_slowly, daemon=True).start()
     ping_for(until_death(case, deliveries))
     tell(want="die")
-    ping_for(DEATH)
+    ping_for(case.outage)
     pulse.end("return", burst=deliveries.largest())
     tell(want="return")
     began = time.monotonic()
@@ -495,7 +495,7 @@ async def run(case: Case, patience: float) -> dict[str, dict[str, Any]]:
             assert client.stdout is not None
             # The client tells itself when it stands still; this is for one that can't even tell.
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                while line := await asyncio.wait_for(client.stdout.readline(), 2 * patience + 30):
+                while line := await asyncio.wait_for(client.stdout.readline(), 2 * patience + case.outage + 30):
                     told = json.loads(line)
                     if "want" in told:
                         servers.stdin.write(told["want"].encode() + b"\n")
@@ -564,6 +564,7 @@ def main() -> int:
     parser.add_argument("--heartbeats", nargs="+", type=int, default=(500, 10_000), help="heartbeatFrequencyMS")
     parser.add_argument("--applications", nargs="+", choices=APPLICATIONS, default=APPLICATIONS)
     parser.add_argument("--phases", nargs="+", type=float, default=(0.05,), help="seconds, below 1")
+    parser.add_argument("--outage", type=float, default=4.0, help="seconds")
     parser.add_argument("--patience", type=float, default=15.0, help="seconds without progress that are for good")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -583,7 +584,7 @@ def main() -> int:
     return 0
 
 
-QUICK = Case("async", "sharded", 3, "ours", 500, "pinging", 0.05)
+QUICK = Case("async", "sharded", 3, "ours", 500, "pinging", 0.05, 1.0)
 
 
 def all_cases(given: argparse.Namespace) -> Iterator[Case]:
@@ -591,7 +592,7 @@ def all_cases(given: argparse.Namespace) -> Iterator[Case]:
     choices = (given.clients, given.topologies, given.members, given.listeners, given.heartbeats, given.applications)
     for client, topology, members, kind, heartbeat, application in itertools.product(*choices):
         for phase in given.phases if (client, application) != ("sync", "idle") else ():
-            yield Case(client, topology, members, kind, heartbeat, application, phase)
+            yield Case(client, topology, members, kind, heartbeat, application, phase, given.outage)
 
 
 if __name__ == "__main__":
