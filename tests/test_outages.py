@@ -21,9 +21,12 @@ from pymongo import common
 from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import _episodes, event_listeners
+from opentelemetry_mongo_events._episodes import Episode
+from opentelemetry_mongo_events._incidents import Incident
+from opentelemetry_mongo_events._server_states import Failure, ServerState, TopologyState
 from tests.clients import aconnect, connect
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
-from tests.spans import attributes, event, events, linked, seconds, span_id
+from tests.spans import attributes, event, events, linked, seconds, span_id, table_of
 from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 DISCOVERY = "mongodb.client.discovery"
 OUTAGE = "mongodb.client.outage"
 OUTAGES = "mongodb.client.outage.duration"
+
+COUNT = ("mongodb.client.server.count", "mongodb.client.server.type")
+REMEMBERED = {Episode, Incident, ServerState, TopologyState, Failure}
 
 # The shortest that the driver allows.
 OFTEN: dict[str, Any] = {"heartbeatFrequencyMS": 500}
@@ -373,3 +379,359 @@ def test_failed_checkouts_are_linked_from_the_outage(
 
     (checkout,) = [span for span in spans.finished if span.name.startswith("checkout ")]
     assert {span_id(spans.one("count orders")), span_id(checkout)} == set(linked(outage))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is told on the spans of commands.
+
+
+def test_a_command_that_is_open_tells_what_happened_to_its_server(
+    server: ScriptedServer, watching: list[Any], spans: Spans
+) -> None:
+    with connect(server.uri, event_listeners=watching, retryReads=False, **OFTEN) as client:
+        client.admin.command("ping")
+        the(spans, DISCOVERY)
+        frozen = server.freeze("count")
+        with ThreadPoolExecutor(1) as threads:
+            counting = threads.submit(client.shop.command, "count", "orders")
+            assert frozen.reached.wait(5)
+            broken = server.fail("hello", close_connection=True, times=None)
+            until(lambda: _episodes._episodes.outages)
+            broken.times = 0
+            the(spans, OUTAGE)
+            frozen.release()
+            counting.result(5)
+        client.admin.command("ping")
+
+    count = spans.one("count orders")
+    told = events(count)
+    assert told[0] == "heartbeat.failed"
+    assert {"pool.cleared", "server.changed"} <= set(told) <= {"heartbeat.failed", "pool.cleared", "server.changed"}
+    failed = event(count, "heartbeat.failed")
+    assert failed.items() >= {"server.port": server.port, "error.type": "AutoReconnect"}.items()
+    assert event(count, "server.changed")["mongodb.client.server.type"] == "Unknown"
+    assert all(count.start_time <= each.timestamp <= count.end_time for each in count.events)
+    # What began later, and what ended before, has none of it.
+    assert [events(ping) for ping in spans.named("ping admin")] == [[], []]
+
+
+def test_a_topology_that_changes_is_told_on_the_commands_of_all_its_servers(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans
+) -> None:
+    primary, secondary, _ = replica_set.members
+    with (
+        connect(replica_set.uri, event_listeners=watching) as client,
+        connect(f"{secondary.uri}", event_listeners=watching) as another,
+    ):
+        client.admin.command("ping")
+        another.admin.command("ping")
+        until(lambda: len(spans.named(DISCOVERY)) == 2)
+        reading = client.get_database("shop", read_preference=pymongo.ReadPreference.SECONDARY)
+        frozen = [member.freeze("count", times=None) for member in replica_set.members]
+        with ThreadPoolExecutor(2) as threads:
+            counting = threads.submit(reading.command, "count", "orders")
+            elsewhere = threads.submit(another.shop.command, "count", "bills")
+            until(lambda: sum(freeze.reached.is_set() for freeze in frozen) > 0)
+            until(lambda: len(_open(watching)) == 2)
+            try:
+                replica_set.step_down()
+                until(lambda: _episodes._episodes.outages)
+                replica_set.elect(primary)
+                the(spans, OUTAGE)
+            finally:
+                for freeze in frozen:
+                    freeze.release()
+            counting.result(5)
+            elsewhere.result(5)
+
+    assert [name for name in events(spans.one("count orders")) if name == "topology.changed"] == [
+        "topology.changed"
+    ] * 2
+    assert events(spans.one("count bills")) == []  # a client of its own, which has no primary to lose
+
+
+def _open(listeners: Any) -> list[Any]:
+    return [*table_of(listeners)._commands.values(), *table_of(listeners)._twins.values()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every kind of topology.
+
+
+def test_a_sharded_cluster_is_out_once_its_last_mongos_is(watching: list[Any], spans: Spans) -> None:
+    with ScriptedServer(role="mongos") as first, ScriptedServer(role="mongos") as second:
+        uri = f"mongodb://127.0.0.1:{first.port},127.0.0.1:{second.port}"
+        with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+            client.admin.command("ping")
+            discovery = the(spans, DISCOVERY)
+            until(lambda: len(client.nodes) == 2)
+            first.stop()
+            until(lambda: len(client.nodes) == 1)
+            assert _episodes._episodes.open == {}
+            second.stop()
+            until(lambda: _episodes._episodes.outages)
+            second.start()
+            until(lambda: answers(client))
+            outage = the(spans, OUTAGE)
+
+    assert event(discovery, "topology.changed")["mongodb.client.topology.type"] == "Sharded"
+    assert attributes(outage)["mongodb.client.topology.type"] == "Sharded"
+    lost = [each for each in outage.events if each.name == "mongodb.client.server.changed"]
+    assert {each.attributes["server.port"] for each in lost} == {second.port}
+
+
+def test_a_set_without_any_primary_is_out_once_nothing_can_be_read(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans
+) -> None:
+    replica_set.step_down()
+    with connect(
+        replica_set.uri, event_listeners=watching, readPreference="secondary", serverSelectionTimeoutMS=300, **OFTEN
+    ) as client:
+        the(spans, DISCOVERY)
+        until(lambda: len(client.nodes) == 3)
+        for member in replica_set.members[:2]:
+            member.stop()
+        until(lambda: len(client.nodes) == 1)
+        assert _episodes._episodes.open == {}
+        replica_set.members[2].stop()
+        until(lambda: _episodes._episodes.outages)
+        replica_set.members[0].start()
+        outage = the(spans, OUTAGE)
+
+    assert event(outage, "server.changed")["mongodb.client.server.previous_type"] == "RSSecondary"
+
+
+def test_behind_a_load_balancer_there_is_nothing_to_discover(
+    watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    with ScriptedServer(role="load_balanced") as server:
+        with connect(server.uri, event_listeners=watching) as client:
+            client.admin.command("ping")
+            until(lambda: metrics.values(*COUNT) == {"LoadBalancer": 1})
+            server.drop_connections()
+            until(lambda: answers(client))
+        assert {DISCOVERY, OUTAGE} & set(spans.names) == set()
+
+
+def test_a_direct_connection_to_a_secondary_is_out_when_it_is_gone(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans
+) -> None:
+    secondary = replica_set.members[1]
+    uri = f"mongodb://127.0.0.1:{secondary.port}/?directConnection=true"
+    with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        replica_set.step_down()
+        replica_set.elect(replica_set.members[2])
+        secondary.stop()
+        until(lambda: _episodes._episodes.outages)
+        secondary.start()
+        until(lambda: answers(client))
+        outage = the(spans, OUTAGE)
+
+    assert (
+        attributes(outage).items()
+        >= {
+            "mongodb.client.topology.type": "Single",
+            "server.port": secondary.port,
+        }.items()
+    )
+
+
+def test_another_set_than_the_one_that_is_asked_for_is_never_discovered(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    uri = replica_set.uri.replace(f"replicaSet={replica_set.name}", "replicaSet=another")
+    with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=300) as client:
+        with pytest.raises(PyMongoError):
+            client.admin.command("ping")
+        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 0})
+    if pymongo.version_tuple < (4, 9):
+        _episodes.end_all("exit")
+    discovery = the(spans, DISCOVERY)
+
+    assert discovery.status.status_code is StatusCode.ERROR
+    assert events(discovery).count("server.closed") == 3
+    assert metrics.values(*COUNT) == {}
+
+
+def test_a_server_that_is_removed_from_its_set_is_told(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    with connect(replica_set.uri, event_listeners=watching, **OFTEN) as client:
+        client.admin.command("ping")
+        the(spans, DISCOVERY)
+        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 2})
+        removed = replica_set.members.pop()
+        replica_set.elect(replica_set.members[0])
+        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 1})
+        round_trips = metrics.points("mongodb.client.server.round_trip_time")
+        assert removed.port not in {point.attributes["server.port"] for point in round_trips}
+        replica_set.members.append(removed)
+    assert spans.named(OUTAGE) == []
+
+
+def test_two_clients_of_one_server_have_an_outage_each(
+    server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    options: dict[str, Any] = {"event_listeners": watching, "serverSelectionTimeoutMS": 300} | OFTEN
+    with connect(server.uri, **options) as one, connect(server.uri, **options) as two:
+        assert answers(one)
+        assert answers(two)
+        until(lambda: len(spans.named(DISCOVERY)) == 2)
+        server.stop()
+        until(lambda: len(_episodes._episodes.outages) == 2)
+        server.start()
+        until(lambda: answers(one) and answers(two))
+        until(lambda: len(spans.named(OUTAGE)) == 2)
+
+    topologies = {event(outage, "server.changed")["mongodb.client.topology.id"] for outage in spans.named(OUTAGE)}
+    assert len(topologies) == 2
+    assert metrics.one(OUTAGES).count == 2
+
+
+def test_nothing_is_remembered_of_clients_that_are_gone(
+    server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the driver warns of those that weren't closed
+        for number in range(40):
+            client = connect(server.uri, event_listeners=watching)
+            client.admin.command("ping")
+            if number % 2:
+                client.close()
+        del client
+        gc.collect()
+        states = watching[-1]._servers
+        until(lambda: gc.collect() >= 0 and (states.servers(), states.topologies()) == ([], []))
+    until(lambda: gc.collect() >= 0 and not [each for each in gc.get_objects() if type(each) in REMEMBERED])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How an episode ends that doesn't end well.
+
+
+def lose(server: ScriptedServer) -> None:
+    """Make a server unreachable, and wait until that is an outage."""
+    server.stop()
+    until(lambda: _episodes._episodes.outages)
+
+
+def assert_ended(spans: Spans, metrics: Metrics, error: str) -> None:
+    outage = the(spans, OUTAGE)
+    assert (outage.status.status_code, outage.status.description) == (StatusCode.ERROR, error)
+    assert attributes(outage)["error.type"] == error
+    assert "server.changed" in events(outage)
+    assert metrics.one(OUTAGES).count == 1
+
+
+@tells_of_its_end
+def test_it_ends_with_its_client(server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics) -> None:
+    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        the(spans, DISCOVERY)
+        lose(server)
+    assert_ended(spans, metrics, "closed")
+    assert events(spans.one(OUTAGE))[-3:] == ["server.closed", "topology.changed", "topology.closed"]
+
+
+def test_it_ends_when_its_client_is_garbage_collected(
+    server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    client = connect(server.uri, event_listeners=watching, **OFTEN)
+    client.admin.command("ping")
+    the(spans, DISCOVERY)
+    lose(server)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
+        del client
+        until(lambda: gc.collect() >= 0 and spans.named(OUTAGE))
+    assert_ended(spans, metrics, "collected")
+
+
+def test_it_ends_when_the_instrumentation_is_taken_off(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, metrics: Metrics
+) -> None:
+    providers: Any = {"tracer_provider": spans.provider, "meter_provider": metrics.provider}
+    instrumentor.instrument(topology=True, **providers)
+    with connect(server.uri, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        the(spans, DISCOVERY)
+        lose(server)
+        instrumentor.uninstrument()
+        outage = the(spans, OUTAGE)
+        assert attributes(outage)["error.type"] == "uninstrumented"
+        server.start()
+        until(lambda: answers(client))
+        instrumentor.instrument(topology=True, **providers)
+        assert_ended(spans, metrics, "uninstrumented")
+        # The next one is told as ever.
+        lose(server)
+        server.start()
+        until(lambda: len(spans.named(OUTAGE)) == 2)
+
+
+def test_it_goes_on_in_another_span_when_it_takes_too_long(
+    server: ScriptedServer, spans: Spans, metrics: Metrics
+) -> None:
+    listeners = event_listeners(
+        tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True, episode_timeout=0.6
+    )
+    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        the(spans, DISCOVERY)
+        lose(server)
+        until(lambda: len(spans.named(OUTAGE)) == 1)
+        server.start()
+        until(lambda: answers(client))
+        until(lambda: len(spans.named(OUTAGE)) == 2)
+
+    first, second = spans.named(OUTAGE)
+    assert attributes(first)["error.type"] == "timeout"
+    assert (second.status.status_code, linked(second)) == (StatusCode.OK, [span_id(first)])
+    assert second.start_time == pytest.approx(first.end_time, abs=1e6)
+    measured = metrics.one(OUTAGES)
+    assert measured.count == 1
+    assert measured.sum == pytest.approx(seconds(first) + seconds(second), abs=0.01)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_child_has_no_part_in_its_parents_outage(
+    server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        the(spans, DISCOVERY)
+        lose(server)
+
+        def child() -> bool:
+            _episodes._at_exit()
+            return spans.named(OUTAGE) == [] and _episodes._episodes.open == {}
+
+        assert in_child(child)
+        server.start()
+        until(lambda: answers(client))
+        assert the(spans, OUTAGE).status.status_code is StatusCode.OK
+
+
+AT_EXIT = """
+import os, sys
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from opentelemetry_mongo_events import event_listeners
+from pymongo import MongoClient
+
+provider = TracerProvider()
+provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=lambda span: span.name + " " + str(span.status.description) + "\\n")))
+client = MongoClient("mongodb://127.0.0.1:1", event_listeners=event_listeners(tracer_provider=provider, topology=True), serverSelectionTimeoutMS=1500)
+try:
+    client.admin.command("ping")
+except Exception:
+    pass
+"""
+
+
+def test_it_ends_at_the_exit_of_the_interpreter_before_the_sdk_is_shut_down() -> None:
+    run = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, check=True, timeout=30)
+
+    assert run.stdout == f"{DISCOVERY} exit\n"
+    assert run.stderr == ""

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 _BEFORE: Final = 5.0
 _LINKS: Final = 16
 
-# The SDK keeps 128 events of a span and drops the oldest, which tell how it began. Changes come after all else is full.
-_INCIDENTS: Final = 96
-_CHANGES: Final = 128
+# The SDK keeps 128 events of a span and drops the oldest, which tell how it began. What may come again and again leaves
+# room for the rest.
+_REPEATED: Final = 96
+_ALL: Final = 128
 
 # A heartbeat is published just before, or just after, the description is made that it leads to.
 _NEARLY: Final = 0.1
@@ -119,7 +120,7 @@ class Episode:
 
     def note(self, incident: Incident) -> None:
         """Something happened in it. Runs on any thread."""
-        limit = _CHANGES if incident.name in (names.SERVER_CHANGED, names.TOPOLOGY_CHANGED) else _INCIDENTS
+        limit = _REPEATED if incident.name in (names.HEARTBEAT_FAILED, names.POOL_CLEARED) else _ALL
         is_cause = incident.server in self._addresses and incident.name == names.HEARTBEAT_FAILED
         is_part = incident.at >= self.started - (_NEARLY if is_cause or self.name == names.DISCOVERY else 0)
         if is_part and len(self._incidents) < limit:

@@ -188,14 +188,14 @@ class TopologyState:
         self.servers = Counter(server.server_type_name for server in servers)
         self.replica_set = description.replica_set_name
         # A direct connection has a set's name too, and no primary; nor has a client that nobody has used yet.
-        if self.type.startswith("ReplicaSet") and any(
-            server.is_server_type_known or server.error is not None for server in servers
+        if self.type.startswith("ReplicaSet") and (
+            not servers or any(server.is_server_type_known or server.error is not None for server in servers)
         ):
             self.servers["RSPrimary"] += 0  # a set without one says so
         # A client that is garbage-collected publishes nothing. Its settings go with it.
         settings = getattr(description, "_topology_settings", None)
         self._settings = None if settings is None else weakref.ref(settings)
-        self._had_writable |= description.has_writable_server()
+        self._had_writable |= any(server.is_writable for server in servers)
         self.serves = description.has_writable_server() or any(self.uses(server) for server in servers)
 
     def uses(self, server: ServerDescription | Hello[Any]) -> bool:
