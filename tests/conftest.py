@@ -7,12 +7,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pymongo import MongoClient, monitoring
+from pymongo import MongoClient, common, monitoring
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from opentelemetry_mongo_events._claims import METRICS, SPANS
 from opentelemetry_mongo_events._held_connections import _held
 from tests.clients import connect
+from tests.logs import Logs
 from tests.metrics import Metrics
 from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, table_of
@@ -52,6 +53,18 @@ def spans() -> Spans:
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
+
+
+@pytest.fixture
+def logs() -> Logs:
+    return Logs()
+
+
+@pytest.fixture
+def quick_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver hands its events over once a second, and looks after a lost server twice: here ten times as often."""
+    monkeypatch.setattr(common, "EVENTS_QUEUE_FREQUENCY", 0.1)
+    monkeypatch.setattr(common, "MIN_HEARTBEAT_INTERVAL", 0.05)
 
 
 @pytest.fixture

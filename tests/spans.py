@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from opentelemetry_mongo_events._commands import CommandEvents
 from opentelemetry_mongo_events._connections import ConnectionEvents
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.sampling import Sampler
@@ -45,6 +46,11 @@ class Spans:
         found = self.finished if name is None else self.named(name)
         assert len(found) == 1, f"{name}: {self.names}"
         return found[0]
+
+    def wait_for(self, name: str) -> ReadableSpan:
+        """The only one with that name, once it is there."""
+        until(lambda: self.named(name))
+        return self.one(name)
 
     def clear(self) -> None:
         """Forget what was exported."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import subprocess
 import sys
@@ -15,23 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
-from pymongo import common
 from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import _episodes, event_listeners
 from opentelemetry_mongo_events._episodes import Episode
 from opentelemetry_mongo_events._incidents import Incident
 from opentelemetry_mongo_events._server_states import Failure, ServerState, TopologyState
-from tests.clients import aconnect, connect
+from tests.clients import answers, connect
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import attributes, event, events, linked, seconds, span_id, table_of
 from tests.test_fork import in_child
-from tests.waiting import eventually, until
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from opentelemetry_mongo_events import MongoEventsInstrumentor
     from tests.metrics import Metrics
@@ -49,6 +46,9 @@ OFTEN: dict[str, Any] = {"heartbeatFrequencyMS": 500}
 
 is_asynchronous = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
 tells_of_its_end = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="PyMongo 4.9 tells of closed topologies")
+
+
+pytestmark = pytest.mark.usefixtures("quick_driver")
 
 
 @pytest.fixture(autouse=True)
@@ -70,28 +70,6 @@ def replica_set() -> Iterator[ScriptedReplicaSet]:
         yield replica_set
 
 
-@pytest.fixture(autouse=True)
-def quick_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver hands its events over once a second, and looks after a lost server twice: here ten times as often."""
-    monkeypatch.setattr(common, "EVENTS_QUEUE_FREQUENCY", 0.1)
-    monkeypatch.setattr(common, "MIN_HEARTBEAT_INTERVAL", 0.05)
-
-
-def answers(client: Any) -> bool:
-    """Whether the server can be reached again."""
-    try:
-        client.admin.command("ping")
-    except PyMongoError:
-        return False
-    return True
-
-
-def the(spans: Spans, name: str) -> ReadableSpan:
-    """The span of that name, once it is there."""
-    until(lambda: spans.named(name))
-    return spans.one(name)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Discoveries.
 
@@ -102,7 +80,7 @@ def test_a_discovery_is_a_root_span_with_all_that_happened_in_it(
     before = time.time_ns()
     with spans.tracer.start_as_current_span("request"), connect(server.uri, event_listeners=watching) as client:
         client.admin.command("ping")
-        discovery = the(spans, DISCOVERY)
+        discovery = spans.wait_for(DISCOVERY)
 
     assert (discovery.parent, discovery.kind, discovery.status.status_code) == (None, SpanKind.INTERNAL, StatusCode.OK)
     assert attributes(discovery) == {"db.system.name": "mongodb", "mongodb.client.topology.type": "Unknown"}
@@ -135,7 +113,7 @@ def test_a_healthy_idle_client_says_nothing_after_its_discovery(
     replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
     with connect(replica_set.uri, event_listeners=watching, **OFTEN):
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         heartbeats = ("mongodb.client.heartbeat.duration", "mongodb.client.heartbeat.awaited")
         until(lambda: metrics.values(*heartbeats).get(True, 0) > 5)
         assert spans.names == [DISCOVERY]
@@ -146,7 +124,7 @@ def test_a_discovery_ends_with_the_first_readable_server(
 ) -> None:
     replica_set.step_down()
     with connect(replica_set.uri, event_listeners=watching):
-        discovery = the(spans, DISCOVERY)
+        discovery = spans.wait_for(DISCOVERY)
 
     assert event(discovery, "server.changed")["mongodb.client.server.type"] == "RSSecondary"
     assert attributes(discovery) == {
@@ -164,7 +142,7 @@ def test_a_discovery_that_fails_at_first_tells_why(server: ScriptedServer, watch
             client.admin.command("ping")
         server.start()
         until(lambda: answers(client))
-        discovery = the(spans, DISCOVERY)
+        discovery = spans.wait_for(DISCOVERY)
 
     assert seconds(discovery) > 0.3
     assert discovery.status.status_code is StatusCode.OK
@@ -224,7 +202,7 @@ def test_a_failover_is_an_outage(
         elected = time.time_ns()
         replica_set.elect(replica_set.members[1])
         client.shop.orders.insert_one({})
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
 
     assert (outage.parent, outage.kind, outage.status.status_code) == (None, SpanKind.INTERNAL, StatusCode.OK)
     assert stepped_down <= outage.start_time <= elected <= outage.end_time
@@ -259,7 +237,7 @@ def test_a_command_that_finds_the_step_down_is_linked_from_the_outage(
     primary = replica_set.members[0]
     with connect(replica_set.uri, event_listeners=watching) as client:  # every ten seconds: no heartbeat tells it
         client.shop.orders.insert_one({})
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         primary.fail("insert", code=10107, code_name="NotWritablePrimary", labels=["RetryableWriteError"])
         hello = primary.freeze("hello", times=None)
         inserted = ThreadPoolExecutor(1)
@@ -268,7 +246,7 @@ def test_a_command_that_finds_the_step_down_is_linked_from_the_outage(
         hello.release()
         waiting.result(5)
         inserted.shutdown()
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
 
     _, failed, repeated = spans.named("insert orders")
     assert attributes(failed)["error.type"] == "10107"
@@ -293,7 +271,7 @@ def test_commands_of_a_known_outage_link_to_it(
         client.shop.orders.find_one({})
         replica_set.elect(replica_set.members[1])
         client.shop.orders.insert_one({})  # not known yet to be over, but a heartbeat has told it
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
 
     assert linked(spans.named("find orders")[1]) == [span_id(outage)]
     assert linked(spans.one("insert orders")) == []
@@ -305,13 +283,13 @@ def test_a_killed_standalone_is_an_outage_with_its_failed_heartbeats(
 ) -> None:
     with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
         client.shop.orders.insert_one({})
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         server.stop()
         with pytest.raises(PyMongoError):
             client.shop.orders.insert_one({})
         server.start()
         until(lambda: answers(client))
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
 
     told = events(outage)
     assert {"heartbeat.failed", "pool.cleared", "server.changed", "heartbeat.succeeded"} == set(told)
@@ -339,7 +317,7 @@ def test_a_command_that_fails_on_the_network_is_linked_from_the_outage(
         server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, retryReads=False, **OFTEN
     ) as client:
         client.admin.command("ping")
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         frozen = server.freeze("count")
         with ThreadPoolExecutor(1) as threads:
             counting = threads.submit(client.shop.command, "count", "orders")
@@ -349,7 +327,7 @@ def test_a_command_that_fails_on_the_network_is_linked_from_the_outage(
             assert isinstance(counting.exception(5), PyMongoError)
         server.start()
         until(lambda: answers(client))
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
 
     count = spans.one("count orders")
     assert count.status.status_code is StatusCode.ERROR
@@ -362,7 +340,7 @@ def test_failed_checkouts_are_linked_from_the_outage(
     options: dict[str, Any] = {"serverSelectionTimeoutMS": 300, "retryReads": False, "maxPoolSize": 1}
     with connect(server.uri, event_listeners=watching, **OFTEN, **options) as client:
         client.admin.command("ping")
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         frozen = server.freeze("count", times=None)
         with ThreadPoolExecutor(3) as threads:
             first = threads.submit(client.shop.command, "count", "orders")
@@ -375,7 +353,7 @@ def test_failed_checkouts_are_linked_from_the_outage(
                 assert isinstance(each.exception(5), PyMongoError)
         server.start()
         until(lambda: answers(client))
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
 
     (checkout,) = [span for span in spans.finished if span.name.startswith("checkout ")]
     assert {span_id(spans.one("count orders")), span_id(checkout)} == set(linked(outage))
@@ -390,7 +368,7 @@ def test_a_command_that_is_open_tells_what_happened_to_its_server(
 ) -> None:
     with connect(server.uri, event_listeners=watching, retryReads=False, **OFTEN) as client:
         client.admin.command("ping")
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         frozen = server.freeze("count")
         with ThreadPoolExecutor(1) as threads:
             counting = threads.submit(client.shop.command, "count", "orders")
@@ -398,7 +376,7 @@ def test_a_command_that_is_open_tells_what_happened_to_its_server(
             broken = server.fail("hello", close_connection=True, times=None)
             until(lambda: _episodes._episodes.outages)
             broken.times = 0
-            the(spans, OUTAGE)
+            spans.wait_for(OUTAGE)
             frozen.release()
             counting.result(5)
         client.admin.command("ping")
@@ -437,7 +415,7 @@ def test_a_topology_that_changes_is_told_on_the_commands_of_all_its_servers(
                 replica_set.step_down()
                 until(lambda: _episodes._episodes.outages)
                 replica_set.elect(primary)
-                the(spans, OUTAGE)
+                spans.wait_for(OUTAGE)
             finally:
                 for freeze in frozen:
                     freeze.release()
@@ -463,7 +441,7 @@ def test_a_sharded_cluster_is_out_once_its_last_mongos_is(watching: list[Any], s
         uri = f"mongodb://127.0.0.1:{first.port},127.0.0.1:{second.port}"
         with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
             client.admin.command("ping")
-            discovery = the(spans, DISCOVERY)
+            discovery = spans.wait_for(DISCOVERY)
             until(lambda: len(client.nodes) == 2)
             first.stop()
             until(lambda: len(client.nodes) == 1)
@@ -472,7 +450,7 @@ def test_a_sharded_cluster_is_out_once_its_last_mongos_is(watching: list[Any], s
             until(lambda: _episodes._episodes.outages)
             second.start()
             until(lambda: answers(client))
-            outage = the(spans, OUTAGE)
+            outage = spans.wait_for(OUTAGE)
 
     assert event(discovery, "topology.changed")["mongodb.client.topology.type"] == "Sharded"
     assert attributes(outage)["mongodb.client.topology.type"] == "Sharded"
@@ -487,7 +465,7 @@ def test_a_set_without_any_primary_is_out_once_nothing_can_be_read(
     with connect(
         replica_set.uri, event_listeners=watching, readPreference="secondary", serverSelectionTimeoutMS=300, **OFTEN
     ) as client:
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         until(lambda: len(client.nodes) == 3)
         for member in replica_set.members[:2]:
             member.stop()
@@ -496,7 +474,7 @@ def test_a_set_without_any_primary_is_out_once_nothing_can_be_read(
         replica_set.members[2].stop()
         until(lambda: _episodes._episodes.outages)
         replica_set.members[0].start()
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
 
     assert event(outage, "server.changed")["mongodb.client.server.previous_type"] == "RSSecondary"
 
@@ -526,7 +504,7 @@ def test_a_direct_connection_to_a_secondary_is_out_when_it_is_gone(
         until(lambda: _episodes._episodes.outages)
         secondary.start()
         until(lambda: answers(client))
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
 
     assert (
         attributes(outage).items()
@@ -547,7 +525,7 @@ def test_another_set_than_the_one_that_is_asked_for_is_never_discovered(
         until(lambda: metrics.values(*COUNT) == {"RSPrimary": 0})
     if pymongo.version_tuple < (4, 9):
         _episodes.end_all("exit")
-    discovery = the(spans, DISCOVERY)
+    discovery = spans.wait_for(DISCOVERY)
 
     assert discovery.status.status_code is StatusCode.ERROR
     assert events(discovery).count("server.closed") == 3
@@ -559,7 +537,7 @@ def test_a_server_that_is_removed_from_its_set_is_told(
 ) -> None:
     with connect(replica_set.uri, event_listeners=watching, **OFTEN) as client:
         client.admin.command("ping")
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 2})
         removed = replica_set.members.pop()
         replica_set.elect(replica_set.members[0])
@@ -617,7 +595,7 @@ def lose(server: ScriptedServer) -> None:
 
 
 def assert_ended(spans: Spans, metrics: Metrics, error: str) -> None:
-    outage = the(spans, OUTAGE)
+    outage = spans.wait_for(OUTAGE)
     assert (outage.status.status_code, outage.status.description) == (StatusCode.ERROR, error)
     assert attributes(outage)["error.type"] == error
     assert "server.changed" in events(outage)
@@ -628,7 +606,7 @@ def assert_ended(spans: Spans, metrics: Metrics, error: str) -> None:
 def test_it_ends_with_its_client(server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics) -> None:
     with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
         client.admin.command("ping")
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         lose(server)
     assert_ended(spans, metrics, "closed")
     assert events(spans.one(OUTAGE))[-3:] == ["server.closed", "topology.changed", "topology.closed"]
@@ -639,7 +617,7 @@ def test_it_ends_when_its_client_is_garbage_collected(
 ) -> None:
     client = connect(server.uri, event_listeners=watching, **OFTEN)
     client.admin.command("ping")
-    the(spans, DISCOVERY)
+    spans.wait_for(DISCOVERY)
     lose(server)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
@@ -655,10 +633,10 @@ def test_it_ends_when_the_instrumentation_is_taken_off(
     instrumentor.instrument(topology=True, **providers)
     with connect(server.uri, serverSelectionTimeoutMS=300, **OFTEN) as client:
         client.admin.command("ping")
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         lose(server)
         instrumentor.uninstrument()
-        outage = the(spans, OUTAGE)
+        outage = spans.wait_for(OUTAGE)
         assert attributes(outage)["error.type"] == "uninstrumented"
         server.start()
         until(lambda: answers(client))
@@ -678,7 +656,7 @@ def test_it_goes_on_in_another_span_when_it_takes_too_long(
     )
     with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
         client.admin.command("ping")
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         lose(server)
         until(lambda: len(spans.named(OUTAGE)) == 1)
         server.start()
@@ -700,7 +678,7 @@ def test_a_child_has_no_part_in_its_parents_outage(
 ) -> None:
     with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
         client.admin.command("ping")
-        the(spans, DISCOVERY)
+        spans.wait_for(DISCOVERY)
         lose(server)
 
         def child() -> bool:
@@ -710,7 +688,7 @@ def test_a_child_has_no_part_in_its_parents_outage(
         assert in_child(child)
         server.start()
         until(lambda: answers(client))
-        assert the(spans, OUTAGE).status.status_code is StatusCode.OK
+        assert spans.wait_for(OUTAGE).status.status_code is StatusCode.OK
 
 
 AT_EXIT = """

@@ -1,0 +1,170 @@
+"""Incidents as log records with an event name."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry._logs import Logger, SeverityNumber
+
+from opentelemetry_mongo_events import _telemetry, event_listeners
+from tests.clients import answers, connect
+from tests.events import checked_in, heartbeat_failed, pool_cleared
+from tests.servers.scripted import ScriptedReplicaSet
+from tests.spans import events
+from tests.test_outages import DISCOVERY, OFTEN, OUTAGE
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from tests.logs import Logs
+    from tests.servers.scripted import ScriptedServer
+    from tests.spans import Spans
+
+has_log_records = pytest.mark.skipif(
+    "event_name" not in inspect.signature(Logger.emit).parameters, reason="OpenTelemetry 1.38 has events"
+)
+pytestmark = pytest.mark.usefixtures("quick_driver")
+
+INFO, WARN = SeverityNumber.INFO, SeverityNumber.WARN
+
+
+def listeners_with(events: str, spans: Spans, logs: Logs) -> list[Any]:
+    return event_listeners(tracer_provider=spans.provider, logger_provider=logs.provider, topology=True, events=events)
+
+
+def run_through_an_outage(server: ScriptedServer, listeners: list[Any], spans: Spans) -> None:
+    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        server.stop()
+        assert not answers(client)
+        server.start()
+        until(lambda: answers(client))
+        spans.wait_for(OUTAGE)
+
+
+@has_log_records
+def test_each_incident_is_a_record(server: ScriptedServer, spans: Spans, logs: Logs) -> None:
+    before = time.time_ns()
+    with spans.tracer.start_as_current_span("request"):
+        run_through_an_outage(server, listeners_with("log", spans, logs), spans)
+
+    assert set(logs.names) >= {
+        "topology.opened",
+        "topology.changed",
+        "server.opened",
+        "server.changed",
+        "heartbeat.failed",
+        "heartbeat.succeeded",
+        "pool.cleared",
+    }
+    failed = logs.named("heartbeat.failed")[0]
+    told = dict(failed.attributes)
+    assert told.pop("mongodb.client.heartbeat.duration") >= 0
+    assert "connection closed" in told.pop("mongodb.client.error.message") or "reset" in str(failed.attributes)
+    assert isinstance(told.pop("mongodb.client.topology.id"), str)
+    assert told == {
+        "server.address": "127.0.0.1",
+        "server.port": server.port,
+        "mongodb.client.heartbeat.awaited": True,
+        "error.type": "AutoReconnect",
+    }
+    assert before < failed.timestamp <= failed.observed_timestamp <= time.time_ns()
+    assert (failed.severity_number, failed.severity_text, failed.body) == (WARN, "WARN", None)
+    severities = {
+        (name, record.attributes.get("mongodb.client.server.type")): record.severity_number
+        for name, record in zip(logs.names, logs.records, strict=True)
+        if name != "heartbeat.failed"
+    }
+    assert severities.pop(("server.changed", "Unknown")) is WARN
+    assert set(severities.values()) == {INFO}
+    # They belong to no request; what came while the outage was known to be open belongs to it.
+    request = spans.one("request").get_span_context()
+    assert request.trace_id not in {record.trace_id for record in logs.records}
+    outage = spans.one(OUTAGE).get_span_context()
+    assert {record.span_id for record in logs.named("heartbeat.failed")} <= {0, outage.span_id}
+    assert logs.named("server.changed")[-1].span_id == outage.span_id
+    assert (events(spans.one(OUTAGE)), events(spans.one(DISCOVERY))) == ([], [])
+
+
+@has_log_records
+def test_a_lost_primary_is_a_warning(spans: Spans, logs: Logs) -> None:
+    with (
+        ScriptedReplicaSet(3) as replica_set,
+        connect(replica_set.uri, event_listeners=listeners_with("both", spans, logs), **OFTEN) as client,
+    ):
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        until(lambda: len(client.secondaries) == 2)
+        replica_set.step_down()
+        until(lambda: client.primary is None)
+        replica_set.elect(replica_set.members[1])
+        outage = spans.wait_for(OUTAGE)
+    warnings = [record for record in logs.records if record.severity_number is WARN]
+
+    assert [record.event_name for record in warnings] == [
+        "mongodb.client.server.changed",
+        "mongodb.client.topology.changed",
+    ]
+    assert [record.attributes["mongodb.client.replica_set"] for record in warnings] == [replica_set.name] * 2
+    assert events(outage) == ["server.changed", "topology.changed"] * 2
+    # Once for all of them: a client that is closed is no bad news.
+    assert logs.named("topology.closed")[-1].severity_number is INFO
+
+
+@pytest.mark.parametrize(
+    ("choice", "are_span_events", "are_log_records"),
+    [("span", True, False), ("log", False, True), ("both", True, True), ("none", False, False)],
+)
+@has_log_records
+def test_incidents_go_where_the_option_says(
+    choice: str, are_span_events: bool, are_log_records: bool, server: ScriptedServer, spans: Spans, logs: Logs
+) -> None:
+    listeners = listeners_with(choice, spans, logs)
+    frozen = server.freeze("count")
+    with connect(server.uri, event_listeners=listeners, retryReads=False) as client:
+        counting = threading.Thread(target=client.shop.command, args=("count", "orders"))
+        counting.start()
+        assert frozen.reached.wait(5)
+        address = next(iter(listeners[0]._open._commands.values())).command_id[1]
+        heartbeats = next(each for each in listeners if type(each).__name__ == "HeartbeatEvents")
+        heartbeats.failed(heartbeat_failed(address, TimeoutError("timed out"), duration=1.0))
+        frozen.release()
+        counting.join()
+        discovery = spans.wait_for(DISCOVERY)
+
+    assert events(spans.one("count orders")) == (["heartbeat.failed"] if are_span_events else [])
+    assert (events(discovery) != []) is are_span_events
+    assert len(logs.named("heartbeat.failed")) == are_log_records
+    assert (logs.records != []) is are_log_records
+
+
+@has_log_records
+def test_a_record_under_the_drivers_locks_waits_for_whoever_holds_none(spans: Spans, logs: Logs) -> None:
+    listeners = listeners_with("log", spans, logs)
+    pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
+    pools.pool_cleared(pool_cleared())
+    assert logs.names == []
+
+    pools.connection_checked_in(checked_in(1))
+
+    (cleared,) = logs.records
+    assert cleared.event_name == "mongodb.client.pool.cleared"
+    assert dict(cleared.attributes) == {"server.address": "db.example", "server.port": 27017}
+    assert (cleared.severity_number, cleared.trace_id) == (INFO, 0)
+
+
+def test_without_events_in_the_api_there_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, logs: Logs
+) -> None:
+    class OlderLogger:
+        def emit(self, record: Any) -> None: ...
+
+    monkeypatch.setattr(_telemetry, "Logger", OlderLogger)
+    event_listeners(logger_provider=logs.provider, events="both")
+    event_listeners(logger_provider=logs.provider)
+
+    assert caplog.messages == ["events=both needs opentelemetry-api 1.38 or newer: no log records are made"]
