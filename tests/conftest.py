@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry._logs import Logger
 from pymongo import MongoClient, monitoring
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
@@ -19,6 +21,8 @@ from tests.spans import Spans, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.logs import Logs
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +56,15 @@ def spans() -> Spans:
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
+
+
+@pytest.fixture
+def logs() -> Logs:
+    if "event_name" not in inspect.signature(Logger.emit).parameters:
+        pytest.skip("OpenTelemetry 1.38 has log records with an event name")
+    from tests.logs import Logs
+
+    return Logs()
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+"""What was logged, for a test to look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
+
+if TYPE_CHECKING:
+    from opentelemetry._logs import LogRecord
+
+
+class Logs:
+    """A logger provider whose records are kept."""
+
+    def __init__(self) -> None:
+        self.records: list[LogRecord] = []
+        """All that were emitted, in the order in which they were."""
+        self.provider = LoggerProvider(shutdown_on_exit=False)
+        self.provider.add_log_record_processor(_Keeps(self.records))
+
+    @property
+    def names(self) -> list[str | None]:
+        """Their event names."""
+        return [record.event_name for record in self.records]
+
+
+# The exporter that comes with the SDK has another name in each of its versions.
+class _Keeps(LogRecordProcessor):
+    def __init__(self, records: list[LogRecord]) -> None:
+        self._records = records
+
+    def on_emit(self, log_record: Any) -> None:
+        self._records.append(log_record.log_record)
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
