@@ -30,7 +30,6 @@ from pymongo.monitoring import (
     TopologyListener,
     TopologyOpenedEvent,
 )
-from pymongo.periodic_executor import PeriodicExecutor
 from pymongo.server_description import ServerDescription
 
 from opentelemetry_mongo_events import event_listeners
@@ -281,8 +280,8 @@ class Life:
         vector: The file.
         expected: The driver's events that it expects.
         published: The driver's events that came.
-        topology: The driver's own.
-        monitors: Those of all servers that there ever were, by their addresses.
+        client: The driver's own; None when nothing is left of it.
+        topology_events: Our listener.
         heard: When the first heartbeat began and when the last one was over, since the epoch.
     """
 
@@ -291,25 +290,25 @@ class Life:
         self.expected = [expected(event) for phase in vector["phases"] for event in phase["outcome"]["events"]]
         self.published = Published()
         self.topology_events = next(each for each in listeners if isinstance(each, TopologyEvents))
-        self.monitors: dict[str, SilentMonitor] = {}
         self.heard: list[int] = []
+        self._monitors: dict[str, SilentMonitor] = {}
+        """Those of all servers that there ever were, by their addresses."""
         self._heartbeat_events = next(each for each in listeners if isinstance(each, HeartbeatEvents))
         self._is_late = is_late
-        self._client: Any = connect(
-            vector["uri"], event_listeners=[self.published, *listeners], _monitor_class=self._monitor
-        )
-        self.topology = self._client._get_topology()
+        observed = {"event_listeners": [self.published, *listeners]}
+        self.client: Any = connect(vector["uri"], **observed, _monitor_class=self._monitor)
 
     def _monitor(self, **options: Any) -> SilentMonitor:
         monitor = SilentMonitor(**options)
-        self.monitors[host_and_port(monitor.address)] = monitor
+        self._monitors[host_and_port(monitor.address)] = monitor
         return monitor
 
     def __enter__(self) -> Life:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        if self.client is not None:
+            self.client.close()
 
     def go_on(self) -> None:
         """Let the servers answer, and see that the driver publishes what it has to."""
@@ -324,7 +323,7 @@ class Life:
         assert arranged(self.published.events) == arranged(self.expected)
 
     def _heartbeat(self, address: str, response: Document) -> None:
-        monitor = self.monitors[address]
+        monitor = self._monitors[address]
         self.heard = self.heard or [time.time_ns()]
         self._heartbeat_events.started(heartbeat_started(monitor.address))
         reply: Hello[Any] = Hello(response)
@@ -335,16 +334,18 @@ class Life:
 
     def hand_over(self) -> None:
         """Do what the driver has a thread for, which does it about once a second."""
-        sys.modules[type(self.topology).__module__].process_events_queue(weakref.ref(self.topology._events))
+        topology = self.client._topology
+        sys.modules[type(topology).__module__].process_events_queue(weakref.ref(topology._events))
 
-    def end(self) -> list[Event]:
-        """Close the client.
+    def close(self) -> list[Event]:
+        """Close the client, and its monitors with it.
 
         Returns:
             What the driver publishes of that.
         """
         before = len(self.published.events)
-        self._client.close()
+        self.client.close()
+        self._monitors.clear()
         return self.published.events[before:]
 
 
@@ -358,7 +359,7 @@ def vectors() -> list[Any]:
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's threads do nothing that a vector needs, and a close waits for them."""
-    monkeypatch.setattr(PeriodicExecutor, "open", lambda _: None)
+    monkeypatch.setattr(f"{pymongo.MongoClient.__module__}.periodic_executor.PeriodicExecutor.open", lambda _: None)
 
 
 @pytest.fixture(params=vectors())
@@ -415,7 +416,7 @@ def test_the_end_is_told(logged_life: Life, logs: Logs) -> None:
     logged_life.go_on()
     before = len(logged(logs))
 
-    published = logged_life.end()
+    published = logged_life.close()
 
     kinds = [event.kind for event in published]
     assert kinds.count("server_closed_event") == len(logged_life.expected[-1].document["newDescription"]["servers"])
@@ -424,20 +425,30 @@ def test_the_end_is_told(logged_life: Life, logs: Logs) -> None:
     assert in_an_order(logged(logs)[before:]) == in_an_order(expected)
 
 
+@tells_of_its_end
+def test_a_topology_that_is_closed_again_was_not_opened_again(logged_life: Life, logs: Logs) -> None:
+    logged_life.go_on()
+    logged_life.close()
+    before = len(logged(logs))
+
+    published = logged_life.close()
+
+    kinds = [event.kind for event in published]
+    assert kinds.count("topology_opening_event") == 0
+    assert kinds.count("topology_closed_event") == 1
+    assert [event.name for event in logged(logs)[before:] if event.name == "mongodb.client.topology.opened"] == []
+
+
 def test_changes_are_counted(life: Life, metrics: Metrics) -> None:
     life.go_on()
 
     events = [event for change in told(life.expected) for event in change]
-    for name, keys in (
-        ("mongodb.client.server.changes", (ADDRESS, PORT, *SERVER_TYPES)),
-        ("mongodb.client.topology.changes", (*TOPOLOGY_TYPES, SET)),
+    for counter, name, keys in (
+        ("mongodb.client.server.changes", "mongodb.client.server.changed", (ADDRESS, PORT, *SERVER_TYPES)),
+        ("mongodb.client.topology.changes", "mongodb.client.topology.changed", (*TOPOLOGY_TYPES, SET)),
     ):
-        expected = Counter(
-            tuple(event.attributes.get(key) for key in keys)
-            for event in events
-            if event.name == name.removesuffix("s").replace("change", "changed")
-        )
-        assert metrics.values(name, *keys) == expected
+        expected = Counter(tuple(event.attributes.get(key) for key in keys) for event in events if event.name == name)
+        assert metrics.values(counter, *keys) == expected
 
 
 def test_servers_are_counted(life: Life, metrics: Metrics) -> None:
@@ -482,16 +493,23 @@ def test_nothing_stays_open(life: Life, metrics: Metrics) -> None:
     assert dict(_episodes.open) == {}
     assert dict(_episodes.outages) == {}
 
-    published = life.end()
-    life.monitors.clear()
+    if not life.close():
+        # The driver tells nothing of it. It is known when nothing is left of the client.
+        life.client = None
+        gc.collect()
 
     states = life.topology_events._servers
-    if not published:  # before 4.9: it is known when nothing is left of the client
-        life.topology = life._client = None
-        gc.collect()
-    assert states.servers() == []
+    assert [server.attributes for server in states.servers()] == []
     assert states.topologies() == []
     assert metrics.points("mongodb.client.server.count") == []
     assert metrics.points("mongodb.client.server.round_trip_time") == []
     assert dict(_episodes.open) == {}
     until(lambda: _episodes.keeper is None)
+
+
+def test_a_server_that_was_closed_is_measured_no_more(life: Life, metrics: Metrics) -> None:
+    life.go_on()
+
+    servers = {each["address"] for each in life.expected[-1].document["newDescription"]["servers"]}
+    measured = metrics.values("mongodb.client.server.round_trip_time", ADDRESS, PORT)
+    assert {host_and_port(address) for address in measured} <= servers
