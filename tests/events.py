@@ -23,6 +23,7 @@ from pymongo.monitoring import (
     PoolClosedEvent,
     PoolCreatedEvent,
     ServerHeartbeatFailedEvent,
+    ServerHeartbeatStartedEvent,
     ServerHeartbeatSucceededEvent,
     TopologyDescriptionChangedEvent,
 )
@@ -133,9 +134,17 @@ def connection_closed(connection_id: int, address: Any = ADDRESS, reason: str = 
     return ConnectionClosedEvent(address, connection_id, reason)
 
 
-def heartbeat_succeeded(address: Any, *, duration: float, awaited: bool = False) -> ServerHeartbeatSucceededEvent:
+def heartbeat_started(address: Any, *, awaited: bool = False) -> ServerHeartbeatStartedEvent:
+    """A monitor asks its server what it is."""
+    event: ServerHeartbeatStartedEvent = _made(ServerHeartbeatStartedEvent, address, awaited=awaited)
+    return event
+
+
+def heartbeat_succeeded(
+    address: Any, *, duration: float, awaited: bool = False, reply: Hello[Any] | None = None
+) -> ServerHeartbeatSucceededEvent:
     """A server answered its monitor, after that many seconds."""
-    return ServerHeartbeatSucceededEvent(duration, Hello({}), address, awaited)
+    return ServerHeartbeatSucceededEvent(duration, Hello({}) if reply is None else reply, address, awaited)
 
 
 def heartbeat_failed(

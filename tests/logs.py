@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 
-try:
-    from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
-except ImportError:  # up to 1.38
-    from opentelemetry.sdk._logs.export import InMemoryLogExporter as InMemoryLogRecordExporter
+if TYPE_CHECKING:
+    from opentelemetry._logs import LogRecord
 
 
 class Logs:
     """A logger provider whose records are kept."""
 
     def __init__(self) -> None:
-        self._exporter = InMemoryLogRecordExporter()
+        self.records: list[LogRecord] = []
+        """All that were emitted, in the order in which they were."""
         self.provider = LoggerProvider(shutdown_on_exit=False)
-        self.provider.add_log_record_processor(SimpleLogRecordProcessor(self._exporter))
-
-    @property
-    def records(self) -> list[Any]:
-        """All that were emitted, in their order."""
-        return [record.log_record for record in self._exporter.get_finished_logs()]
+        self.provider.add_log_record_processor(_Keeps(self.records))
 
     @property
     def names(self) -> list[str]:
-        """The names of their events, without what they all begin with."""
-        return [record.event_name.removeprefix("mongodb.client.") for record in self.records]
+        """Their event names, without what they all begin with."""
+        return [str(record.event_name).removeprefix("mongodb.client.") for record in self.records]
 
     def named(self, name: str) -> list[Any]:
         """Those with that name."""
         return [record for record, each in zip(self.records, self.names, strict=True) if each == name]
+
+
+# The exporter that comes with the SDK has another name in each of its versions.
+class _Keeps(LogRecordProcessor):
+    def __init__(self, records: list[LogRecord]) -> None:
+        self._records = records
+
+    def on_emit(self, log_record: Any) -> None:
+        self._records.append(log_record.log_record)
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 
-def nanoseconds(at: float) -> int:
-    """Nanoseconds since the epoch of a moment by `time.monotonic()`."""
-    return time.time_ns() - int((time.monotonic() - at) * 1e9)
+class Moment(NamedTuple):
+    """A moment by both clocks.
+
+    Attributes:
+        at: By `time.monotonic()`.
+        nanoseconds: Since the epoch.
+    """
+
+    at: float
+    nanoseconds: int
+
+
+def moment(at: float | None = None) -> Moment:
+    """That moment by `time.monotonic()`, or now."""
+    now, nanoseconds = time.monotonic(), time.time_ns()
+    return Moment(now, nanoseconds) if at is None else Moment(at, nanoseconds - int((now - at) * 1e9))

@@ -15,7 +15,7 @@ from opentelemetry.trace import Link, SpanKind, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._clock import nanoseconds
+from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._config import SPAN_EVENTS
 from opentelemetry_mongo_events._guard import Guard
 from opentelemetry_mongo_events._process_state import keep_track
@@ -99,7 +99,7 @@ class Episode:
         self.began: float = started if before is None else before.began
         self.lost = lost
         self._addresses = {id(server.identity.address) for server in lost}
-        self._first = nanoseconds(started)
+        self._first = moment(started).nanoseconds
         self._incidents: list[Incident] = []
         self._failures: list[Failure] = []
         attributes: Attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type}

@@ -51,6 +51,8 @@ class HeartbeatEvents(ServerHeartbeatListener):
     def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
         """Measure it. One that was awaited lasts as long as the server waited for news, and is no round trip."""
         server = self._servers.heard(event.connection_id)
+        if server.is_closed:
+            return
         if not event.awaited:
             server.round_trip = max(0.0, event.duration)
         topology = server.topology
@@ -67,6 +69,8 @@ class HeartbeatEvents(ServerHeartbeatListener):
         if is_cancelled_heartbeat(event):
             return
         server = self._servers.heard(event.connection_id)
+        if server.is_closed:
+            return
         telemetry = self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
         server.is_failing = True
         self._happened(names.HEARTBEAT_FAILED, event, server, telemetry)

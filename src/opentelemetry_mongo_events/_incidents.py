@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry._logs import SeverityNumber
 
-from opentelemetry_mongo_events._clock import nanoseconds
+from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._config import SPAN_EVENTS
 from opentelemetry_mongo_events._open_commands import OpenCommands
 from opentelemetry_mongo_events._process_state import keep_track, living
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from opentelemetry_mongo_events._attributes import Attributes
+    from opentelemetry_mongo_events._clock import Moment
     from opentelemetry_mongo_events._server_states import TopologyState
     from opentelemetry_mongo_events._telemetry import Telemetry
 
@@ -36,6 +37,7 @@ class Incident:
         name: The event's name.
         attributes: The event's attributes.
         at: When, by `time.monotonic()`.
+        nanoseconds: When, since the epoch.
         server: The identity of its server's address, if it is one server's.
         is_warning: Whether it is bad news.
     """
@@ -46,16 +48,14 @@ class Incident:
         self,
         name: str,
         attributes: Attributes,
-        at: float | None = None,
+        when: Moment | None = None,
         *,
         server: int | None = None,
         is_warning: bool = False,
     ) -> None:
         self.name = name
         self.attributes = attributes
-        self.at = time.monotonic() if at is None else at
-        self.nanoseconds = nanoseconds(self.at)
-        """When, since the epoch."""
+        self.at, self.nanoseconds = moment() if when is None else when
         self.server = server
         self.is_warning = is_warning
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import server_attributes
+from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._identity import Identity, identity
 from opentelemetry_mongo_events._process_state import keep_track, living
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pymongo.topology_description import TopologyDescription
 
     from opentelemetry_mongo_events._attributes import Address, Attributes
+    from opentelemetry_mongo_events._clock import Moment
     from opentelemetry_mongo_events._episodes import Episode
     from opentelemetry_mongo_events._incidents import Incident
     from opentelemetry_mongo_events._telemetry import Switch
@@ -46,6 +48,7 @@ class ServerState:
         identity: The driver's own tuple: another one in each client.
         attributes: Those of its metrics: host and port.
         heard_since: When its first heartbeat started; None before.
+        is_closed: Whether the client has it no more. A heartbeat may come after that.
         is_failing: Whether its last heartbeat failed; None before the first.
         round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first.
         failures: The last commands and checkouts that failed on it.
@@ -61,6 +64,7 @@ class ServerState:
         "heard_since",
         "identity",
         "incidents",
+        "is_closed",
         "is_failing",
         "lost_at",
         "others",
@@ -72,6 +76,7 @@ class ServerState:
         self.identity = identity
         self.attributes = server_attributes(identity.address)
         self.heard_since: float | None = None
+        self.is_closed = False
         self.is_failing: bool | None = None
         self.round_trip: float | None = None
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
@@ -87,23 +92,23 @@ class ServerState:
 
     def note(self, incident: Incident) -> None:
         """Keep what happened to it, for an episode that is open or found out about later."""
-        if self.topology is None:
-            self.incidents.append(incident)
-        else:
+        if self.topology is not None:
             self.topology.note(incident)
+        elif not self.is_closed:
+            self.incidents.append(incident)
 
 
 class Change(NamedTuple):
     """What is different between two descriptions of a topology.
 
     Attributes:
-        at: When that was found out: the time of the description that made the change.
+        when: When that was found out: the time of the description that made the change.
         opened: The servers that are new.
         changed: Those whose type is another one: before and after.
         closed: The servers that are no more.
     """
 
-    at: float
+    when: Moment
     opened: list[ServerDescription]
     changed: list[tuple[ServerDescription, ServerDescription]]
     closed: list[ServerDescription]
@@ -118,7 +123,7 @@ def change(before: TopologyDescription, after: TopologyDescription) -> Change:
     old, new = before.server_descriptions(), after.server_descriptions()
     times = [server.last_update_time for address, server in new.items() if server is not old.get(address)]
     return Change(
-        min(times, default=time.monotonic()),
+        moment(min(times, default=None)),
         [server for address, server in new.items() if address not in old],
         [
             (old[address], server)
@@ -264,10 +269,16 @@ class ServerStates:
         return self._servers.get(id(address))
 
     def close_server(self, address: Address) -> None:
-        """The client has it no more."""
-        server = self._servers.pop(id(address), None)
-        if server is not None and server.topology is not None:
+        """The client has it no more. It is forgotten once the driver has let go of its address."""
+        server = self._servers.get(id(address))
+        if server is None:
+            return
+        server.is_closed = True
+        server.incidents.clear()
+        server.failures.clear()
+        if server.topology is not None:
             server.topology.members.pop(id(address), None)
+            server.topology = None
 
     def topology(self, topology_id: ObjectId) -> TopologyState:
         """The topology with that id."""
@@ -283,6 +294,7 @@ class ServerStates:
     def join(self, address: Address, topology: TopologyState) -> ServerState:
         """The server with that address, which is part of that topology."""
         server = self.server(address)
+        server.is_closed = False
         server.topology = topology
         topology.members[id(address)] = server
         while server.incidents:
@@ -299,9 +311,9 @@ class ServerStates:
                 self.close_server(server.identity.address)
 
     def servers(self) -> list[ServerState]:
-        """All servers."""
+        """All servers that its clients have."""
         self._sweep()
-        return list(self._servers.values())
+        return [server for server in self._servers.copy().values() if not server.is_closed]
 
     def topologies(self) -> list[TopologyState]:
         """All topologies."""

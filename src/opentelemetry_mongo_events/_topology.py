@@ -64,15 +64,15 @@ class TopologyEvents(TopologyListener):
         topology.describe(after)
         found = [self._servers.join(server.address, topology) for server in difference.opened]
         lost = self._lost(topology, difference)
-        self._tell(topology, telemetry, before, after, difference)
         if telemetry is not None:
             self._discover(topology, telemetry, found, difference)
             # A topology is of an unknown type again only when its client is closed.
             if served and not topology.serves and after.topology_type_name != "Unknown":
-                begin_outage(topology, telemetry, self._servers.switch, difference.at, lost)
+                begin_outage(topology, telemetry, self._servers.switch, difference.when.at, lost)
+        self._tell(topology, telemetry, before, after, difference)
         if topology.serves:
             topology.is_discovered = True
-            end(topology, difference.at, ended_by=[id(new.address) for _, new in difference.changed])
+            end(topology, difference.when.at, ended_by=[id(new.address) for _, new in difference.changed])
         watch()
         for server in difference.closed:
             self._servers.close_server(server.address)
@@ -83,7 +83,8 @@ class TopologyEvents(TopologyListener):
     def closed(self, event: TopologyClosedEvent) -> None:
         """Forget it; what it is going through ends with it."""
         topology = self._servers.topology(event.topology_id)
-        self._happened(names.TOPOLOGY_CLOSED, {}, topology, self._telemetry(topology), time.monotonic())
+        if not topology.is_new:  # a client that is closed twice says so twice
+            self._happened(names.TOPOLOGY_CLOSED, {}, topology, self._telemetry(topology))
         end(topology, time.monotonic(), "closed")
         self._servers.close_topology(event.topology_id)
 
@@ -94,10 +95,10 @@ class TopologyEvents(TopologyListener):
             if topology.uses(after):
                 server.lost_at = None
             elif topology.uses(before):
-                server.lost_at = difference.at
+                server.lost_at = difference.when.at
         for gone in difference.closed:
             if topology.uses(gone):
-                self._servers.server(gone.address).lost_at = difference.at
+                self._servers.server(gone.address).lost_at = difference.when.at
         return [server for server in topology.members.values() if server.lost_at is not None]
 
     def _tell(
@@ -109,32 +110,37 @@ class TopologyEvents(TopologyListener):
         difference: Change,
     ) -> None:
         """Tell each difference, in the order in which the driver finds them."""
-        at = difference.at
-        if topology.is_new:
+        types = before.topology_type_name, after.topology_type_name
+        is_first = topology.is_new and bool(difference.opened)
+        if is_first:
             topology.is_new = False
-            self._happened(names.TOPOLOGY_OPENED, {}, topology, telemetry, at)
-        for server in difference.opened:
-            self._happened(names.SERVER_OPENED, server_attributes(server.address), topology, telemetry, at)
+            self._happened(names.TOPOLOGY_OPENED, {}, topology, telemetry, difference)
+            self._topology_changed(types, topology, telemetry, difference)
         for old, new in difference.changed:
-            self._server_changed(old, new, topology, telemetry, at)
+            self._server_changed(old, new, topology, telemetry, difference)
+        for server in difference.opened:
+            self._happened(names.SERVER_OPENED, server_attributes(server.address), topology, telemetry, difference)
         for server in difference.closed:
-            self._happened(names.SERVER_CLOSED, server_attributes(server.address), topology, telemetry, at)
-        old_type, new_type = before.topology_type_name, after.topology_type_name
-        if old_type != new_type:
-            if telemetry is not None:
-                telemetry.instruments.add(
-                    names.MONGODB_CLIENT_TOPOLOGY_CHANGES, topology.replica_set, old_type, new_type
-                )
-            types: Attributes = {names.TOPOLOGY_PREVIOUS_TYPE: old_type, names.TOPOLOGY_TYPE: new_type}
-            self._happened(
-                names.TOPOLOGY_CHANGED,
-                types,
-                topology,
-                telemetry,
-                at,
-                list(topology.members),
-                is_warning=(old_type, new_type) == ("ReplicaSetWithPrimary", "ReplicaSetNoPrimary"),
-            )
+            self._happened(names.SERVER_CLOSED, server_attributes(server.address), topology, telemetry, difference)
+        if not is_first:
+            self._topology_changed(types, topology, telemetry, difference)
+
+    def _topology_changed(
+        self, types: tuple[str, str], topology: TopologyState, telemetry: Telemetry | None, difference: Change
+    ) -> None:
+        if types[0] == types[1]:
+            return
+        if telemetry is not None:
+            telemetry.instruments.add(names.MONGODB_CLIENT_TOPOLOGY_CHANGES, topology.replica_set, *types)
+        self._happened(
+            names.TOPOLOGY_CHANGED,
+            {names.TOPOLOGY_PREVIOUS_TYPE: types[0], names.TOPOLOGY_TYPE: types[1]},
+            topology,
+            telemetry,
+            difference,
+            list(topology.members),
+            is_warning=types == ("ReplicaSetWithPrimary", "ReplicaSetNoPrimary"),
+        )
 
     def _server_changed(
         self,
@@ -142,7 +148,7 @@ class TopologyEvents(TopologyListener):
         new: ServerDescription,
         topology: TopologyState,
         telemetry: Telemetry | None,
-        at: float,
+        difference: Change,
     ) -> None:
         attributes = server_attributes(new.address)
         types = (old.server_type_name, new.server_type_name)
@@ -156,7 +162,7 @@ class TopologyEvents(TopologyListener):
             attributes,
             topology,
             telemetry,
-            at,
+            difference,
             (id(new.address),),
             server=id(new.address),
             is_warning=old.is_writable and not new.is_writable,
@@ -168,13 +174,14 @@ class TopologyEvents(TopologyListener):
         attributes: Attributes,
         topology: TopologyState,
         telemetry: Telemetry | None,
-        at: float,
+        difference: Change | None = None,
         addresses: Collection[int] = (),
         *,
         server: int | None = None,
         is_warning: bool = False,
     ) -> None:
-        incident = Incident(name, attributes | topology.attributes, at, server=server, is_warning=is_warning)
+        when = None if difference is None else difference.when
+        incident = Incident(name, attributes | topology.attributes, when, server=server, is_warning=is_warning)
         topology.note(incident)
         land(incident, telemetry, topology, addresses)
 
@@ -185,7 +192,7 @@ class TopologyEvents(TopologyListener):
         heard = [server.heard_since for server in found if server.heard_since is not None]
         # There is nothing to discover behind a load balancer.
         if heard or (difference.changed and topology.type != "LoadBalanced"):
-            begin_discovery(topology, telemetry, self._servers.switch, min(heard, default=difference.at))
+            begin_discovery(topology, telemetry, self._servers.switch, min(heard, default=difference.when.at))
 
     def _warn(self, servers: int) -> None:
         if self._warned:
