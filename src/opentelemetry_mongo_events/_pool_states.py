@@ -120,8 +120,11 @@ class PoolState:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing will come of it: it was closed and is empty, or its client was garbage-collected."""
-        if self.closed and not (self.made or self.making or self.used or self.waiters.count()):
+        """Whether nothing will come of it: it isn't open and is empty, or its client was garbage-collected.
+
+        One that isn't open, and was not closed either, is made for what comes of a pool after its close.
+        """
+        if not self.is_open and not (self.made or self.making or self.used or self.waiters.count()):
             return True
         return self.identity.is_alone
 

@@ -108,6 +108,23 @@ def test_events_after_the_close_are_no_trouble(pools: Any, metrics: Metrics, cap
     assert (metrics.connections(), caplog.messages) == ((0, 0), [])
 
 
+def test_what_comes_after_the_close_leaves_no_pool_behind(pools: Any, metrics: Metrics) -> None:
+    pools.pool_created(pool_created())
+    pools.pool_closed(pool_closed())
+    assert metrics.points(PENDING) == []
+
+    # Who had chosen the server by then is turned away.
+    pools.connection_check_out_started(check_out_started())
+    pools.connection_check_out_failed(check_out_failed("poolClosed"))
+    # The driver's thread was about to fill the pool.
+    make(pools, 1, ADDRESS)
+    assert metrics.connections() == (1, 0)
+    pools.connection_closed(connection_closed(1, reason="stale"))
+
+    for name in ("count", "max", "idle.min", "pending_requests"):
+        assert metrics.points(f"db.client.connection.{name}") == []
+
+
 def test_a_server_that_comes_back_has_a_new_pool_of_the_same_address(pools: Any, metrics: Metrics) -> None:
     pools.pool_created(pool_created(maxPoolSize=5))
     make(pools, 1, ADDRESS)
@@ -208,6 +225,7 @@ def test_a_pool_whose_address_nobody_has_is_gone(pools: Any, metrics: Metrics) -
 def test_a_pool_has_the_name_of_its_address(
     at: Any, name: str, checkout: str, pools: Any, metrics: Metrics, spans: Spans
 ) -> None:
+    pools.pool_created(pool_created(at))
     pools.connection_check_out_started(check_out_started(at))
     assert metrics.values(PENDING, POOL) == {name: 0}  # this test isn't the driver's checkout
 
@@ -335,6 +353,7 @@ def test_a_checkout_that_failed_is_told_by_a_listener_without_a_span_where_that_
 
 
 def test_before_4_2_a_failed_checkout_is_published_as_a_started_one(pools: Any, spans: Spans, metrics: Metrics) -> None:
+    pools.pool_created(pool_created())
     pools.connection_check_out_started(check_out_started())
     pools.connection_check_out_started(check_out_failed("timeout"))
 
