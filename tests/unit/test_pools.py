@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -76,6 +77,37 @@ def test_a_connection_that_is_closed_while_it_is_out_is_neither_idle_nor_used(po
     pools.connection_closed(connection_closed(1))
 
     assert metrics.connections() == (0, 0)
+
+
+def test_a_connection_may_be_out_again_before_it_is_told_that_it_was_given_back(pools: Any, metrics: Metrics) -> None:
+    # PyMongo 4.19 tells it only when the next thread may have it already.
+    pools.pool_created(pool_created())
+    make(pools, 1, ADDRESS)
+    with ThreadPoolExecutor(1) as thread:
+        pools.connection_checked_out(checked_out(1))
+        thread.submit(pools.connection_checked_out, checked_out(1)).result()
+        assert metrics.connections() == (0, 1)
+        pools.connection_checked_in(checked_in(1))
+        assert metrics.connections() == (0, 1)
+        thread.submit(pools.connection_checked_in, checked_in(1)).result()
+
+    assert metrics.connections() == (1, 0)
+    assert metrics.one("db.client.connection.use_time").count == 2
+
+
+def test_a_connection_may_be_given_back_by_another_thread(pools: Any, metrics: Metrics) -> None:
+    # As that of a cursor which the garbage collector closes.
+    pools.pool_created(pool_created())
+    for connection_id in (1, 2):
+        make(pools, connection_id, ADDRESS)
+        pools.connection_checked_out(checked_out(connection_id))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(pools.connection_checked_in, checked_in(2)).result()
+        assert metrics.connections() == (1, 1)
+        thread.submit(pools.connection_closed, connection_closed(1)).result()
+
+    assert metrics.connections() == (1, 0)
+    assert metrics.one("db.client.connection.use_time").count == 1
 
 
 def test_a_connection_that_couldnt_be_made_is_closed_too(pools: Any, metrics: Metrics) -> None:
