@@ -63,8 +63,15 @@ Vector = dict[str, Any]
 # The first PyMongo that does what a vector is about.
 SINCE = {"pool-clear-interrupting-pending-connections": (4, 11)}
 
-# Where PyMongo publishes what a vector expects in another order.
-IN_ANOTHER_ORDER = {"pool-create-min-size-error"}
+# Where PyMongo may publish what a vector expects in another order.
+IN_ANOTHER_ORDER = {
+    # A connection that isn't made is closed first, and the pool is cleared for it then.
+    "pool-create-min-size-error",
+    # Since 4.19 a connection is given back first, and that is published then: the next one may have it already.
+    "pool-checkout-returned-connection-maxConnecting",
+    "pool-create-max-size",
+    "wait-queue-fairness",
+}
 
 # What the events of early drivers don't have.
 MAY_LACK = {"duration", "interrupt_connections"}
