@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ class PoolState:
         made: Those that are in the pool or checked out, by their ids, and since when they do what they do now.
         closing: The ids of those that left the pool and are about to be closed.
         max_idle: How many seconds a connection may be idle; None where that is not limited.
-        used: Those that are checked out, by their ids, and since when.
+        used: Those that are checked out, by their ids and the threads that got them, and since when.
         waiters: Who waits for one.
         others: The switches of other listeners which saw this pool first.
 
@@ -77,14 +78,44 @@ class PoolState:
         self.made: dict[int, float] = {}
         self.closing: set[int] = set()
         self.max_idle: float | None = None
-        self.used: dict[int, float] = {}
+        self.used: dict[tuple[int, int], float] = {}
         self.waiters = Waiters(identity)
         self.others = others
 
     def connections(self) -> tuple[int, int]:
         """How many connections are made and not checked out, and how many are checked out, at one moment."""
-        used = self.used.copy()
-        return len(self.made.keys() - used.keys()), len(used)
+        used = self._used()
+        return len(self.made.keys() - used), len(used)
+
+    def take(self, connection_id: int) -> bool:
+        """The current thread got a connection; False if that is known.
+
+        Since PyMongo 4.19 it may have it before the thread that gave it back tells so.
+        """
+        key = (connection_id, threading.get_ident())
+        if key in self.used:
+            return False
+        self.used[key] = time.perf_counter()
+        return True
+
+    def give_back(self, connection_id: int) -> float | None:
+        """A connection was given back, as a rule by the thread that got it: since when it was out, if that is known."""
+        since = self.used.pop((connection_id, threading.get_ident()), None)
+        if since is None:
+            for key in self._uses(connection_id)[:1]:
+                since = self.used.pop(key, None)
+        return since
+
+    def forget(self, connection_id: int) -> None:
+        """A connection that is closed is out no more."""
+        for key in self._uses(connection_id):
+            self.used.pop(key, None)
+
+    def _used(self) -> set[int]:
+        return {connection_id for connection_id, _ in self.used.copy()}
+
+    def _uses(self, connection_id: int) -> list[tuple[int, int]]:
+        return [key for key in self.used.copy() if key[0] == connection_id]
 
     def empty(self) -> None:
         """The idle connections left the pool: what is in it from now on is new.
@@ -103,8 +134,9 @@ class PoolState:
 
     def _close_idle(self, latest: float) -> None:
         """Expect those to be closed that are idle, and have been so since then or before."""
+        used = self._used()
         for connection_id, since in self.made.copy().items():
-            if since <= latest and connection_id not in self.used:
+            if since <= latest and connection_id not in used:
                 self.made.pop(connection_id, None)
                 self.closing.add(connection_id)
 
@@ -120,8 +152,11 @@ class PoolState:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing will come of it: it was closed and is empty, or its client was garbage-collected."""
-        if self.closed and not (self.made or self.making or self.used or self.waiters.count()):
+        """Whether nothing will come of it: it isn't open and is empty, or its client was garbage-collected.
+
+        One that isn't open, and was not closed either, is made for what comes of a pool after its close.
+        """
+        if not self.is_open and not (self.made or self.making or self.used or self.waiters.count()):
             return True
         return self.identity.is_alone
 

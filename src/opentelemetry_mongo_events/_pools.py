@@ -113,7 +113,7 @@ class PoolEvents(ConnectionPoolListener):
             event.connection_id in pool.closing,
         ]
         pool.closing.discard(event.connection_id)
-        pool.used.pop(event.connection_id, None)
+        pool.forget(event.connection_id)
         if not any(known):
             return
         if (telemetry := self._telemetry(pool)) is not None:
@@ -134,9 +134,8 @@ class PoolEvents(ConnectionPoolListener):
         """They got one."""
         pool = self._pools.of(event.address)
         since = pool.waiters.end()
-        if event.connection_id in pool.used:
+        if not pool.take(event.connection_id):
             return  # the client has this listener twice
-        pool.used[event.connection_id] = time.perf_counter()
         if (telemetry := self._telemetry(pool)) is not None:
             _record(telemetry.instruments.wait_time, duration(event, since), pool)
 
@@ -161,7 +160,7 @@ class PoolEvents(ConnectionPoolListener):
         """They gave it back. One that was inherited by a fork is not known."""
         hand_over()  # the driver holds no lock here
         pool = self._pools.known(event.address)
-        since = None if pool is None else pool.used.pop(event.connection_id, None)
+        since = None if pool is None else pool.give_back(event.connection_id)
         if pool is None or since is None:
             return
         now = time.perf_counter()

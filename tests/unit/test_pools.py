@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -78,6 +79,37 @@ def test_a_connection_that_is_closed_while_it_is_out_is_neither_idle_nor_used(po
     assert metrics.connections() == (0, 0)
 
 
+def test_a_connection_may_be_out_again_before_it_is_told_that_it_was_given_back(pools: Any, metrics: Metrics) -> None:
+    # PyMongo 4.19 tells it only when the next thread may have it already.
+    pools.pool_created(pool_created())
+    make(pools, 1, ADDRESS)
+    with ThreadPoolExecutor(1) as thread:
+        pools.connection_checked_out(checked_out(1))
+        thread.submit(pools.connection_checked_out, checked_out(1)).result()
+        assert metrics.connections() == (0, 1)
+        pools.connection_checked_in(checked_in(1))
+        assert metrics.connections() == (0, 1)
+        thread.submit(pools.connection_checked_in, checked_in(1)).result()
+
+    assert metrics.connections() == (1, 0)
+    assert metrics.one("db.client.connection.use_time").count == 2
+
+
+def test_a_connection_may_be_given_back_by_another_thread(pools: Any, metrics: Metrics) -> None:
+    # As that of a cursor which the garbage collector closes.
+    pools.pool_created(pool_created())
+    for connection_id in (1, 2):
+        make(pools, connection_id, ADDRESS)
+        pools.connection_checked_out(checked_out(connection_id))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(pools.connection_checked_in, checked_in(2)).result()
+        assert metrics.connections() == (1, 1)
+        thread.submit(pools.connection_closed, connection_closed(1)).result()
+
+    assert metrics.connections() == (1, 0)
+    assert metrics.one("db.client.connection.use_time").count == 1
+
+
 def test_a_connection_that_couldnt_be_made_is_closed_too(pools: Any, metrics: Metrics) -> None:
     pools.pool_created(pool_created())
     pools.connection_created(connection_created(1))
@@ -106,6 +138,23 @@ def test_events_after_the_close_are_no_trouble(pools: Any, metrics: Metrics, cap
     pools.connection_check_out_failed(check_out_failed("poolClosed"))
     assert metrics.values(FAILURES, "error.type") == {"poolClosed": 1}
     assert (metrics.connections(), caplog.messages) == ((0, 0), [])
+
+
+def test_what_comes_after_the_close_leaves_no_pool_behind(pools: Any, metrics: Metrics) -> None:
+    pools.pool_created(pool_created())
+    pools.pool_closed(pool_closed())
+    assert metrics.points(PENDING) == []
+
+    # Who had chosen the server by then is turned away.
+    pools.connection_check_out_started(check_out_started())
+    pools.connection_check_out_failed(check_out_failed("poolClosed"))
+    # The driver's thread was about to fill the pool.
+    make(pools, 1, ADDRESS)
+    assert metrics.connections() == (1, 0)
+    pools.connection_closed(connection_closed(1, reason="stale"))
+
+    for name in ("count", "max", "idle.min", "pending_requests"):
+        assert metrics.points(f"db.client.connection.{name}") == []
 
 
 def test_a_server_that_comes_back_has_a_new_pool_of_the_same_address(pools: Any, metrics: Metrics) -> None:
@@ -208,6 +257,7 @@ def test_a_pool_whose_address_nobody_has_is_gone(pools: Any, metrics: Metrics) -
 def test_a_pool_has_the_name_of_its_address(
     at: Any, name: str, checkout: str, pools: Any, metrics: Metrics, spans: Spans
 ) -> None:
+    pools.pool_created(pool_created(at))
     pools.connection_check_out_started(check_out_started(at))
     assert metrics.values(PENDING, POOL) == {name: 0}  # this test isn't the driver's checkout
 
@@ -335,6 +385,7 @@ def test_a_checkout_that_failed_is_told_by_a_listener_without_a_span_where_that_
 
 
 def test_before_4_2_a_failed_checkout_is_published_as_a_started_one(pools: Any, spans: Spans, metrics: Metrics) -> None:
+    pools.pool_created(pool_created())
     pools.connection_check_out_started(check_out_started())
     pools.connection_check_out_started(check_out_failed("timeout"))
 
