@@ -154,7 +154,7 @@ def heartbeat_failed(
     return ServerHeartbeatFailedEvent(duration, error, address, awaited)
 
 
-_ADDRESSES = [("db.example", 27017 + number) for number in range(100)]
+_ADDRESSES: list[tuple[str, int | None]] = [("db.example", 27017 + number) for number in range(100)]
 
 
 def topology_changed(servers: int) -> TopologyDescriptionChangedEvent:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
-
-if TYPE_CHECKING:
-    from opentelemetry._logs import LogRecord
 
 
 class Logs:
     """A logger provider whose records are kept."""
 
     def __init__(self) -> None:
-        self.records: list[LogRecord] = []
+        self.records: list[Any] = []
         """All that were emitted, in the order in which they were."""
         self.provider = LoggerProvider(shutdown_on_exit=False)
         self.provider.add_log_record_processor(_Keeps(self.records))
@@ -31,7 +28,7 @@ class Logs:
 
 # The exporter that comes with the SDK has another name in each of its versions.
 class _Keeps(LogRecordProcessor):
-    def __init__(self, records: list[LogRecord]) -> None:
+    def __init__(self, records: list[Any]) -> None:
         self._records = records
 
     def on_emit(self, log_record: Any) -> None:

@@ -94,11 +94,30 @@ def linked(span: ReadableSpan) -> list[int]:
 
 def span_id(span: ReadableSpan) -> int:
     """Its id."""
-    return span.get_span_context().span_id
+    context = span.get_span_context()
+    assert context is not None
+    return context.span_id
+
+
+def trace_id(span: ReadableSpan) -> int:
+    """That of its trace."""
+    context = span.get_span_context()
+    assert context is not None
+    return context.trace_id
+
+
+def start(span: ReadableSpan) -> int:
+    """When it started, in nanoseconds since the epoch."""
+    assert span.start_time is not None
+    return span.start_time
+
+
+def end(span: ReadableSpan) -> int:
+    """When it ended."""
+    assert span.end_time is not None
+    return span.end_time
 
 
 def seconds(span: ReadableSpan) -> float:
     """How long it took."""
-    assert span.start_time is not None
-    assert span.end_time is not None
-    return (span.end_time - span.start_time) / 1e9
+    return (end(span) - start(span)) / 1e9

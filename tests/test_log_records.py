@@ -14,7 +14,7 @@ from opentelemetry_mongo_events import _telemetry, event_listeners
 from tests.clients import answers, connect
 from tests.events import checked_in, heartbeat_failed, pool_cleared
 from tests.servers.scripted import ScriptedReplicaSet
-from tests.spans import events
+from tests.spans import events, span_id, trace_id
 from tests.test_outages import DISCOVERY, OFTEN, OUTAGE
 from tests.waiting import until
 
@@ -82,11 +82,10 @@ def test_each_incident_is_a_record(server: ScriptedServer, spans: Spans, logs: L
     assert severities.pop(("server.changed", "Unknown")) is WARN
     assert set(severities.values()) == {INFO}
     # They belong to no request; what came while the outage was known to be open belongs to it.
-    request = spans.one("request").get_span_context()
-    assert request.trace_id not in {record.trace_id for record in logs.records}
-    outage = spans.one(OUTAGE).get_span_context()
-    assert {record.span_id for record in logs.named("heartbeat.failed")} <= {0, outage.span_id}
-    assert logs.named("server.changed")[-1].span_id == outage.span_id
+    assert trace_id(spans.one("request")) not in {record.trace_id for record in logs.records}
+    outage = span_id(spans.one(OUTAGE))
+    assert {record.span_id for record in logs.named("heartbeat.failed")} <= {0, outage}
+    assert logs.named("server.changed")[-1].span_id == outage
     assert (events(spans.one(OUTAGE)), events(spans.one(DISCOVERY))) == ([], [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import subprocess
@@ -21,11 +22,11 @@ from opentelemetry_mongo_events import _episodes, event_listeners
 from opentelemetry_mongo_events._episodes import Episode
 from opentelemetry_mongo_events._incidents import Incident
 from opentelemetry_mongo_events._server_states import Failure, ServerState, TopologyState
-from tests.clients import answers, connect
+from tests.clients import aconnect, answers, connect
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
-from tests.spans import attributes, event, events, linked, seconds, span_id, table_of
+from tests.spans import attributes, end, event, events, linked, seconds, span_id, start, table_of, trace_id
 from tests.test_fork import in_child
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,7 @@ def test_a_discovery_is_a_root_span_with_all_that_happened_in_it(
         "server.changed",
         "topology.changed",
     ]
-    assert before <= discovery.start_time <= discovery.end_time <= spans.one("ping admin").end_time
+    assert before <= start(discovery) <= end(discovery) <= end(spans.one("ping admin"))
     about = {"server.address": "127.0.0.1", "server.port": server.port}
     topology = event(discovery, "topology.opened")
     assert topology.keys() == {"mongodb.client.topology.id"}
@@ -154,7 +155,7 @@ def test_a_discovery_that_fails_at_first_tells_why(server: ScriptedServer, watch
     assert f"127.0.0.1:{server.port}: [Errno 111] Connection refused" in failed["mongodb.client.error.message"]
     stamps = [each.timestamp for each in discovery.events]
     assert stamps == sorted(stamps)
-    assert (stamps[0], stamps[-1]) == (discovery.start_time, discovery.end_time)
+    assert (stamps[0], stamps[-1]) == (start(discovery), end(discovery))
 
 
 def test_a_client_that_never_connects_is_told_piece_by_piece(spans: Spans, metrics: Metrics) -> None:
@@ -168,7 +169,7 @@ def test_a_client_that_never_connects_is_told_piece_by_piece(spans: Spans, metri
     first, second, *_, last = spans.named(DISCOVERY)
     assert linked(first) == []
     assert linked(second) == [span_id(first)]
-    assert second.start_time == pytest.approx(first.end_time, abs=1e6)
+    assert start(second) == pytest.approx(end(first), abs=1e6)
     assert seconds(first) == pytest.approx(0.5, abs=0.001)
     assert "heartbeat.failed" in events(first)
     assert (first.status.status_code, first.status.description) == (StatusCode.ERROR, "timeout")
@@ -205,8 +206,8 @@ def test_a_failover_is_an_outage(
         outage = spans.wait_for(OUTAGE)
 
     assert (outage.parent, outage.kind, outage.status.status_code) == (None, SpanKind.INTERNAL, StatusCode.OK)
-    assert stepped_down <= outage.start_time <= elected <= outage.end_time
-    assert outage.end_time - elected < 0.5e9
+    assert stepped_down <= start(outage) <= elected <= end(outage)
+    assert end(outage) - elected < 0.5e9
     replica_set_is = {"mongodb.client.replica_set": replica_set.name}
     assert attributes(outage) == replica_set_is | {
         "db.system.name": "mongodb",
@@ -255,7 +256,7 @@ def test_a_command_that_finds_the_step_down_is_linked_from_the_outage(
     changed = event(outage, "server.changed")
     assert changed["error.type"] == "NotPrimaryError"
     assert "mongodb.client.error.message" not in changed  # it quotes the server's reply
-    assert outage.start_time <= failed.end_time + 5_000_000
+    assert start(outage) <= end(failed) + 5_000_000
     assert "heartbeat.failed" not in events(outage)
 
 
@@ -306,7 +307,7 @@ def test_a_killed_standalone_is_an_outage_with_its_failed_heartbeats(
     assert event(outage, "server.changed")["error.type"]
     stamps = [each.timestamp for each in outage.events]
     assert stamps == sorted(stamps)
-    assert outage.start_time <= stamps[0] <= stamps[-1] <= outage.end_time
+    assert start(outage) <= stamps[0] <= stamps[-1] <= end(outage)
     assert dict(metrics.one(OUTAGES).attributes) == {}
 
 
@@ -388,7 +389,7 @@ def test_a_command_that_is_open_tells_what_happened_to_its_server(
     failed = event(count, "heartbeat.failed")
     assert failed.items() >= {"server.port": server.port, "error.type": "AutoReconnect"}.items()
     assert event(count, "server.changed")["mongodb.client.server.type"] == "Unknown"
-    assert all(count.start_time <= each.timestamp <= count.end_time for each in count.events)
+    assert all(start(count) <= each.timestamp <= end(count) for each in count.events)
     # What began later, and what ended before, has none of it.
     assert [events(ping) for ping in spans.named("ping admin")] == [[], []]
 
@@ -454,8 +455,8 @@ def test_a_sharded_cluster_is_out_once_its_last_mongos_is(watching: list[Any], s
 
     assert event(discovery, "topology.changed")["mongodb.client.topology.type"] == "Sharded"
     assert attributes(outage)["mongodb.client.topology.type"] == "Sharded"
-    lost = [each for each in outage.events if each.name == "mongodb.client.server.changed"]
-    assert {each.attributes["server.port"] for each in lost} == {second.port}
+    lost = [dict(each.attributes or {}) for each in outage.events if each.name == "mongodb.client.server.changed"]
+    assert {each["server.port"] for each in lost} == {second.port}
 
 
 def test_a_set_without_any_primary_is_out_once_nothing_can_be_read(
@@ -673,7 +674,7 @@ def test_it_goes_on_in_another_span_when_it_takes_too_long(
     first, second = spans.named(OUTAGE)
     assert attributes(first)["error.type"] == "timeout"
     assert (second.status.status_code, linked(second)) == (StatusCode.OK, [span_id(first)])
-    assert second.start_time == pytest.approx(first.end_time, abs=1e6)
+    assert start(second) == pytest.approx(end(first), abs=1e6)
     measured = metrics.one(OUTAGES)
     assert measured.count == 1
     assert measured.sum == pytest.approx(seconds(first) + seconds(second), abs=0.01)
@@ -706,8 +707,10 @@ from opentelemetry_mongo_events import event_listeners
 from pymongo import MongoClient
 
 provider = TracerProvider()
-provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=lambda span: span.name + " " + str(span.status.description) + "\\n")))
-client = MongoClient("mongodb://127.0.0.1:1", event_listeners=event_listeners(tracer_provider=provider, topology=True), serverSelectionTimeoutMS=1500)
+told = lambda span: f"{span.name} {span.status.description}\\n"
+provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=told)))
+listeners = event_listeners(tracer_provider=provider, topology=True)
+client = MongoClient("mongodb://127.0.0.1:1", event_listeners=listeners, serverSelectionTimeoutMS=1500)
 try:
     client.admin.command("ping")
 except Exception:
@@ -720,3 +723,58 @@ def test_it_ends_at_the_exit_of_the_interpreter_before_the_sdk_is_shut_down() ->
 
     assert run.stdout == f"{DISCOVERY} exit\n"
     assert run.stderr == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same of an asynchronous client.
+
+
+@is_asynchronous
+async def test_a_failover_under_asynchronous_writes(
+    replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans
+) -> None:
+    lost = replica_set.members[0]
+    with spans.tracer.start_as_current_span("request"):
+        client = aconnect(replica_set.uri, event_listeners=watching, **OFTEN)
+        await client.shop.orders.insert_one({})
+    await eventually(lambda: spans.named(DISCOVERY))
+    frozen = lost.freeze("count")
+    counting = asyncio.create_task(client.shop.command("count", "orders"))
+    await eventually(frozen.reached.is_set)
+    lost.fail("insert", code=10107, code_name="NotWritablePrimary", labels=["RetryableWriteError"])
+    hello = lost.freeze("hello", times=None)  # it is the write that finds out
+    writing = [asyncio.create_task(client.shop.orders.insert_one({}))]
+    await eventually(lambda: _episodes._episodes.outages)
+    writing += [asyncio.create_task(client.shop.orders.insert_one({})) for _ in range(5)]
+    replica_set.step_down()
+    hello.release()
+    replica_set.elect(replica_set.members[1])
+    await asyncio.gather(*writing)
+    await eventually(lambda: spans.named(OUTAGE))
+    frozen.release()
+    await counting
+    await client.close()
+
+    outage, discovery = spans.one(OUTAGE), spans.one(DISCOVERY)
+    assert discovery.parent is outage.parent is None  # its tasks copied the context of the request
+    assert trace_id(outage) != trace_id(spans.one("request"))
+    assert outage.status.status_code is StatusCode.OK
+    assert {"server.changed", "topology.changed"} <= set(events(outage))
+    (failed,) = [insert for insert in spans.named("insert orders") if insert.status.status_code is StatusCode.ERROR]
+    assert linked(outage) == [span_id(failed)]
+    assert {"server.changed", "topology.changed"} <= set(events(spans.one("count orders")))
+
+
+@is_asynchronous
+async def test_an_outage_ends_with_its_asynchronous_client(
+    server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
+) -> None:
+    client = aconnect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN)
+    await client.admin.command("ping")
+    await eventually(lambda: spans.named(DISCOVERY))
+    server.stop()
+    await eventually(lambda: _episodes._episodes.outages)
+    await client.close()
+    await eventually(lambda: spans.named(OUTAGE))
+
+    assert_ended(spans, metrics, "closed")
