@@ -22,7 +22,7 @@ from opentelemetry_mongo_events._process_state import keep_track
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from opentelemetry.trace import Span
 
@@ -149,25 +149,29 @@ class Episode:
         span = self._span
         last = self._stamp(at)
         try:
-            if self.telemetry.config.events in SPAN_EVENTS:
-                for incident in sorted(self._incidents, key=lambda incident: min(incident.at, at)):
-                    if incident.at <= at or (incident.at <= at + _NEARLY and incident.server in ended_by):
-                        incident.add_to(span, min(self._stamp(incident.at), last))
-            for failure in self._failures:
-                if failure.at <= at + _NEARLY:
-                    span.add_link(failure.span_context)
             if error is None:
                 span.set_status(Status(StatusCode.OK))
             else:
                 span.set_attribute(names.ERROR_TYPE, error)
                 span.set_status(Status(StatusCode.ERROR, error))
+            for failure in self._failures:
+                if failure.at <= at:
+                    span.add_link(failure.span_context)
+            if self.telemetry.config.events in SPAN_EVENTS:
+                for incident in sorted(self._incidents, key=lambda incident: min(incident.at, at)):
+                    if incident.at <= at or (incident.at <= at + _NEARLY and incident.server in ended_by):
+                        incident.add_to(span, min(self._stamp(incident.at), last))
         finally:
-            span.end(last)
-            if self.name == names.OUTAGE and not goes_on:
-                replica_set = self.topology.replica_set
-                attributes: Attributes = {} if replica_set is None else {names.REPLICA_SET: replica_set}
-                seconds = max(0.0, at - self.began)
-                self.telemetry.instruments.outage_duration.record(seconds, attributes, self.context)
+            try:
+                span.end(last)
+            finally:
+                if self.name == names.OUTAGE and not goes_on:
+                    self._measure(max(0.0, at - self.began))
+
+    def _measure(self, seconds: float) -> None:
+        replica_set = self.topology.replica_set
+        attributes: Attributes = {} if replica_set is None else {names.REPLICA_SET: replica_set}
+        self.telemetry.instruments.outage_duration.record(seconds, attributes, self.context)
 
     def _stamp(self, at: float) -> int:
         """Nanoseconds since the epoch, by one clock for the whole span, and not before it started."""
@@ -186,12 +190,28 @@ class _Episodes:
         self.open: dict[Episode, None] = {}
         self.outages: dict[int, Episode] = {}
         self.lock = threading.RLock()
-        """Held for as long as it takes to start a span. An episode that was taken out is ended by who took it."""
+        """Nothing that isn't this package's own is called while it is held."""
         self.keeper: threading.Thread | None = None
         self.ended = threading.Event()
 
-    def add(self, episode: Episode) -> None:
+    def begin(self, topology: TopologyState, episode: Callable[[], Episode]) -> bool:
+        """Open an episode, unless the topology has one or needs none; whether it did."""
+        with self.lock:
+            if topology.is_beginning or topology.episode is not None or not topology.is_in_need:
+                return False
+            topology.is_beginning = True
         keep_track(self)
+        try:
+            begun = episode()
+            with self.lock:
+                self._add(begun)
+        finally:
+            topology.is_beginning = False
+        if not topology.is_in_need:  # it has changed in the meantime, and there was nothing to end
+            end(topology, time.monotonic(), "closed" if topology.is_closed else None)
+        return True
+
+    def _add(self, episode: Episode) -> None:
         topology = episode.topology
         topology.episode = episode
         self.open[episode] = None
@@ -203,15 +223,19 @@ class _Episodes:
         for incident in list(topology.incidents):
             episode.note(incident)
 
-    def take(self, topology: TopologyState) -> Episode | None:
+    def take(self, topology: TopologyState, episode: Episode | None = None) -> Episode | None:
+        """Take out what a topology goes through, or that episode if it still does. Who gets it ends it."""
         with self.lock:
-            episode, topology.episode = topology.episode, None
-            if episode is not None:
-                self.open.pop(episode, None)
-                self.unlink(episode)
-            return episode
+            taken = topology.episode
+            if taken is None or episode not in (None, taken):
+                return None
+            topology.episode = None
+            self.open.pop(taken, None)
+            self.unlink(taken)
+            return taken
 
     def unlink(self, episode: Episode) -> None:
+        """Commands that start from now on don't link to it."""
         with self.lock:
             for address in [address for address, each in self.outages.items() if each is episode]:
                 del self.outages[address]
@@ -222,9 +246,8 @@ _episodes: Final = _Episodes()
 
 def begin_discovery(topology: TopologyState, telemetry: Telemetry, switch: Switch, started: float) -> None:
     """A client looks for its servers, since then, unless it has found one or this is known. Runs on any thread."""
-    with _episodes.lock:
-        if topology.episode is None and not topology.is_discovered:
-            _episodes.add(Episode(names.DISCOVERY, topology, telemetry, switch, started))
+    if not topology.is_discovered:
+        _episodes.begin(topology, lambda: Episode(names.DISCOVERY, topology, telemetry, switch, started))
 
 
 def begin_outage(
@@ -239,10 +262,8 @@ def begin_outage(
         started: Since when, by `time.monotonic()`.
         lost: The servers whose loss it may be: those that were lost just before count.
     """
-    with _episodes.lock:
-        if topology.episode is None:
-            lost = [server for server in lost if server.lost_at is not None and server.lost_at >= started - _BEFORE]
-            _episodes.add(Episode(names.OUTAGE, topology, telemetry, switch, started, lost))
+    lost = [server for server in lost if server.lost_at is not None and server.lost_at >= started - _BEFORE]
+    _episodes.begin(topology, lambda: Episode(names.OUTAGE, topology, telemetry, switch, started, lost))
 
 
 def end(topology: TopologyState, at: float, error: str | None = None, *, ended_by: Collection[int] = ()) -> None:
@@ -317,11 +338,14 @@ def _go_on(episode: Episode, now: float) -> None:
     """End an episode that has lasted for too long; another one goes on, for as long as anything is heard of it."""
     topology, telemetry = episode.topology, episode.telemetry
     at = episode.started + telemetry.config.episode_timeout
-    with _episodes.lock:
-        if topology.episode is not episode:
-            return  # it has ended
-        _episodes.take(topology)
-        goes_on = now - topology.last_sign < _SILENCE
-        if goes_on:
-            _episodes.add(Episode(episode.name, topology, telemetry, episode.switch, at, episode.lost, episode))
-    episode.end(at, "timeout", goes_on=goes_on)
+    if _episodes.take(topology, episode) is None:
+        return  # it has ended
+    goes_on = False
+    try:
+        if now - topology.last_sign < _SILENCE:
+            goes_on = _episodes.begin(
+                topology,
+                lambda: Episode(episode.name, topology, telemetry, episode.switch, at, episode.lost, episode),
+            )
+    finally:
+        episode.end(at, "timeout", goes_on=goes_on)

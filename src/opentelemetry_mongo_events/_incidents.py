@@ -14,6 +14,7 @@ from opentelemetry._logs import SeverityNumber
 
 from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._config import SPAN_EVENTS
+from opentelemetry_mongo_events._guard import Guard
 from opentelemetry_mongo_events._open_commands import OpenCommands
 from opentelemetry_mongo_events._process_state import keep_track, living
 from opentelemetry_mongo_events._telemetry import NO_PARENT
@@ -83,6 +84,7 @@ class _HandedOn:
     """Log records that could not be emitted where they were made, for whoever comes next."""
 
     def __init__(self) -> None:
+        self.guard = Guard()
         self.records: deque[tuple[Incident, Telemetry, Context]] = deque(maxlen=1_000)
 
     def forget(self) -> None:
@@ -126,9 +128,8 @@ def land(
 
 
 def hand_over() -> None:
-    """Emit the log records that had to wait. Runs wherever the driver holds no lock."""
+    """Emit the log records that had to wait. Runs wherever the driver holds no lock; never raises."""
     records = _handed_on.records
     while records:
         with contextlib.suppress(IndexError):  # another thread was quicker
-            incident, telemetry, context = records.popleft()
-            incident.log(telemetry, context)
+            _handed_on.guard.run("a log record", Incident.log, *records.popleft())

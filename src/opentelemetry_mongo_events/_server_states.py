@@ -143,6 +143,8 @@ class TopologyState:
         servers: How many there are of each type.
         members: Its servers, by the identity of their addresses.
         replica_set: The set's name, if it is one.
+        is_closed: Whether its client was closed.
+        is_beginning: Whether an episode is just being made.
         serves: Whether it has a writable server, or, where it never had one, a readable one.
         is_discovered: Whether it ever did, and its discovery is over.
         incidents: What happened to it and its servers lately.
@@ -156,6 +158,8 @@ class TopologyState:
         "_settings",
         "episode",
         "incidents",
+        "is_beginning",
+        "is_closed",
         "is_discovered",
         "is_new",
         "last_sign",
@@ -176,6 +180,8 @@ class TopologyState:
         self.servers: Counter[str] = Counter()
         self.members: dict[int, ServerState] = {}
         self.replica_set: str | None = None
+        self.is_beginning = False
+        self.is_closed = False
         self.serves = False
         self.is_discovered = False
         self.is_new = True
@@ -213,6 +219,11 @@ class TopologyState:
         episode = self.episode
         if episode is not None:
             episode.note(incident)
+
+    @property
+    def is_in_need(self) -> bool:
+        """Whether it is without a server that it needs."""
+        return not self.serves and not self.is_closed
 
     @property
     def attributes(self) -> Attributes:
@@ -307,6 +318,7 @@ class ServerStates:
         """Its client was closed."""
         topology = self._topologies.pop(topology_id, None)
         if topology is not None:
+            topology.is_closed = True
             for server in list(topology.members.values()):
                 self.close_server(server.identity.address)
 

@@ -85,8 +85,8 @@ class TopologyEvents(TopologyListener):
         topology = self._servers.topology(event.topology_id)
         if not topology.is_new:  # a client that is closed twice says so twice
             self._happened(names.TOPOLOGY_CLOSED, {}, topology, self._telemetry(topology))
-        end(topology, time.monotonic(), "closed")
         self._servers.close_topology(event.topology_id)
+        end(topology, time.monotonic(), "closed")
 
     def _lost(self, topology: TopologyState, difference: Change) -> list[ServerState]:
         """Note which servers can't be used any more, or again; all that can't."""
