@@ -56,7 +56,7 @@ class HeartbeatEvents(ServerHeartbeatListener):
         if not event.awaited:
             server.round_trip = max(0.0, event.duration)
         topology = server.topology
-        if topology is not None and topology.episode is not None and topology.uses(event.reply):
+        if topology is not None and topology.uses(event.reply):
             nearly_over(topology)
         telemetry = self._measure(event, server, {})
         if server.is_failing is not False:

@@ -22,6 +22,7 @@ from opentelemetry_mongo_events._telemetry import NO_PARENT
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from opentelemetry._logs import Logger
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
@@ -64,12 +65,10 @@ class Incident:
         """Add it to a span as an event, with its own time or another one."""
         span.add_event(self.name, self.attributes, self.nanoseconds if nanoseconds is None else nanoseconds)
 
-    def log(self, telemetry: Telemetry, context: Context) -> None:
+    def log(self, logger: Logger, context: Context) -> None:
         """Emit it as a log record with an event name."""
-        if telemetry.logger is None:
-            return
         severity = SeverityNumber.WARN if self.is_warning else SeverityNumber.INFO
-        telemetry.logger.emit(
+        logger.emit(
             timestamp=self.nanoseconds,
             observed_timestamp=time.time_ns(),
             context=context,
@@ -85,7 +84,7 @@ class _HandedOn:
 
     def __init__(self) -> None:
         self.guard = Guard()
-        self.records: deque[tuple[Incident, Telemetry, Context]] = deque(maxlen=1_000)
+        self.records: deque[tuple[Incident, Logger, Context]] = deque(maxlen=1_000)
 
     def forget(self) -> None:
         """After a fork they are the parent's."""
@@ -122,7 +121,7 @@ def land(
         return
     episode = None if topology is None else topology.episode
     keep_track(_handed_on)
-    _handed_on.records.append((incident, telemetry, NO_PARENT if episode is None else episode.context))
+    _handed_on.records.append((incident, telemetry.logger, NO_PARENT if episode is None else episode.context))
     if not under_locks:
         hand_over()
 

@@ -275,21 +275,19 @@ class ServerStates:
             server = self._servers[id(address)] = ServerState(identity(address))
         return server
 
-    def known(self, address: Address) -> ServerState | None:
+    def known(self, address: Address | None) -> ServerState | None:
         """The server with that address, if it was seen before."""
         return self._servers.get(id(address))
 
     def close_server(self, address: Address) -> None:
         """The client has it no more. It is forgotten once the driver has let go of its address."""
-        server = self._servers.get(id(address))
-        if server is None:
-            return
+        server = self.server(address)
         server.is_closed = True
         server.incidents.clear()
         server.failures.clear()
-        if server.topology is not None:
-            server.topology.members.pop(id(address), None)
-            server.topology = None
+        topology, server.topology = server.topology, None
+        if topology is not None:
+            topology.members.pop(id(address), None)
 
     def topology(self, topology_id: ObjectId) -> TopologyState:
         """The topology with that id."""
@@ -316,11 +314,11 @@ class ServerStates:
 
     def close_topology(self, topology_id: ObjectId) -> None:
         """Its client was closed."""
-        topology = self._topologies.pop(topology_id, None)
-        if topology is not None:
-            topology.is_closed = True
-            for server in list(topology.members.values()):
-                self.close_server(server.identity.address)
+        topology = self.topology(topology_id)
+        topology.is_closed = True
+        self._topologies.pop(topology_id, None)
+        for server in list(topology.members.values()):
+            self.close_server(server.identity.address)
 
     def servers(self) -> list[ServerState]:
         """All servers that its clients have."""
@@ -353,7 +351,7 @@ def note_failure(address: Address | None, span_context: SpanContext) -> None:
     """
     failure = Failure(time.monotonic(), span_context)
     for states in living(ServerStates):
-        server = None if address is None else states.known(address)
+        server = states.known(address)
         if server is None:
             continue
         server.failures.append(failure)

@@ -47,6 +47,19 @@ def test_a_switch_is_a_bool_or_what_stands_for_one(given: Any, on: bool, caplog:
     assert caplog.messages == []
 
 
+NO_TIMEOUTS: list[Any] = [0, -1.0, float("inf"), float("nan"), True, "1 min", []]
+
+
+@pytest.mark.parametrize(("given", "choice"), [("log", "log"), (" Both ", "both"), ("NONE", "none")])
+def test_a_choice_is_a_word(given: str, choice: str) -> None:
+    assert config_from({"OTEL_PYTHON_MONGO_EVENTS_EVENTS": given}, {}) == Config(events=choice)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("90", 90.0), ("0.5", 0.5), (120, 120.0), (1.5, 1.5)])
+def test_seconds_are_a_number_above_0(given: Any, seconds: float) -> None:
+    assert config_from({}, {"episode_timeout": given}) == Config(episode_timeout=seconds)
+
+
 def test_none_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
     environ = {"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": "false"}
 
@@ -93,6 +106,23 @@ def test_a_config_stands_in_for_environment_and_defaults_and_a_keyword_wins_over
                 ),
             )
             for value in (3, b"ping", {"ping": 1}, ["ping", 3], True)
+        ),
+        *(
+            (
+                {"events": value},
+                f"events={value!r} can't be used: span, log, both or none is allowed; the default, span, is used",
+            )
+            for value in ("logs", "", True, ["span", "log"])
+        ),
+        *(
+            (
+                {"episode_timeout": value},
+                (
+                    f"episode_timeout={value!r} can't be used: a number of seconds above 0 is allowed; "
+                    "the default, 60.0, is used"
+                ),
+            )
+            for value in NO_TIMEOUTS
         ),
     ],
 )

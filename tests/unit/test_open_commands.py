@@ -9,10 +9,12 @@ from opentelemetry.context import Context
 
 from opentelemetry_mongo_events import _open_commands
 from opentelemetry_mongo_events._attributes import Outcome
+from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._held_connections import HeldConnection, held_connection, hold, holder
+from opentelemetry_mongo_events._incidents import Incident
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._telemetry import telemetry_from
-from tests.spans import Spans, attributes
+from tests.spans import Spans, attributes, events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,3 +144,27 @@ def test_a_span_that_a_hook_has_ended_stays_as_it_is(open_command: Callable[...,
     command.close(Outcome({"a": 1}, "an error"))
 
     assert attributes(spans.one("1")) == {}
+
+
+def test_a_command_keeps_what_happens_to_its_server_from_its_start_on(
+    spans: Spans, open_command: Callable[..., OpenCommand]
+) -> None:
+    command = open_command(1)
+    command.note(Incident("before", {}, moment(command.since - 0.001)))
+    for number in range(100):
+        command.note(Incident(f"{number}", {}, moment(command.since + number)))
+    command.close(Outcome({}, None))
+
+    # The first ones tell why it is slow.
+    assert events(spans.one()) == [f"{number}" for number in range(32)]
+
+
+def test_commands_are_found_by_the_drivers_own_address(
+    table: OpenCommands, open_command: Callable[..., OpenCommand]
+) -> None:
+    commands = [open_command(number, hold(table, ADDRESS, number)) for number in (0, 0, 1)]
+    for command in commands:
+        table.add(command)
+
+    assert table.on({id(ADDRESS)}) == [commands[0], commands[2], commands[1]]
+    assert table.on({id(("db.example", int("27017")))}) == []

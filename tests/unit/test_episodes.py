@@ -1,0 +1,273 @@
+"""Discoveries and outages, one by one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bson import ObjectId
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import StatusCode
+
+from opentelemetry_mongo_events import _episodes
+from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._clock import moment
+from opentelemetry_mongo_events._episodes import (
+    begin_discovery,
+    begin_outage,
+    end,
+    end_all,
+    nearly_over,
+    outage_on,
+    watch,
+)
+from opentelemetry_mongo_events._incidents import Incident
+from opentelemetry_mongo_events._server_states import ServerStates, TopologyState, note_failure
+from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
+from tests.spans import Spans, attributes, events, linked, seconds, span_id
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry_mongo_events._server_states import ServerState
+    from tests.metrics import Metrics
+
+HERE: Any = ("db.example", 27017)
+ELSEWHERE: Any = ("db.example", 27018)
+
+
+class World:
+    """A client with two servers, of which the first was lost."""
+
+    def __init__(self, spans: Spans, metrics: Metrics, **options: Any) -> None:
+        keywords = {"tracer_provider": spans.provider, "meter_provider": metrics.provider, **options}
+        self.telemetry = telemetry_from(keywords, double_tracing=None)
+        self.switch = Switch(self.telemetry)
+        self.states = ServerStates(self.switch)
+        self.topology = self.states.topology(ObjectId())
+        self.here, self.elsewhere = (self.states.join(each, self.topology) for each in (HERE, ELSEWHERE))
+        self.now = time.monotonic()
+        self.here.lost_at = self.now
+
+    def begin_outage(self) -> None:
+        self.topology.is_discovered = True
+        lost = [server for server in (self.here, self.elsewhere) if server.lost_at is not None]
+        begin_outage(self.topology, self.telemetry, self.switch, self.now, lost)
+
+    def begin_discovery(self) -> None:
+        begin_discovery(self.topology, self.telemetry, self.switch, self.now)
+
+    def note(self, name: str, after: float, server: Any = HERE) -> None:
+        self.topology.note(Incident(name, {}, moment(self.now + after), server=id(server)))
+
+    def serve_again(self, after: float = 1.0) -> None:
+        self.topology.serves = True
+        end(self.topology, self.now + after, ended_by=[id(HERE)])
+
+
+@pytest.fixture
+def world(spans: Spans, metrics: Metrics) -> Iterator[World]:
+    yield World(spans, metrics)
+    assert (_episodes._episodes.open, _episodes._episodes.outages) == ({}, {})
+
+
+def test_what_caused_it_and_what_ended_it_are_part_of_it(world: World, spans: Spans) -> None:
+    world.note(names.SERVER_CHANGED, -0.01)
+    world.note(names.HEARTBEAT_FAILED, -0.01)
+    world.note(names.HEARTBEAT_FAILED, -0.01, ELSEWHERE)
+    world.begin_outage()
+    world.note(names.POOL_CLEARED, 0.5)
+    world.note(names.HEARTBEAT_SUCCEEDED, 1.01)
+    world.note(names.HEARTBEAT_SUCCEEDED, 1.01, ELSEWHERE)
+    world.serve_again()
+
+    outage = spans.one()
+    assert events(outage) == ["heartbeat.failed", "pool.cleared", "heartbeat.succeeded"]
+    assert seconds(outage) == 1.0
+    assert [each.timestamp - (outage.start_time or 0) for each in outage.events] == [0, 500_000_000, 1_000_000_000]
+
+
+def test_repeated_failures_leave_room_for_what_ends_it(world: World, spans: Spans) -> None:
+    world.begin_outage()
+    for number in range(1000):
+        world.note(names.HEARTBEAT_FAILED, number / 1000)
+    for number in range(1000):
+        world.note(names.SERVER_CHANGED, number / 1000)
+    world.serve_again()
+
+    told = events(spans.one())
+    assert (told.count("heartbeat.failed"), told.count("server.changed")) == (96, 32)
+
+
+def test_it_links_to_what_failed_on_the_servers_that_were_lost(world: World, spans: Spans) -> None:
+    def fail(address: Any) -> int:
+        span = spans.tracer.start_span("command")
+        note_failure(address, span.get_span_context())
+        return span.get_span_context().span_id
+
+    long_ago = fail(HERE)
+    world.here.failures[0] = world.here.failures[0]._replace(at=world.now - 5.1)
+    before = fail(HERE)
+    fail(ELSEWHERE)
+    fail(("unknown.example", 27017))
+    world.begin_outage()
+    during = [fail(HERE) for _ in range(20)]
+    fail(ELSEWHERE)
+    world.serve_again()
+    assert long_ago not in linked(spans.one())
+    assert linked(spans.one()) == [before, *during[:15]]
+
+
+def test_it_has_no_link_to_what_failed_when_it_was_over(world: World, spans: Spans) -> None:
+    world.begin_outage()
+    note_failure(HERE, spans.tracer.start_span("command").get_span_context())
+    world.serve_again(after=-1.0)
+
+    assert linked(spans.one()) == []
+    assert seconds(spans.one()) == 0
+
+
+def test_commands_link_to_it_until_a_server_can_be_used(world: World, spans: Spans) -> None:
+    assert outage_on(HERE) is None
+    nearly_over(world.topology)  # of nothing
+    world.begin_outage()
+    assert outage_on(None) is outage_on(("db.example", int("27017"))) is None
+    link = outage_on(ELSEWHERE)
+    nearly_over(world.topology)
+    assert outage_on(ELSEWHERE) is None
+    world.serve_again()
+
+    assert link is not None
+    assert link.context.span_id == span_id(spans.one())
+
+
+def test_a_topology_goes_through_one_thing_at_a_time(world: World, spans: Spans) -> None:
+    world.begin_discovery()
+    world.begin_discovery()
+    world.begin_outage()
+    world.serve_again()
+    end(world.topology, world.now)
+    world.begin_discovery()
+
+    assert spans.names == ["mongodb.client.discovery"]
+
+
+class _OnStart(SpanProcessor):
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self.call()
+
+
+def test_one_that_is_over_as_it_begins_ends_all_the_same(world: World, spans: Spans) -> None:
+    spans.provider.add_span_processor(_OnStart(world.serve_again))
+    world.begin_discovery()
+
+    assert spans.one().status.status_code is StatusCode.OK
+
+
+def test_one_whose_client_is_closed_as_it_begins_ends_as_an_error(world: World, spans: Spans) -> None:
+    spans.provider.add_span_processor(
+        _OnStart(lambda: world.states.close_topology(next(iter(world.states._topologies))))
+    )
+    world.begin_outage()
+
+    assert attributes(spans.one())["error.type"] == "closed"
+
+
+def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -> None:
+    one, another = World(spans, metrics), World(spans, metrics)
+    one.begin_outage()
+    another.begin_outage()
+    end_all("uninstrumented", one.switch)
+    assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented"]
+
+    end_all("exit")
+    assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented", "exit"]
+
+
+def test_without_another_thread_it_ends_with_what_is_told(
+    world: World, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more_threads(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+    watch()
+    world.begin_outage()
+    watch()
+    assert _episodes._episodes.keeper is None
+    world.serve_again()
+
+    assert spans.one().status.status_code is StatusCode.OK
+
+
+def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metrics: Metrics) -> None:
+    world = World(spans, metrics, episode_timeout=0.01)
+    world.topology.last_sign -= 61
+    world.begin_outage()
+    watch()
+    watch()
+    until(lambda: spans.names == ["mongodb.client.outage"])
+    until(lambda: _episodes._episodes.keeper is None)
+
+    assert attributes(spans.one())["error.type"] == "timeout"
+    assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(0.01, abs=1e-6)
+
+
+def test_one_that_has_ended_doesnt_go_on(world: World, spans: Spans) -> None:
+    world.begin_outage()
+    (episode,) = _episodes._episodes.open
+    world.serve_again()
+    _episodes._go_on(episode, world.now + 100)
+
+    assert len(spans.finished) == 1
+
+
+def test_a_tracer_that_fails_leaves_nothing_open(
+    world: World, spans: Spans, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.begin_outage()
+    (episode,) = _episodes._episodes.open
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(type(world.telemetry.tracer), "start_span", fail)
+    with pytest.raises(RuntimeError):
+        _episodes._go_on(episode, world.now + 1)
+    assert not world.topology.is_beginning
+    assert attributes(spans.one())["error.type"] == "timeout"
+    assert metrics.one("mongodb.client.outage.duration").count == 1
+
+
+def test_a_span_that_is_not_recorded_is_measured(
+    spans: Spans, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    from tests.spans import Spans as Made
+
+    unsampled = Made(ALWAYS_OFF)
+    world = World(unsampled, metrics)
+    world.begin_outage()
+    assert outage_on(HERE) is None
+    world.serve_again()
+
+    assert unsampled.names == []
+    assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(1.0)
+
+
+def test_what_happens_to_a_server_that_is_gone_is_not_kept(world: World) -> None:
+    world.states.close_server(HERE)
+    world.states.close_server(("db.example", 1))
+    server: ServerState = world.here
+    server.note(Incident(names.HEARTBEAT_FAILED, {}))
+
+    assert (list(server.incidents), list(world.topology.incidents)) == ([], [])
+    assert TopologyState not in [type(each.topology) for each in world.states.servers() if each is server]
+    world.topology.serves = True
