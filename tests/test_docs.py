@@ -40,7 +40,11 @@ def rows(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
 
 
-NO_NAMES = {"IDLE", "INTERRUPTED", "MONGODB", "OTHER", "SCHEMA_URL", "SCOPE", "USED"}
+NO_NAMES = {"DISCOVERY", "IDLE", "INTERRUPTED", "MONGODB", "OTHER", "OUTAGE", "SCHEMA_URL", "SCOPE", "USED"}
+
+
+def is_event(constant: str) -> bool:
+    return constant.endswith(("_CHANGED", "_CLEARED", "_CLOSED", "_FAILED", "_OPENED", "_SUCCEEDED"))
 
 
 def is_metric(constant: str) -> bool:
@@ -49,7 +53,9 @@ def is_metric(constant: str) -> bool:
 
 def emitted() -> set[str]:
     """Every attribute's name that the code has."""
-    constants = {name: getattr(_semconv, name) for name in _semconv.__all__ if not is_metric(name)}
+    constants = {
+        name: getattr(_semconv, name) for name in _semconv.__all__ if not is_metric(name) and not is_event(name)
+    }
     return {value for name, value in constants.items() if isinstance(value, str) and name not in NO_NAMES}
 
 
@@ -66,8 +72,22 @@ def test_each_attribute_is_in_the_reference_and_no_other() -> None:
     spans = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Attributes")]
     metrics = [cells[0].strip("`") for cells in rows("docs/metrics.md", "## Attributes")]
 
-    assert sorted({*spans, *metrics}) == sorted(emitted() - old())
-    assert [len(page) for page in (spans, metrics)] == [len(set(page)) for page in (spans, metrics)]
+    events = [cells[0].strip("`") for cells in rows("docs/outages.md", "## Attributes")]
+
+    assert sorted({*spans, *metrics, *events}) == sorted(emitted() - old())
+    for page in (spans, metrics, events):
+        assert len(page) == len(set(page))
+
+
+def test_each_event_and_each_span_of_a_clients_own_is_in_the_reference() -> None:
+    events = {getattr(_semconv, name) for name in _semconv.__all__ if is_event(name) and not is_metric(name)}
+    page = (ROOT / "docs/outages.md").read_text()
+    documented = [cells[0].strip("`") for cells in rows("docs/outages.md", "## Events")]
+
+    assert sorted(f"mongodb.client.{name}" for name in documented) == sorted(events)
+    assert {_semconv.DISCOVERY, _semconv.OUTAGE} == set(
+        re.findall(r"^`(mongodb\.client\.\w+)`\n: ", page, re.MULTILINE)
+    )
 
 
 def test_each_metric_is_in_the_reference_and_no_other() -> None:

@@ -243,13 +243,13 @@ async def test_an_asynchronous_client_tells_the_same(
 def test_a_big_topology_is_one_warning(watching: list[Any], caplog: pytest.LogCaptureFixture, metrics: Metrics) -> None:
     topology = next(listener for listener in watching if type(listener).__name__ == "TopologyEvents")
     caplog.set_level(logging.WARNING)
-    topology.description_changed(topology_changed(20))
+    topology.description_changed(topology_changed(25))
     assert caplog.messages == []
 
     for _ in range(3):
-        topology.description_changed(topology_changed(21))
+        topology.description_changed(topology_changed(26))
 
-    assert [message.partition(".")[0] for message in caplog.messages] == ["a topology has 21 servers"]
+    assert [message.partition(".")[0] for message in caplog.messages] == ["a topology has 26 servers"]
     assert "topology=False" in caplog.messages[0]
 
 

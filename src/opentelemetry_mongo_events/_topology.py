@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._server_states import Change, ServerState, ServerStates, TopologyState
     from opentelemetry_mongo_events._telemetry import Telemetry
 
-_MANY: Final = 20
+# One that dies may be four changes within a second, and the driver's queue holds 100.
+_MANY: Final = 25
 
 
 class TopologyEvents(TopologyListener):
@@ -199,9 +200,9 @@ class TopologyEvents(TopologyListener):
             return
         self._warned = True
         warn(
-            "a topology has %s servers. PyMongo queues at most 100 events of servers and topologies for their "
-            "listeners, and waits when the queue is full: where many servers change at once, an AsyncMongoClient may "
-            "stand still. The option topology=False keeps these listeners off (this is logged once)",
+            "a topology has %s servers. PyMongo queues at most 100 changes for its listeners, and a server that dies may "
+            "be four within a second: where more than 25 die at once, an AsyncMongoClient may stand still for good, a "
+            "MongoClient for a second or two. The option topology=False keeps these listeners off (this is logged once)",
             servers,
         )
 
