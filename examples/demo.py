@@ -1,5 +1,7 @@
 """Run the shop on an embedded server under `opentelemetry-instrument`, and show its traces as trees.
 
+In the night the server is killed, and comes back a second and a half later.
+
 With `OTEL_EXPORTER_OTLP_ENDPOINT` set the traces go there in place of the terminal.
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,28 +47,45 @@ def main() -> int:
     console.print("Starting the embedded server (nx-27017) ...")
     with NxServer() as server:
         console.print(f"Running examples/shop.py under opentelemetry-instrument, on {server.uri} ...")
-        shop = subprocess.run(  # noqa: S603  # our own script
-            instrumented(
-                HERE / "shop.py", "--traces_exporter", "otlp" if endpoint else "console", "--service_name", "shop"
-            ),
-            env=shop_environment(server.uri),
-            stdout=None if endpoint else subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    if shop.returncode:
-        console.print(f"The shop failed with exit code {shop.returncode}.")
-        return shop.returncode
+        exit_code, output = run_shop(server, to_console=not endpoint)
+    if exit_code:
+        console.print(f"The shop failed with exit code {exit_code}.")
+        return exit_code
     if endpoint:
         console.print(f"The traces of the service 'shop' were sent to {endpoint}.")
         return 0
-    spans = list(console_spans(shop.stdout))
+    spans = list(console_spans(output))
     for tree in trees(spans):
         console.print()
         console.print(tree)
     commands = sum(is_command(span) for span in spans)
     console.print(f"\n{len(spans)} spans, {commands} of them MongoDB commands.")
     return 0 if commands else 1
+
+
+def run_shop(server: NxServer, *, to_console: bool) -> tuple[int, str]:
+    """Run it, and take the server away from it when the night begins; its exit code and what it wrote to stdout."""
+    exporter = "console" if to_console else "otlp"
+    with (
+        tempfile.TemporaryFile("w+") as output,  # not a pipe, which nobody would empty meanwhile
+        subprocess.Popen(  # noqa: S603  # our own script
+            instrumented(HERE / "shop.py", "--traces_exporter", exporter, "--service_name", "shop"),
+            env=shop_environment(server.uri),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as shop,
+    ):
+        assert shop.stderr is not None  # noqa: S101  # it is a pipe
+        for line in shop.stderr:
+            sys.stderr.write(line)
+            if "through the night" in line:
+                server.stop()
+                time.sleep(1.5)
+                server.start()
+        exit_code = shop.wait()
+        output.seek(0)
+        return exit_code, output.read()
 
 
 def shop_environment(uri: str) -> dict[str, str]:
@@ -87,6 +108,8 @@ def trees(spans: list[Span]) -> Iterator[Tree]:
     names = {span["context"]["span_id"]: span["name"] for span in spans}
 
     def add(tree: Tree, span: Span) -> Tree:
+        for line in story(span):
+            tree.add(line)
         for child in children.get(span["context"]["span_id"], []):
             add(tree.add(label(child, names)), child)
         return tree
@@ -95,9 +118,34 @@ def trees(spans: list[Span]) -> Iterator[Tree]:
         yield add(Tree(label(root, names)), root)
 
 
+def story(span: Span) -> Iterator[Text]:
+    """What happened in a span, line by line."""
+    started = moment(span["start_time"])
+    for event in span["events"]:
+        told = event["attributes"]
+        line = Text(f"{(moment(event['timestamp']) - started).total_seconds() * 1000:6.0f} ms  ", "dim")
+        line.append(f"{event['name'].removeprefix('mongodb.client.'):<20}", "magenta")
+        if "server.port" in told:
+            line.append(f"{told['server.address']}:{told['server.port']}  ")
+        for kind in ("server", "topology"):
+            if f"mongodb.client.{kind}.type" in told:
+                line.append(
+                    f"{told[f'mongodb.client.{kind}.previous_type']} -> {told[f'mongodb.client.{kind}.type']}  ",
+                    "green",
+                )
+        line.append(told.get("error.type", ""), "bold red")
+        line.rstrip()
+        yield line
+
+
+def moment(stamp: str) -> datetime:
+    """A time as the console exporter writes it."""
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00"))
+
+
 def label(span: Span, names: dict[str, str]) -> Text:
     """A span in a line: its name, how long it took, and what is worth knowing of it."""
-    start, end = (datetime.fromisoformat(span[each].replace("Z", "+00:00")) for each in ("start_time", "end_time"))
+    start, end = moment(span["start_time"]), moment(span["end_time"])
     line = Text.assemble(
         (span["name"], "bold" if is_command(span) else "bold cyan"),
         (f"  {(end - start).total_seconds() * 1000:.1f} ms", "dim"),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from opentelemetry import trace
 from pymongo import MongoClient
-from pymongo.errors import DuplicateKeyError, OperationFailure
+from pymongo.errors import AutoReconnect, DuplicateKeyError, OperationFailure
 
 tracer = trace.get_tracer("shop")
 
@@ -29,6 +30,7 @@ def main() -> None:
         with ThreadPoolExecutor(2, "shop") as customers:
             list(customers.map(lambda cup: order(shop, cup), ["espresso cup", "coffee cup"]))
         report(shop)
+        sell_through_the_night(shop)
 
 
 def open_shop(shop: Any) -> None:
@@ -75,6 +77,22 @@ def report(shop: Any) -> None:
         except OperationFailure:
             say("a report with a mistake")
         list(shop.orders.aggregate([{"$group": {"_id": "$product", "sold": {"$sum": 1}}}]))
+
+
+def sell_through_the_night(shop: Any) -> None:
+    """Take one order after another, until one of them has to wait for the server, for five seconds at most."""
+    say("sells through the night")
+    morning = time.monotonic() + 5
+    while (evening := time.monotonic()) < morning:
+        with tracer.start_as_current_span("POST /orders"):
+            try:
+                shop.orders.insert_one({"product": 0, "by": "bob@example.org"})
+            except AutoReconnect:
+                say("lost an order: the server is gone")
+        if (waited := time.monotonic() - evening) > 0.5:
+            say(f"waited {waited:.1f} s for the server, and sold on")
+            break
+        time.sleep(0.3)
 
 
 def say(what: str) -> None:

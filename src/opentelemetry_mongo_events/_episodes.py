@@ -159,7 +159,8 @@ class Episode:
                     span.add_link(failure.span_context)
             if self.telemetry.config.events in SPAN_EVENTS:
                 for incident in sorted(self._incidents, key=lambda incident: min(incident.at, at)):
-                    if incident.at <= at or (incident.at <= at + _NEARLY and incident.server in ended_by):
+                    is_what_ended_it = incident.server in ended_by and incident.name == names.HEARTBEAT_SUCCEEDED
+                    if incident.at <= at + (_NEARLY if is_what_ended_it else 0):
                         incident.add_to(span, min(self._stamp(incident.at), last))
         finally:
             try:

@@ -200,9 +200,10 @@ class TopologyEvents(TopologyListener):
             return
         self._warned = True
         warn(
-            "a topology has %s servers. PyMongo queues at most 100 changes for its listeners, and a server that dies may "
-            "be four within a second: where more than 25 die at once, an AsyncMongoClient may stand still for good, a "
-            "MongoClient for a second or two. The option topology=False keeps these listeners off (this is logged once)",
+            "a topology has %s servers. PyMongo queues at most 100 changes for its listeners, and a server that dies "
+            "may be four within a second: where more than 25 die at once, an AsyncMongoClient may stand still for "
+            "good, a MongoClient for a second or two. The option topology=False keeps these listeners off (this is "
+            "logged once)",
             servers,
         )
 

@@ -83,6 +83,7 @@ def test_what_caused_it_and_what_ended_it_are_part_of_it(world: World, spans: Sp
     world.note(names.POOL_CLEARED, 0.5)
     world.note(names.HEARTBEAT_SUCCEEDED, 1.01)
     world.note(names.HEARTBEAT_SUCCEEDED, 1.01, ELSEWHERE)
+    world.note(names.POOL_CLEARED, 1.01)
     world.serve_again()
 
     outage = spans.one()
