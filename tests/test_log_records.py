@@ -7,12 +7,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import pymongo
 import pytest
 from opentelemetry._logs import Logger, SeverityNumber
+from opentelemetry.sdk._logs import LogRecordProcessor
 
-from opentelemetry_mongo_events import _telemetry, event_listeners
+from opentelemetry_mongo_events import _incidents, _telemetry, event_listeners
+from opentelemetry_mongo_events._guard import Guard
 from tests.clients import answers, connect
-from tests.events import checked_in, heartbeat_failed, pool_cleared
+from tests.events import checked_in, checked_out, connection_ready, heartbeat_failed, pool_cleared
 from tests.servers.scripted import ScriptedReplicaSet
 from tests.spans import events, span_id, trace_id
 from tests.test_outages import DISCOVERY, OFTEN, OUTAGE
@@ -20,6 +23,7 @@ from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.logs import Logs
+    from tests.metrics import Metrics
     from tests.servers.scripted import ScriptedServer
     from tests.spans import Spans
 
@@ -111,7 +115,8 @@ def test_a_lost_primary_is_a_warning(spans: Spans, logs: Logs) -> None:
     assert [record.attributes["mongodb.client.replica_set"] for record in warnings] == [replica_set.name] * 2
     assert events(outage) == ["server.changed", "topology.changed"] * 2
     # Once for all of them: a client that is closed is no bad news.
-    assert logs.named("topology.closed")[-1].severity_number is INFO
+    if pymongo.version_tuple >= (4, 9):
+        assert logs.named("topology.closed")[-1].severity_number is INFO
 
 
 @pytest.mark.parametrize(
@@ -154,6 +159,88 @@ def test_a_record_under_the_drivers_locks_waits_for_whoever_holds_none(spans: Sp
     assert cleared.event_name == "mongodb.client.pool.cleared"
     assert dict(cleared.attributes) == {"server.address": "db.example", "server.port": 27017}
     assert (cleared.severity_number, cleared.trace_id) == (INFO, 0)
+
+
+class Broken(LogRecordProcessor):
+    """A log pipeline that raises, whatever it is given."""
+
+    def on_emit(self, log_record: Any) -> None:
+        raise ConnectionError(log_record.log_record.event_name)
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+
+@has_log_records
+def test_a_log_pipeline_that_raises_costs_its_records_and_nothing_else(
+    server: ScriptedServer,
+    spans: Spans,
+    logs: Logs,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_incidents._handed_on, "guard", Guard())  # each kind of failure is logged once
+    logs.provider.add_log_record_processor(Broken())
+    run_through_an_outage(server, listeners_with("both", spans, logs), spans)
+
+    assert events(spans.one(DISCOVERY))[-1] == "topology.changed"
+    assert events(spans.one(OUTAGE))[-1] == "server.changed"
+    (warning,) = [message for message in caplog.messages if "a log record raised" in message]
+    assert warning.startswith("a log record raised ConnectionError; the application goes on")
+
+
+@has_log_records
+def test_a_connection_that_was_given_back_is_counted_so_whatever_a_log_pipeline_does(
+    spans: Spans, metrics: Metrics, logs: Logs
+) -> None:
+    logs.provider.add_log_record_processor(Broken())
+    providers: Any = {"tracer_provider": spans.provider, "meter_provider": metrics.provider}
+    listeners: list[Any] = event_listeners(logger_provider=logs.provider, events="log", **providers)
+    pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
+    pools.connection_ready(connection_ready(1))
+    pools.connection_checked_out(checked_out(1))
+    pools.pool_cleared(pool_cleared())
+    pools.connection_checked_in(checked_in(1))
+
+    assert metrics.connections() == (1, 0)
+
+
+class Stores(LogRecordProcessor):
+    """A log pipeline that goes through the very pool that it tells of, which is cleared at once."""
+
+    pools: Any
+
+    def __init__(self) -> None:
+        self.emitted = 0
+
+    def on_emit(self, log_record: Any) -> None:
+        self.emitted += 1
+        self.pools.pool_cleared(pool_cleared())
+        self.pools.connection_checked_in(checked_in(1))
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+
+@has_log_records
+def test_a_log_pipeline_that_makes_records_itself_is_not_asked_again_at_once(spans: Spans, logs: Logs) -> None:
+    listeners = listeners_with("log", spans, logs)
+    stores = Stores()
+    stores.pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
+    logs.provider.add_log_record_processor(stores)
+    stores.pools.pool_cleared(pool_cleared())
+
+    stores.pools.connection_checked_in(checked_in(1))
+    assert stores.emitted == 1
+
+    stores.pools.connection_checked_in(checked_in(1))
+    assert stores.emitted == 2
 
 
 def test_without_events_in_the_api_there_is_one_warning(

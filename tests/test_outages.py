@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
 from pymongo.errors import PyMongoError
 
@@ -24,7 +26,7 @@ from opentelemetry_mongo_events._incidents import Incident
 from opentelemetry_mongo_events._server_states import Failure, ServerState, TopologyState
 from tests.clients import aconnect, answers, connect
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
-from tests.spans import attributes, end, event, events, linked, seconds, span_id, start, table_of, trace_id
+from tests.spans import Spans, attributes, end, event, events, linked, seconds, span_id, start, table_of, trace_id
 from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from opentelemetry_mongo_events import MongoEventsInstrumentor
     from tests.metrics import Metrics
-    from tests.spans import Spans
 
 DISCOVERY = "mongodb.client.discovery"
 OUTAGE = "mongodb.client.outage"
@@ -253,7 +254,8 @@ def test_a_command_that_finds_the_step_down_is_linked_from_the_outage(
     _, failed, repeated = spans.named("insert orders")
     assert attributes(failed)["error.type"] == "10107"
     assert linked(outage) == [span_id(failed)]
-    assert linked(repeated)[-1] == span_id(failed)
+    if pymongo.version_tuple >= (4, 18):  # else nothing tells that it is another attempt
+        assert linked(repeated)[-1] == span_id(failed)
     changed = event(outage, "server.changed")
     assert changed["error.type"] == "NotPrimaryError"
     assert "mongodb.client.error.message" not in changed  # it quotes the server's reply
@@ -530,7 +532,8 @@ def test_another_set_than_the_one_that_is_asked_for_is_never_discovered(
 
     assert discovery.status.status_code is StatusCode.ERROR
     assert events(discovery).count("server.closed") == 3
-    assert metrics.values(*COUNT) == {}
+    if pymongo.version_tuple >= (4, 9):
+        assert metrics.values(*COUNT) == {}
 
 
 def test_a_server_that_is_removed_from_its_set_is_told(
@@ -678,6 +681,137 @@ def test_it_goes_on_in_another_span_when_it_takes_too_long(
     measured = metrics.one(OUTAGES)
     assert measured.count == 1
     assert measured.sum == pytest.approx(seconds(first) + seconds(second), abs=0.01)
+
+
+class Picky(Sampler):
+    """A sampler that raises for an episode, where it is told to."""
+
+    raises = False
+
+    def should_sample(self, parent_context: Any, trace_id: int, name: str, *rest: Any, **more: Any) -> SamplingResult:
+        if self.raises and name in (DISCOVERY, OUTAGE):
+            raise KeyError(name)
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, *rest, **more)
+
+    def get_description(self) -> str:
+        return "picky"
+
+
+def test_what_happens_is_told_even_if_no_span_can_be_started(replica_set: ScriptedReplicaSet, metrics: Metrics) -> None:
+    sampler = Picky()
+    sampler.raises = True
+    spans = Spans(sampler)
+    watching = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
+    changes = ("mongodb.client.topology.changes", "mongodb.client.topology.previous_type")
+    with connect(replica_set.uri, event_listeners=watching, **OFTEN):
+        until(lambda: metrics.values(*changes).get("Unknown") == 1)
+        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 2})
+        replica_set.step_down()
+        until(lambda: metrics.values(*changes).get("ReplicaSetWithPrimary") == 1)
+        removed = replica_set.members.pop()
+        replica_set.elect(replica_set.members[0])
+        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 1})
+        replica_set.members.append(removed)
+    assert spans.names == []
+
+
+def test_an_outage_whose_next_span_can_not_be_started_ends_all_the_same(
+    server: ScriptedServer, metrics: Metrics
+) -> None:
+    sampler = Picky()
+    spans = Spans(sampler)
+    listeners = event_listeners(
+        tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True, episode_timeout=0.6
+    )
+    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        lose(server)
+        sampler.raises = True
+        assert attributes(spans.wait_for(OUTAGE))["error.type"] == "timeout"
+
+
+class Exits(SpanProcessor):
+    """A span processor that ends the thread in which a span ends with an error, once."""
+
+    has_exited = False
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.status.description == "timeout" and not self.has_exited:
+            self.has_exited = True
+            sys.exit()
+
+
+def test_a_thread_that_was_ended_by_an_exporter_is_replaced(server: ScriptedServer, spans: Spans) -> None:
+    exits = Exits()
+    spans.provider.add_span_processor(exits)
+    listeners = event_listeners(tracer_provider=spans.provider, topology=True, episode_timeout=0.6)
+    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        lose(server)
+        until(lambda: exits.has_exited)
+        until(lambda: len(spans.named(OUTAGE)) >= 3)
+
+
+class Slow(Picky):
+    """A sampler that takes its time for an episode."""
+
+    def __init__(self) -> None:
+        self.reached, self.goes_on = threading.Event(), threading.Event()
+
+    def should_sample(self, parent_context: Any, trace_id: int, name: str, *rest: Any, **more: Any) -> SamplingResult:
+        if name in (DISCOVERY, OUTAGE):
+            self.reached.set()
+            self.goes_on.wait(5)
+        return super().should_sample(parent_context, trace_id, name, *rest, **more)
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    slow = Slow()
+    yield slow
+    slow.goes_on.set()
+
+
+def test_a_span_that_takes_long_to_start_holds_up_no_other_client(
+    server: ScriptedServer, watching: list[Any], spans: Spans, slow: Slow
+) -> None:
+    listeners = event_listeners(tracer_provider=Spans(slow).provider, topology=True)
+    with (
+        connect("mongodb://127.0.0.1:1", event_listeners=listeners, serverSelectionTimeoutMS=300),
+        connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client,
+    ):
+        assert slow.reached.wait(5)
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        lose(server)
+        server.start()
+        until(lambda: answers(client))
+        spans.wait_for(OUTAGE)
+        slow.goes_on.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes(
+    server: ScriptedServer, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_episodes, "_episodes", _episodes._Episodes())  # as in a process that had none
+    listeners = event_listeners(tracer_provider=Spans(slow).provider, topology=True)
+    with connect("mongodb://127.0.0.1:1", event_listeners=listeners, serverSelectionTimeoutMS=300):
+        assert slow.reached.wait(5)
+
+        def child() -> bool:
+            spans = Spans()
+            mine = event_listeners(tracer_provider=spans.provider, topology=True)
+            with connect(server.uri, event_listeners=mine) as client:
+                client.admin.command("ping")
+                spans.wait_for(DISCOVERY)
+            return True
+
+        assert in_child(child)
+        slow.goes_on.set()
+    until(lambda: _episodes._episodes.keeper is None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")

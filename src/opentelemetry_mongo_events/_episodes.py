@@ -100,7 +100,8 @@ class Episode:
         self.lost = lost
         self._addresses = {id(server.identity.address) for server in lost}
         self._first = moment(started).nanoseconds
-        self._incidents: list[Incident] = []
+        # As keys: what comes as the episode begins may be noted twice.
+        self._incidents: dict[Incident, None] = {}
         self._failures: list[Failure] = []
         attributes: Attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type}
         if topology.replica_set is not None:
@@ -124,15 +125,12 @@ class Episode:
         is_cause = incident.server in self._addresses and incident.name == names.HEARTBEAT_FAILED
         is_part = incident.at >= self.started - (_NEARLY if is_cause or self.name == names.DISCOVERY else 0)
         if is_part and len(self._incidents) < limit:
-            self._incidents.append(incident)
+            self._incidents[incident] = None
 
     def hit(self, server: ServerState, failure: Failure) -> None:
         """A command, or a checkout, failed in it or shortly before. Runs on any thread."""
-        if (
-            id(server.identity.address) in self._addresses
-            and failure.at >= self.started - _BEFORE
-            and len(self._failures) < _LINKS
-        ):
+        is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - _BEFORE
+        if is_part and len(self._failures) < _LINKS and failure not in self._failures:
             self._failures.append(failure)
 
     def end(
@@ -154,7 +152,7 @@ class Episode:
             else:
                 span.set_attribute(names.ERROR_TYPE, error)
                 span.set_status(Status(StatusCode.ERROR, error))
-            for failure in self._failures:
+            for failure in list(self._failures):
                 if failure.at <= at:
                     span.add_link(failure.span_context)
             if self.telemetry.config.events in SPAN_EVENTS:
@@ -203,19 +201,21 @@ class _Episodes:
             topology.is_beginning = True
         keep_track(self)
         try:
-            begun = episode()
-            with self.lock:
-                self._add(begun)
+            # A sampler or a span processor that raises keeps it from being, and does no other harm.
+            self.guard.run("an episode's start", lambda: self._add(episode()))
         finally:
             topology.is_beginning = False
+        if topology.episode is None:
+            return False
         if not topology.is_in_need:  # it has changed in the meantime, and there was nothing to end
             end(topology, time.monotonic(), "closed" if topology.is_closed else None)
         return True
 
     def _add(self, episode: Episode) -> None:
         topology = episode.topology
-        topology.episode = episode
-        self.open[episode] = None
+        with self.lock:
+            topology.episode = episode
+            self.open[episode] = None
         if episode.name == names.OUTAGE:
             self.outages |= dict.fromkeys(list(topology.members), episode)
             for server in episode.lost:
@@ -226,6 +226,8 @@ class _Episodes:
 
     def take(self, topology: TopologyState, episode: Episode | None = None) -> Episode | None:
         """Take out what a topology goes through, or that episode if it still does. Who gets it ends it."""
+        if topology.episode is None:
+            return None
         with self.lock:
             taken = topology.episode
             if taken is None or episode not in (None, taken):
@@ -272,13 +274,13 @@ def end(topology: TopologyState, at: float, error: str | None = None, *, ended_b
     episode = _episodes.take(topology)
     if episode is not None:
         _episodes.ended.set()
-        episode.end(at, error, ended_by=ended_by)
+        _episodes.guard.run("an episode's end", episode.end, at, error, ended_by=ended_by)
 
 
 def nearly_over(topology: TopologyState) -> None:
     """A server can be used again, as will be told later: what starts from now on is not in the outage any more."""
     episode = topology.episode
-    if episode is not None:
+    if episode is not None and episode.name == names.OUTAGE:
         _episodes.unlink(episode)
 
 
@@ -286,7 +288,7 @@ def end_all(error: str, switch: Switch | None = None) -> None:
     """End all that are open, or those of one switch, as errors. Runs on any thread; never raises."""
     for episode in list(_episodes.open):
         if switch is None or episode.switch is switch:
-            _episodes.guard.run("an episode's end", end, episode.topology, time.monotonic(), error)
+            end(episode.topology, time.monotonic(), error)
 
 
 def outage_on(address: Address | None) -> Link | None:
@@ -298,8 +300,11 @@ def outage_on(address: Address | None) -> Link | None:
 
 def watch() -> None:
     """See to it that what is open will end: by its time, with its client, at the exit of the interpreter."""
+    if not _episodes.open:  # from the first one on a fork is seen to
+        return
     with _episodes.lock:
-        if not _episodes.open or _episodes.keeper is not None:
+        # What an exporter raises that is no exception, as `SystemExit`, ends the thread.
+        if not _episodes.open or (_episodes.keeper is not None and _episodes.keeper.is_alive()):
             return
         # What is registered last runs first: before the SDK, which was set up meanwhile, is shut down.
         atexit.unregister(_at_exit)
@@ -341,12 +346,7 @@ def _go_on(episode: Episode, now: float) -> None:
     at = episode.started + telemetry.config.episode_timeout
     if _episodes.take(topology, episode) is None:
         return  # it has ended
-    goes_on = False
-    try:
-        if now - topology.last_sign < _SILENCE:
-            goes_on = _episodes.begin(
-                topology,
-                lambda: Episode(episode.name, topology, telemetry, episode.switch, at, episode.lost, episode),
-            )
-    finally:
-        episode.end(at, "timeout", goes_on=goes_on)
+    goes_on = now - topology.last_sign < _SILENCE and _episodes.begin(
+        topology, lambda: Episode(episode.name, topology, telemetry, episode.switch, at, episode.lost, episode)
+    )
+    episode.end(at, "timeout", goes_on=goes_on)

@@ -6,6 +6,7 @@ It belongs to no request, so nothing here looks at the current span or context: 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -84,6 +85,7 @@ class _HandedOn:
 
     def __init__(self) -> None:
         self.guard = Guard()
+        self.emitting = threading.local()
         self.records: deque[tuple[Incident, Logger, Context]] = deque(maxlen=1_000)
 
     def forget(self) -> None:
@@ -127,8 +129,17 @@ def land(
 
 
 def hand_over() -> None:
-    """Emit the log records that had to wait. Runs wherever the driver holds no lock; never raises."""
-    records = _handed_on.records
-    while records:
-        with contextlib.suppress(IndexError):  # another thread was quicker
-            _handed_on.guard.run("a log record", Incident.log, *records.popleft())
+    """Emit the log records that had to wait. Runs wherever the driver holds no lock; never raises.
+
+    A log pipeline that itself uses MongoDB comes back here, and may make more records: these wait for the next one.
+    """
+    records, emitting = _handed_on.records, _handed_on.emitting
+    if not records or hasattr(emitting, "now"):
+        return
+    emitting.now = True
+    try:
+        for _ in range(len(records)):
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                _handed_on.guard.run("a log record", Incident.log, *records.popleft())
+    finally:
+        del emitting.now

@@ -240,8 +240,7 @@ def test_a_tracer_that_fails_leaves_nothing_open(
         raise RuntimeError
 
     monkeypatch.setattr(type(world.telemetry.tracer), "start_span", fail)
-    with pytest.raises(RuntimeError):
-        _episodes._go_on(episode, world.now + 1)
+    _episodes._go_on(episode, world.now + 1)
     assert not world.topology.is_beginning
     assert attributes(spans.one())["error.type"] == "timeout"
     assert metrics.one("mongodb.client.outage.duration").count == 1
