@@ -742,6 +742,7 @@ class Exits(SpanProcessor):
             sys.exit()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_was_ended_by_an_exporter_is_replaced(server: ScriptedServer, spans: Spans) -> None:
     exits = Exits()
     spans.provider.add_span_processor(exits)

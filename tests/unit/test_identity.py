@@ -34,6 +34,7 @@ def test_it_is_alone_when_nobody_else_has_the_address() -> None:
 
 
 def test_what_is_gone_is_forgotten() -> None:
+    gc.collect()
     before = len(_identity._known)
     for _ in range(100):
         the_drivers = address()
@@ -43,7 +44,7 @@ def test_what_is_gone_is_forgotten() -> None:
 
     del ours, the_drivers
     gc.collect()
-    assert len(_identity._known) == before
+    assert len(_identity._known) <= before
 
 
 def test_one_that_is_gone_but_not_yet_forgotten_is_replaced() -> None:
