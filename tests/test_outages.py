@@ -591,8 +591,8 @@ def test_nothing_is_remembered_of_clients_that_are_gone(
         del client
         gc.collect()
         states = watching[-1]._servers
-        until(lambda: gc.collect() >= 0 and (states.servers(), states.topologies()) == ([], []))
-    until(lambda: states.servers() == [] and remembered() <= before)
+        until(lambda: gc.collect() >= 0 and (states.servers(), states.topologies()) == ([], []), seconds=20)
+    until(lambda: states.servers() == [] and remembered() <= before, seconds=20)  # it looks at all objects there are
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -42,6 +42,9 @@ TOPOLOGY_CHANGES = (
 tells_of_its_end = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="PyMongo 4.9 tells of closed topologies")
 
 
+pytestmark = pytest.mark.usefixtures("quick_driver")
+
+
 @pytest.fixture
 def watching(spans: Spans, metrics: Metrics) -> list[Any]:
     return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)

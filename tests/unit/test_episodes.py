@@ -226,8 +226,14 @@ def test_one_that_has_ended_doesnt_go_on(world: World, spans: Spans) -> None:
     (episode,) = _episodes._episodes.open
     world.serve_again()
     _episodes._go_on(episode, world.now + 100)
-
     assert len(spans.finished) == 1
+
+    world.topology.serves = False
+    world.begin_outage()
+    _episodes._go_on(episode, world.now + 100)  # another one is open by now
+    assert len(spans.finished) == 1
+    world.serve_again()
+    assert len(spans.finished) == 2
 
 
 def test_a_tracer_that_fails_leaves_nothing_open(
