@@ -103,6 +103,7 @@ def test_a_heartbeat_that_fails_has_its_error(server: ScriptedServer, watching: 
         server.uri, event_listeners=watching, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=500
     ) as client:
         client.admin.command("ping")
+        until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
         server.stop()
         until(lambda: metrics.values(COUNT, TYPE) == {"Unknown": 1})
 
