@@ -295,7 +295,10 @@ def outage_on(address: Address | None) -> Link | None:
     """A link to the outage of that server's topology, if one is known to be open."""
     outages = _episodes.outages
     episode = outages.get(id(address)) if outages else None
-    return None if episode is None else episode.link
+    # A server that the topology has no more may be forgotten, and its identity be that of another client's address.
+    if episode is None or id(address) not in episode.topology.members:
+        return None
+    return episode.link
 
 
 def watch() -> None:

@@ -220,6 +220,13 @@ class TopologyState:
         if episode is not None:
             episode.note(incident)
 
+    def recover(self, at: float) -> None:
+        """It can serve again since then: what was lost before, and failed, has no part in its next outage."""
+        for server in list(self.members.values()):
+            server.lost_at = None
+            while server.failures and server.failures[0].at <= at:
+                server.failures.popleft()
+
     @property
     def is_in_need(self) -> bool:
         """Whether it is without a server that it needs."""

@@ -72,6 +72,8 @@ class TopologyEvents(TopologyListener):
                 begin_outage(topology, telemetry, self._servers.switch, difference.when.at, lost)
         self._tell(topology, telemetry, before, after, difference)
         if topology.serves:
+            if not served:
+                topology.recover(difference.when.at)
             topology.is_discovered = True
             end(topology, difference.when.at, ended_by=[id(new.address) for _, new in difference.changed])
         watch()

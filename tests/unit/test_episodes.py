@@ -277,3 +277,25 @@ def test_what_happens_to_a_server_that_is_gone_is_not_kept(world: World) -> None
     assert (list(server.incidents), list(world.topology.incidents)) == ([], [])
     assert TopologyState not in [type(each.topology) for each in world.states.servers() if each is server]
     world.topology.serves = True
+
+
+def test_commands_on_a_server_that_is_gone_dont_link_to_it(world: World) -> None:
+    world.begin_outage()
+    assert outage_on(ELSEWHERE) is not None
+    world.states.close_server(ELSEWHERE)
+    assert outage_on(ELSEWHERE) is None
+    world.serve_again()
+
+
+def test_what_failed_before_a_recovery_has_no_part_in_the_next_outage(world: World, spans: Spans) -> None:
+    note_failure(HERE, spans.tracer.start_span("before").get_span_context())
+    world.topology.recover(time.monotonic())
+    assert world.here.lost_at is None
+    later = spans.tracer.start_span("after").get_span_context()
+    note_failure(HERE, later)
+    world.topology.recover(world.now)
+    world.here.lost_at = world.now
+    world.begin_outage()
+    world.serve_again()
+
+    assert linked(spans.one()) == [later.span_id]
