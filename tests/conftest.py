@@ -16,7 +16,7 @@ from opentelemetry_mongo_events._claims import METRICS, SPANS
 from opentelemetry_mongo_events._held_connections import _held
 from tests.clients import connect
 from tests.metrics import Metrics
-from tests.servers.scripted import ScriptedServer
+from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import Spans, table_of
 
 if TYPE_CHECKING:
@@ -80,6 +80,18 @@ def listeners(spans: Spans, metrics: Metrics) -> Iterator[Any]:
     made = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider)
     yield made
     assert len(table_of(made)) == 0
+
+
+@pytest.fixture
+def watching(spans: Spans, metrics: Metrics) -> list[Any]:
+    """The listeners of one client, those for topologies among them."""
+    return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
+
+
+@pytest.fixture
+def replica_set() -> Iterator[ScriptedReplicaSet]:
+    with ScriptedReplicaSet(3) as replica_set:
+        yield replica_set
 
 
 @pytest.fixture

@@ -58,15 +58,8 @@ def nothing_stays_open() -> Iterator[None]:
     until(lambda: "opentelemetry_mongo_events" not in [thread.name for thread in threading.enumerate()])
 
 
-@pytest.fixture
-def watching(spans: Spans, metrics: Metrics) -> list[Any]:
-    return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
-
-
-@pytest.fixture
-def replica_set() -> Iterator[ScriptedReplicaSet]:
-    with ScriptedReplicaSet(3) as replica_set:
-        yield replica_set
+def listeners_with(spans: Spans, metrics: Metrics, **options: Any) -> list[Any]:
+    return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,9 +150,7 @@ def test_a_discovery_that_fails_at_first_tells_why(server: ScriptedServer, watch
 
 
 def test_a_client_that_never_connects_is_told_piece_by_piece(spans: Spans, metrics: Metrics) -> None:
-    listeners = event_listeners(
-        tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True, episode_timeout=0.5
-    )
+    listeners = listeners_with(spans, metrics, episode_timeout=0.5)
     with connect("mongodb://127.0.0.1:1", event_listeners=listeners, **OFTEN):
         until(lambda: len(spans.named(DISCOVERY)) >= 2)
     until(lambda: _episodes._episodes.open == {})
@@ -654,9 +645,7 @@ def test_it_ends_when_the_instrumentation_is_taken_off(
 def test_it_goes_on_in_another_span_when_it_takes_too_long(
     server: ScriptedServer, spans: Spans, metrics: Metrics
 ) -> None:
-    listeners = event_listeners(
-        tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True, episode_timeout=0.6
-    )
+    listeners = listeners_with(spans, metrics, episode_timeout=0.6)
     with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
@@ -712,9 +701,7 @@ def test_an_outage_whose_next_span_can_not_be_started_ends_all_the_same(
 ) -> None:
     sampler = Picky()
     spans = Spans(sampler)
-    listeners = event_listeners(
-        tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True, episode_timeout=0.6
-    )
+    listeners = listeners_with(spans, metrics, episode_timeout=0.6)
     with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)

@@ -12,18 +12,16 @@ import pymongo
 import pytest
 from pymongo.errors import PyMongoError
 
-from opentelemetry_mongo_events import _process_state, event_listeners
+from opentelemetry_mongo_events import _process_state
 from tests.clients import aconnect, connect
 from tests.events import heartbeat_failed, heartbeat_succeeded, topology_changed
-from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from opentelemetry_mongo_events import MongoEventsInstrumentor
     from tests.metrics import Metrics
+    from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
     from tests.spans import Spans
 
 HEARTBEATS = "mongodb.client.heartbeat.duration"
@@ -43,17 +41,6 @@ tells_of_its_end = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="Py
 
 
 pytestmark = pytest.mark.usefixtures("quick_driver")
-
-
-@pytest.fixture
-def watching(spans: Spans, metrics: Metrics) -> list[Any]:
-    return event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
-
-
-@pytest.fixture
-def replica_set() -> Iterator[ScriptedReplicaSet]:
-    with ScriptedReplicaSet(3) as replica_set:
-        yield replica_set
 
 
 def test_a_standalone_is_counted_and_its_heartbeats_are_measured(

@@ -98,8 +98,7 @@ class HeartbeatEvents(ServerHeartbeatListener):
     ) -> None:
         topology = server.topology
         attributes: Attributes = {
-            **server.attributes,
-            **({} if topology is None else topology.attributes),
+            **server.event_attributes,
             names.HEARTBEAT_DURATION: max(0.0, event.duration),
             names.HEARTBEAT_AWAITED: bool(event.awaited),
         }

@@ -73,7 +73,7 @@ class PoolEvents(ConnectionPoolListener):
             telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.attributes.values())
         server = self._servers.known(event.address)
         topology = None if server is None else server.topology
-        attributes = server_attributes(event.address) | ({} if topology is None else topology.attributes)
+        attributes = server_attributes(event.address) if server is None else server.event_attributes
         address = id(event.address)
         incident = Incident(names.POOL_CLEARED, attributes, server=address)
         if server is not None:

@@ -90,6 +90,12 @@ class ServerState:
         """Whether another listener, which heard this server first, reports its heartbeats."""
         return any(switch.of("heartbeats") for switch in self.others)
 
+    @property
+    def event_attributes(self) -> Attributes:
+        """Those of its events: also which topology it is part of, once that is known."""
+        topology = self.topology
+        return self.attributes | ({} if topology is None else topology.attributes)
+
     def note(self, incident: Incident) -> None:
         """Keep what happened to it, for an episode that is open or found out about later."""
         if self.topology is not None:
