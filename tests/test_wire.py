@@ -62,6 +62,7 @@ def test_a_find_is_told_as_the_contract_says(client: MongoClient[Any], server: S
         "db.collection.name": "orders",
         "db.operation.name": "find",
         "db.query.summary": "find orders",
+        "db.query.text": '{"find":"orders","filter":{}}',
         "server.address": "127.0.0.1",
         "server.port": server.port,
         "network.transport": "tcp",

@@ -228,8 +228,12 @@ def unmatched(expected: Mapping[str, Any], actual: Mapping[str, Any], entities: 
 
 def _matches(expected: Any, actual: Any, entities: Entities) -> bool:
     """Whether a value, None where there is none, is what a vector says of it."""
+    if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        return all(_matches(*each, entities) for each in zip(expected, actual, strict=True))
     if not isinstance(expected, dict):
         return bool(actual == expected)
+    if not next(iter(expected), "").startswith("$$"):
+        return isinstance(actual, dict) and not unmatched(expected, actual, entities)
     ((operator, operand),) = expected.items()
     if operator == "$$exists":
         return (actual is not None) is operand
@@ -237,6 +241,10 @@ def _matches(expected: Any, actual: Any, entities: Entities) -> bool:
         return isinstance(actual, tuple(_TYPES[each] for each in ([operand] if isinstance(operand, str) else operand)))
     if operator == "$$unsetOrMatches":
         return actual is None or _matches(operand, actual, entities)
+    if operator == "$$matchAsDocument":
+        return isinstance(actual, str) and _matches(operand, json_util.loads(actual), entities)
+    if operator == "$$matchAsRoot":
+        return all(_matches(each, actual.get(name), entities) for name, each in operand.items())
     if operator == "$$sessionLsid":
         return bool(actual == str(entities[operand].session_id["id"].as_uuid()))
     raise NotImplementedError(operator)

@@ -73,11 +73,39 @@ _DUPLICATE_KEY: Final = 11000
 _INDEX: Final = re.compile(r" index: (\S{1,128})$")
 
 
+# The driver redacts them and their replies, but not what says why one failed.
+_SECRET: Final = frozenset(
+    {
+        "authenticate",
+        "copydb",
+        "copydbgetnonce",
+        "copydbsaslstart",
+        "createuser",
+        "getnonce",
+        "saslcontinue",
+        "saslstart",
+        "updateuser",
+    }
+)
+
+
+def is_secret(command_name: str) -> bool:
+    """Whether a command holds credentials: then nothing is ever shown of it, nor of what the server says to it."""
+    return command_name.lower() in _SECRET
+
+
 class Outcome(NamedTuple):
-    """How a command ended: what its span gets, and the status description if that is an error."""
+    """How a command ended.
+
+    Attributes:
+        attributes: What its span gets.
+        error: The status description, if that is an error.
+        message: What the server, or the driver, says of the error. It holds user data.
+    """
 
     attributes: Attributes
     error: str | None
+    message: str | None = None
 
 
 # The outcomes where an odd event can't be read: its span is closed all the same.
@@ -276,10 +304,10 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
         return Outcome(attributes, None)
     if count:
         attributes[names.WRITE_ERRORS] = count
-    return Outcome(attributes, _add_server_error(attributes, error))
+    return Outcome(attributes, _add_server_error(attributes, error), _message(command_name, error))
 
 
-def failure_outcome(failure: object) -> Outcome:
+def failure_outcome(command_name: str, failure: object) -> Outcome:
     """What a failure tells: a server's error by its code, a client's by the exception's class.
 
     `failure` is mostly a dictionary; an exception without details and a server without a code give less.
@@ -289,8 +317,13 @@ def failure_outcome(failure: object) -> Outcome:
         kind = failure.get("errtype")
         if isinstance(kind, str) and kind:
             attributes[names.ERROR_TYPE] = kind
-            return Outcome(attributes, kind)
-    return Outcome(attributes, _add_server_error(attributes, failure))
+            return Outcome(attributes, kind, _message(command_name, failure))
+    return Outcome(attributes, _add_server_error(attributes, failure), _message(command_name, failure))
+
+
+def _message(command_name: str, error: object) -> str | None:
+    message = error.get("errmsg") if _is_document(error) and not is_secret(command_name) else None
+    return message if isinstance(message, str) else None
 
 
 def _add_server_error(attributes: Attributes, error: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import get_current
@@ -27,6 +27,7 @@ from opentelemetry_mongo_events._attributes import (
     transaction_number,
 )
 from opentelemetry_mongo_events._claims import METRICS, SPANS, give_up
+from opentelemetry_mongo_events._config import OFF, RAW
 from opentelemetry_mongo_events._driver import (
     ATTEMPTS_SHARE_OPERATION_ID,
     is_loss_of_server,
@@ -37,6 +38,7 @@ from opentelemetry_mongo_events._episodes import outage_on
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._query_text import query_text
 from opentelemetry_mongo_events._recent import Recent
 from opentelemetry_mongo_events._server_states import note_failure
 from opentelemetry_mongo_events._telemetry import NO_PARENT
@@ -64,6 +66,16 @@ def _command_id(event: CommandEvent) -> CommandId:
 def _cursor_key(address: Address | None, cursor: int) -> tuple[Any, ...]:
     # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
     return (cursor, *(address or ()))
+
+
+def _show_text(span: Span, command_name: str, command: Mapping[str, Any], telemetry: Telemetry) -> None:
+    config = telemetry.config
+    is_raw = config.query_text == RAW
+    text = query_text(command_name, command, is_raw, config.query_text_max_length)
+    if text is not None:
+        span.set_attribute(names.DB_QUERY_TEXT, text)
+        if is_raw and telemetry.old_names:
+            span.set_attribute(names.OLD_STATEMENT, text)
 
 
 class CommandEvents(CommandListener):
@@ -132,7 +144,7 @@ class CommandEvents(CommandListener):
             return
         outcome = FAILED
         try:
-            outcome = failure_outcome(event.failure)
+            outcome = failure_outcome(event.command_name, event.failure)
             self._note_failure(command, outcome)
             self._remember_cursor(command, 0)
             self._remember_attempt(command, event.command_name)
@@ -213,7 +225,11 @@ class CommandEvents(CommandListener):
                 telemetry,
             )
         )
-        if span is not None and telemetry.request_hook is not None:
+        if span is None:
+            return
+        if telemetry.config.query_text != OFF:
+            _show_text(span, command_name, command, telemetry)
+        if telemetry.request_hook is not None:
             self.guard.run("request_hook", telemetry.request_hook, span, event)
 
     def _description(

@@ -17,6 +17,11 @@ SPAN_EVENTS = ("span", "both")
 LOG_RECORDS = ("log", "both")
 """Where they are log records."""
 
+MASKED = "masked"
+RAW = "raw"
+OFF = "off"
+"""What is shown of commands."""
+
 _SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -57,8 +62,18 @@ def _seconds(value: object) -> float:
     return seconds
 
 
-def _option(default: Any, usable: Callable[[object], Any], allowed: str) -> Any:
-    return dataclasses.field(default=default, metadata={"usable": usable, "allowed": allowed})
+def _characters(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError
+    characters = int(value)
+    if characters < 0:
+        raise ValueError
+    return characters
+
+
+def _option(default: Any, usable: Callable[[object], Any], allowed: str, other_variable: str | None = None) -> Any:
+    metadata = {"usable": usable, "allowed": allowed, "other_variable": other_variable}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +97,9 @@ class Config:
             `both` does both and `none` neither.
         episode_timeout: How many seconds a discovery or an outage lasts before its span ends as an error, and another
             one goes on with it.
+        query_text: What is shown of a command on its span: `masked` its keys, with `?` for what comes from data,
+            `raw` its values and the messages of errors, too, `off` neither.
+        query_text_max_length: How many characters that is at most. 0 is as good as `off`.
         exclude_commands: Names of commands that get no span, as MongoDB spells them (`ping`, `endSessions`). Takes any
             iterable of names, or one text with commas between them; holds a frozenset.
         require_parent_span: Whether a command outside of any span gets none.
@@ -93,6 +111,14 @@ class Config:
     topology: bool = _option(True, _switch, "true or false is")
     events: str = _option("span", _one_of("span", "log", "both", "none"), "span, log, both or none is")
     episode_timeout: float = _option(60.0, _seconds, "a number of seconds above 0 is")
+    query_text: str = _option(MASKED, _one_of(MASKED, RAW, OFF), "masked, raw or off is")
+    query_text_max_length: int = _option(
+        4096,
+        _characters,
+        "a whole number of characters, 0 or more, is",
+        # Source: the MongoDB drivers' OpenTelemetry specification.
+        other_variable="OTEL_PYTHON_INSTRUMENTATION_MONGODB_QUERY_TEXT_MAX_LENGTH",
+    )
     exclude_commands: Collection[str] = _option(
         frozenset(), _names, "a list of command names, or a text with commas between them, is"
     )
@@ -136,8 +162,9 @@ def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base
     """The options that are in force.
 
     Args:
-        environ: The environment; each option's variable is `OTEL_PYTHON_MONGO_EVENTS_` and its name in capitals. An
-            empty variable counts as unset, as the OpenTelemetry specification has it.
+        environ: The environment; each option's variable is `OTEL_PYTHON_MONGO_EVENTS_` and its name in capitals, and
+            some have a second one, for where the first is unset. An empty variable counts as unset, as the
+            OpenTelemetry specification has it.
         keywords: Options by name. They win over all else, but for None. An unknown name is a warning.
         base: Options that stand in for environment and defaults.
     """
@@ -147,8 +174,11 @@ def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base
             values[name] = keywords[name]
         elif base is not None:
             values[name] = getattr(base, name)
-        elif variable := environ.get(ENVIRONMENT_PREFIX + name.upper()):
-            values[name] = _usable(option, variable, ENVIRONMENT_PREFIX + name.upper())
+        else:
+            for variable in (ENVIRONMENT_PREFIX + name.upper(), option.metadata["other_variable"]):
+                if variable is not None and (value := environ.get(variable)):
+                    values[name] = _usable(option, value, variable)
+                    break
     for name in keywords.keys() - OPTIONS.keys():
         near = difflib.get_close_matches(name, OPTIONS, n=1)
         warn(

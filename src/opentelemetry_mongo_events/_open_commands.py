@@ -11,6 +11,7 @@ from opentelemetry.trace import set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events._attributes import INTERRUPTED
+from opentelemetry_mongo_events._config import RAW
 from opentelemetry_mongo_events._held_connections import let_go
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._process_state import keep_track
@@ -131,11 +132,16 @@ class OpenCommand:
             for name, value in outcome.attributes.items():
                 span.set_attribute(name, value)
             if outcome.error is not None:
-                span.set_status(Status(StatusCode.ERROR, outcome.error))
+                span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
             for incident in self.incidents:
                 incident.add_to(span)
         finally:
             span.end()
+
+    def _described(self, outcome: Outcome) -> str | None:
+        config = self.telemetry.config
+        message = outcome.message[: config.query_text_max_length] if outcome.message else None
+        return f"{outcome.error}: {message}" if message and config.query_text == RAW else outcome.error
 
     def _measure(self, attributes: Attributes, outcome: Outcome, seconds: float) -> None:
         # The context makes the exemplar: it leads to this span.

@@ -10,6 +10,7 @@ from opentelemetry.semconv.attributes.db_attributes import (
     DB_OPERATION_BATCH_SIZE,
     DB_OPERATION_NAME,
     DB_QUERY_SUMMARY,
+    DB_QUERY_TEXT,
     DB_RESPONSE_STATUS_CODE,
     DB_SYSTEM_NAME,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "DB_OPERATION_BATCH_SIZE",
     "DB_OPERATION_NAME",
     "DB_QUERY_SUMMARY",
+    "DB_QUERY_TEXT",
     "DB_RESPONSE_STATUS_CODE",
     "DB_SYSTEM_NAME",
     "DISCOVERY",

@@ -336,7 +336,7 @@ DUPLICATE = 'E11000 duplicate key error collection: shop.users index: email_1 du
 def test_a_write_that_failed_is_an_error_though_its_reply_succeeded(
     command_name: str, reply: Any, told: dict[str, Any], description: str
 ) -> None:
-    assert reply_outcome(command_name, reply) == Outcome(told, description)
+    assert reply_outcome(command_name, reply)[:2] == (told, description)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_a_write_that_failed_is_an_error_though_its_reply_succeeded(
 def test_a_failure_is_told_by_its_code_or_its_class_and_never_by_its_message(
     failure: Any, told: dict[str, Any], description: str
 ) -> None:
-    assert failure_outcome(failure) == Outcome(told, description)
+    assert failure_outcome("find", failure)[:2] == (told, description)
 
 
 @pytest.mark.parametrize(
@@ -397,4 +397,4 @@ def test_a_failure_is_told_by_its_code_or_its_class_and_never_by_its_message(
     ],
 )
 def test_a_duplicate_key_whose_message_names_no_plain_index_has_its_code_only(message: Any) -> None:
-    assert failure_outcome({"ok": 0, "code": 11000, "errmsg": message}).error == "11000"
+    assert failure_outcome("find", {"ok": 0, "code": 11000, "errmsg": message}).error == "11000"

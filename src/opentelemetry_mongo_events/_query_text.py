@@ -1,0 +1,261 @@
+"""The text of a command: masked or raw JSON, bounded in its length and in the work to write it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import bson
+from bson import codec_options
+from bson.dbref import DBRef
+from bson.int64 import Int64
+from bson.objectid import ObjectId
+from bson.raw_bson import RawBSONDocument
+
+from opentelemetry_mongo_events import _extended_json as extended_json
+from opentelemetry_mongo_events._attributes import is_secret
+from opentelemetry_mongo_events._masking import (
+    COMMAND,
+    HIDDEN,
+    LEFT_OUT,
+    MASK,
+    RAW_COMMAND,
+    Place,
+    command_place,
+    masked_key,
+)
+from opentelemetry_mongo_events._recent import Recent
+
+# How much of a command is read.
+_ELEMENTS: Final = 16
+_VALUES: Final = 1_000
+# A document with more keys is rather a map, whose keys are data.
+_KEYS: Final = 100
+
+# Most values, told from documents and arrays by one look.
+_LITERALS: Final = frozenset({str, int, bool, float, type(None), bytes, datetime, Int64, ObjectId})
+
+# A date out of Python's range must not make a document unreadable; up to 4.2 it does.
+_DATES: Final = getattr(getattr(codec_options, "DatetimeConversion", None), "DATETIME_AUTO", None)
+_CODEC_OPTIONS: Final[codec_options.CodecOptions[dict[str, Any]]] = codec_options.CodecOptions(
+    **({} if _DATES is None else {"datetime_conversion": _DATES})
+)
+
+# By their keys. That is all that they are made of.
+_flat_texts: Final[Recent[tuple[str, ...], str]] = Recent(1_000)
+
+
+def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limit: int) -> str | None:
+    """The text of a command as valid JSON, or None where there is nothing to show.
+
+    Never raises. It reads at most 16 elements of an array, 1,000 values, and as many bytes of raw documents as the text
+    may have characters; what comes after is left out.
+
+    Args:
+        command_name: As the driver's event has it.
+        command: The command; it is not changed.
+        is_raw: Whether values are shown; else they are masked.
+        limit: How many characters the text may have.
+    """
+    if is_secret(command_name):
+        return None
+    text = _Text(is_raw, limit)
+    # What a class of the application's own may raise: the text ends before it.
+    with contextlib.suppress(Exception):
+        text.write(command, RAW_COMMAND if is_raw else command_place(command_name))
+    return text.closed()
+
+
+class _Level:
+    """A document or an array that is being written.
+
+    Attributes:
+        place: Where it stands in the command.
+        items: What is still to be written, with its keys; an array's elements have none.
+        is_array: Whether it is an array.
+        hides_keys: Whether all its keys are masked, but for operators.
+        comma: What separates the next item from the one before.
+        seen: The items that may not come again.
+        start: At which piece of the text it begins, or its key.
+        once: Whether it may itself not come again in what it stands in.
+    """
+
+    __slots__ = ("comma", "hides_keys", "is_array", "items", "once", "place", "seen", "start")
+
+    def __init__(self, value: Any, place: Place, start: int = 0, once: bool = False) -> None:
+        self.place = place
+        self.comma = ""
+        self.seen: set[str] | None = None
+        self.start = start
+        self.once = once
+        self.is_array = type(value) is list or isinstance(value, (list, tuple))
+        if self.is_array:
+            self.items: Iterator[tuple[Any, Any]] = zip(itertools.repeat(None), itertools.islice(value, _ELEMENTS))
+            self.hides_keys = False
+        else:
+            self.items = iter(value.items())
+            self.hides_keys = len(value) > _KEYS
+
+    def is_new(self, item: str) -> bool:
+        """Whether an item may come: it isn't there yet or, where the order has a meaning, not just before."""
+        if self.seen is None or (self.is_array and self.place.is_ordered and item not in self.seen):
+            self.seen = {item}
+        elif item in self.seen:
+            return False
+        else:
+            self.seen.add(item)
+        return True
+
+
+class _Text:
+    """A text that is being written."""
+
+    __slots__ = ("_is_raw", "_levels", "_limit", "_pieces", "_raw_room")
+
+    def __init__(self, is_raw: bool, limit: int) -> None:
+        self._is_raw = is_raw
+        self._limit = limit
+        self._pieces: list[str] = []
+        self._levels: list[_Level] = []
+        self._raw_room = limit  # how many bytes of raw documents may still be read
+
+    def write(self, command: Mapping[str, Any], place: Place) -> None:
+        """Write until all is written, or there is no more room."""
+        # One loop, and a stack of its own: documents may be nested deeper than calls.
+        level = _Level(command, place)
+        level.hides_keys = False
+        levels, pieces, is_raw = self._levels, self._pieces, self._is_raw
+        levels.append(level)
+        pieces.append("{")
+        room = self._limit - 2
+        values = _VALUES
+        while True:
+            for key, value in level.items:
+                place = level.place
+                head = ""
+                once = not is_raw
+                if level.is_array:
+                    child = place.elements
+                else:
+                    key = key if type(key) is str else _text(key)
+                    is_operator = key[:1] == "$"
+                    child = place.fields.get(key) or (place.operators if is_operator else place.others)
+                    if child is LEFT_OUT:
+                        continue
+                    if is_raw:
+                        head = extended_json.quoted(key, room) + ":"
+                    elif level.hides_keys and not is_operator:
+                        head = HIDDEN
+                    else:
+                        head = masked_key(key)
+                        once = head == HIDDEN
+                left = room - len(level.comma) - len(head)
+                values -= 1
+                if left < 2 or values < 0:
+                    return
+
+                kind = type(value)
+                body = None if is_raw or kind in _LITERALS else _flat(value, kind, child)
+                if body is not None:
+                    values -= len(value) if kind is dict else 1
+                elif kind in _LITERALS or (inner := self._inner(value, kind)) is None:
+                    if is_raw:
+                        body = extended_json.literal(value, left)
+                    else:
+                        body = MASK if child.leaf is None else child.leaf(value)
+                else:
+                    if child is COMMAND and isinstance(inner, Mapping):
+                        child = RAW_COMMAND if is_raw else command_place(next(iter(inner), ""))
+                    within = _Level(inner, child, len(pieces) + 1, once)
+                    pieces.append(level.comma)
+                    pieces.append(head + ("[" if within.is_array else "{"))
+                    levels.append(within)
+                    level = within
+                    room = left - 2
+                    break
+                if once and not level.is_new(head + body):
+                    continue
+                if len(body) > left:
+                    return
+                pieces.append(level.comma + head + body)
+                level.comma = ","
+                room = left - len(body)
+            else:
+                pieces.append("]" if level.is_array else "}")
+                levels.pop()
+                if not levels:
+                    return
+                written = level
+                level = levels[-1]
+                if written.once and not level.is_new("".join(pieces[written.start :])):
+                    room += sum(map(len, pieces[written.start - 1 :]))
+                    del pieces[written.start - 1 :]
+                else:
+                    level.comma = ","
+
+    def closed(self) -> str | None:
+        """What is written, with what is open closed; None where that is nothing."""
+        levels = self._levels
+        for around, level in itertools.pairwise(levels):
+            # What was cut may be the beginning of what is there already.
+            beginning = "".join(self._pieces[level.start :])
+            if level.once and any(item.startswith(beginning) for item in around.seen or ()):
+                del self._pieces[level.start - 1 :]
+                del levels[levels.index(level) :]
+                break
+        text = "".join(self._pieces + ["]" if level.is_array else "}" for level in reversed(levels)])
+        return text if len(text) > 2 else None
+
+    def _inner(self, value: Any, kind: type) -> Mapping[str, Any] | Sequence[Any] | None:
+        """A value as the document or array that it is sent as; None for any other, and for too many raw bytes."""
+        if kind is dict or kind is list:
+            return value  # type: ignore[no-any-return]
+        if isinstance(value, RawBSONDocument):
+            return self._decoded(value.raw)
+        if isinstance(value, (Mapping, list, tuple)):
+            return value
+        if isinstance(value, DBRef):
+            return value.as_doc()
+        return None
+
+    def _decoded(self, raw: bytes | memoryview) -> Mapping[str, Any] | None:
+        """A raw document, decoded for this text: by its own look-ups it would keep what they decode."""
+        if len(raw) > self._raw_room:
+            return None
+        self._raw_room -= len(raw)
+        try:
+            return bson.decode(bytes(raw), _CODEC_OPTIONS)
+        except bson.InvalidBSON:
+            return None
+
+
+def _flat(value: Any, kind: type, place: Place) -> str | None:
+    """The masked text of a document or an array that holds nothing but literals, none of which stays; or None."""
+    if kind is list:
+        if place.elements.leaf is None and _LITERALS.issuperset(map(type, value[:_ELEMENTS])):
+            return f"[{MASK}]" if value else "[]"
+        return None
+    if (
+        kind is not dict
+        or not place.is_blank
+        or len(value) > _KEYS
+        or not _LITERALS.issuperset(map(type, value.values()))
+        or not place.fields.keys().isdisjoint(value)
+    ):
+        return None
+    keys = tuple(value)
+    text = _flat_texts.get(keys)
+    if text is None:
+        names = dict.fromkeys(masked_key(_text(key)) for key in keys)
+        text = "{" + ",".join([name + MASK for name in names]) + "}"
+        # A masked key may be of any length, and is somebody's data.
+        if HIDDEN not in names:
+            _flat_texts.put(keys, text)
+    return text
+
+
+def _text(key: object) -> str:
+    return str.__str__(key) if isinstance(key, str) else "?"
