@@ -26,10 +26,8 @@ def quoted(text: str, room: int) -> str:
     if not text.isascii():
         # A lone surrogate would make exporters fail, and is nothing that a server ever got.
         text = text.encode(errors="replace").decode()
-    json_text = _quoted(text)
-    if len(json_text) > room:
-        # Each character is at least one of the JSON.
-        json_text = _quoted(text[: max(0, len(text) - (len(json_text) - room))])
+    while len(json_text := _quoted(text)) > room and text:
+        text = text[: len(text) * max(0, room - 2) // (len(json_text) - 2)]
     return json_text
 
 

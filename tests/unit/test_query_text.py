@@ -1,0 +1,981 @@
+"""The texts of commands as people write them, and what bounds them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import uuid
+from collections import UserDict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bson import (
+    Binary,
+    Code,
+    DBRef,
+    Decimal128,
+    Int64,
+    MaxKey,
+    MinKey,
+    ObjectId,
+    Regex,
+    Timestamp,
+    encode,
+)
+from bson.raw_bson import RawBSONDocument
+from bson.son import SON
+
+from opentelemetry_mongo_events._query_text import query_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+DAY = datetime.datetime(2026, 3, 1, 12, 30, tzinfo=datetime.timezone.utc)
+ID = ObjectId("65f0c0ffee65f0c0ffee65f0")
+
+
+def masked(command: Mapping[str, Any], limit: int = 4096) -> str | None:
+    return _text(command, is_raw=False, limit=limit)
+
+
+def raw(command: Mapping[str, Any], limit: int = 4096) -> str | None:
+    return _text(command, is_raw=True, limit=limit)
+
+
+def _text(command: Mapping[str, Any], *, is_raw: bool, limit: int) -> str | None:
+    text = query_text(next(iter(command)), command, is_raw, limit)
+    if text is not None:
+        assert len(text) <= limit
+        assert isinstance(json.loads(text), dict)
+    return text
+
+
+# What the driver adds to each command.
+SESSION = {
+    "lsid": {"id": Binary(b"0123456789abcdef", 4)},
+    "txnNumber": Int64(7),
+    "$clusterTime": {"clusterTime": Timestamp(1, 1), "signature": {"hash": b"hash", "keyId": Int64(1)}},
+    "$db": "shop",
+    "$readPreference": {"mode": "secondary", "tags": [{"dc": "east"}]},
+}
+
+# Each as it is written, and as it is shown.
+COMMANDS: dict[str, tuple[dict[str, Any], str]] = {
+    "find one by a field": (
+        {"find": "users", "filter": {"email": "alice@example.org"}, "limit": 1, "singleBatch": True},
+        '{"find":"users","filter":{"email":"?"},"limit":"?","singleBatch":"?"}',
+    ),
+    "find with operators": (
+        {
+            "find": "orders",
+            "filter": {
+                "created": {"$gte": DAY, "$lt": DAY},
+                "status": {"$in": ["open", "paid", "sent"]},
+                "$or": [{"total": {"$gt": 100}}, {"total": {"$gt": 50}}, {"vip": True}],
+                "items": {"$elemMatch": {"sku": "A-1", "count": {"$gte": 2}}},
+                "name": {"$regex": "^Al", "$options": "i"},
+            },
+        },
+        (
+            '{"find":"orders","filter":{"created":{"$gte":"?","$lt":"?"},"status":{"$in":["?"]},'
+            '"$or":[{"total":{"$gt":"?"}},{"vip":"?"}],"items":{"$elemMatch":{"sku":"?","count":{"$gte":"?"}}},'
+            '"name":{"$regex":"?","$options":"?"}}}'
+        ),
+    ),
+    "find with sort, hint and projection": (
+        {
+            "find": "orders",
+            "filter": {},
+            "sort": SON([("created", -1), ("_id", 1), ("score", {"$meta": "textScore"})]),
+            "hint": SON([("created", -1)]),
+            "projection": {
+                "total": 1,
+                "secret": False,
+                "items": {"$slice": 5},
+                "lines": {"$elemMatch": {"sku": "A-1"}},
+                "gross": {"$multiply": ["$total", 1.19]},
+                "name": "$customer.name",
+            },
+            "skip": 20,
+            "batchSize": 100,
+        },
+        (
+            '{"find":"orders","filter":{},"sort":{"created":-1,"_id":1,"score":{"$meta":"?"}},"hint":{"created":-1},'
+            '"projection":{"total":1,"secret":false,"items":{"$slice":"?"},"lines":{"$elemMatch":{"sku":"?"}},'
+            '"gross":{"$multiply":["$total","?"]},"name":"$customer.name"},"skip":"?","batchSize":"?"}'
+        ),
+    ),
+    "find with the name of an index": (
+        {"find": "orders", "filter": {"_id": ID}, "hint": "created_1", "max": {"_id": 5}},
+        '{"find":"orders","filter":{"_id":"?"},"hint":"?","max":{"_id":"?"}}',
+    ),
+    "find with an expression": (
+        {"find": "orders", "filter": {"$expr": {"$gt": ["$spent", {"$add": ["$budget", 10]}]}, "note": "$spent"}},
+        '{"find":"orders","filter":{"$expr":{"$gt":["$spent",{"$add":["$budget","?"]}]},"note":"?"}}',
+    ),
+    "find near a place": (
+        {
+            "find": "shops",
+            "filter": {
+                "at": {"$near": {"$geometry": {"type": "Point", "coordinates": [13.4, 52.5]}, "$maxDistance": 9}}
+            },
+        },
+        '{"find":"shops","filter":{"at":{"$near":{"$geometry":{"type":"?","coordinates":["?"]},"$maxDistance":"?"}}}}',
+    ),
+    "find with the driver's own fields and a comment": (
+        {"find": "users", "filter": {"comment": "hello"}, "comment": "from the web shop", **SESSION},
+        '{"find":"users","filter":{"comment":"?"}}',
+    ),
+    "find with a schema and code": (
+        {"find": "users", "filter": {"$jsonSchema": {"required": ["name"]}, "$where": Code("this.a == 'alice'")}},
+        '{"find":"users","filter":{"$jsonSchema":{"required":["?"]},"$where":"?"}}',
+    ),
+    "aggregate: match, group, sort": (
+        {
+            "aggregate": "orders",
+            "pipeline": [
+                {"$match": {"status": "$paid", "total": {"$gte": 10}}},
+                {"$group": {"_id": "$customer", "total": {"$sum": "$total"}, "n": {"$sum": 1}}},
+                {"$sort": SON([("total", -1)])},
+                {"$limit": 10},
+            ],
+            "cursor": {"batchSize": 100},
+        },
+        (
+            '{"aggregate":"orders","pipeline":[{"$match":{"status":"?","total":{"$gte":"?"}}},'
+            '{"$group":{"_id":"$customer","total":{"$sum":"$total"},"n":{"$sum":"?"}}},{"$sort":{"total":-1}},'
+            '{"$limit":"?"}],"cursor":{"batchSize":"?"}}'
+        ),
+    ),
+    "aggregate: lookup with a pipeline": (
+        {
+            "aggregate": "orders",
+            "pipeline": [
+                {"$lookup": {"from": "users", "localField": "user.id", "foreignField": "_id", "as": "user"}},
+                {
+                    "$lookup": {
+                        "from": "products",
+                        "let": {"sku": "$items.sku", "least": 3},
+                        "pipeline": [
+                            {"$match": {"$expr": {"$eq": ["$sku", "$$sku"]}, "vendor": "$ACME"}},
+                            {"$project": {"price": 1, "_id": 0}},
+                        ],
+                        "as": "products",
+                    }
+                },
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"orders","pipeline":[{"$lookup":{"from":"users","localField":"user.id","foreignField":"_id",'
+            '"as":"user"}},{"$lookup":{"from":"products","let":{"sku":"$items.sku","least":"?"},"pipeline":[{"$match":'
+            '{"$expr":{"$eq":["$sku","$$sku"]},"vendor":"?"}},{"$project":{"price":1,"_id":0}}],"as":"products"}}],'
+            '"cursor":{}}'
+        ),
+    ),
+    "aggregate: facets": (
+        {
+            "aggregate": "products",
+            "pipeline": [
+                {
+                    "$facet": {
+                        "by_price": [{"$bucket": {"groupBy": "$price", "boundaries": [0, 50, 100], "default": "more"}}],
+                        "count": [{"$match": {"tag": "red"}}, {"$count": "n"}],
+                    }
+                }
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"products","pipeline":[{"$facet":{"by_price":[{"$bucket":{"groupBy":"$price","boundaries":["?"],'
+            '"default":"?"}}],"count":[{"$match":{"tag":"?"}},{"$count":"n"}]}}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: expressions keep their order": (
+        {
+            "aggregate": "users",
+            "pipeline": [
+                {
+                    "$set": {
+                        "name": {"$concat": ["$first", " ", "$last", " ", "$first"]},
+                        "kind": {"$literal": "$first"},
+                    }
+                },
+                {"$set": {"level": {"$cond": [{"$gte": ["$points", 100]}, "$gold", "silver"]}}},
+                {"$set": {"level": {"$cond": [{"$gte": ["$points", 200]}, "$gold", "bronze"]}}},
+                {"$unset": ["first", "last"]},
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"users","pipeline":[{"$set":{"name":{"$concat":["$first","?","$last","?","$first"]},'
+            '"kind":{"$literal":"?"}}},{"$set":{"level":{"$cond":[{"$gte":["$points","?"]},"$gold","?"]}}},'
+            '{"$unset":["first","last"]}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: unwind, window, fill": (
+        {
+            "aggregate": "prices",
+            "pipeline": [
+                {"$unwind": "$items"},
+                {"$unwind": {"path": "$items", "includeArrayIndex": "i", "preserveNullAndEmptyArrays": True}},
+                {
+                    "$setWindowFields": {
+                        "partitionBy": "$state",
+                        "sortBy": {"day": 1},
+                        "output": {"sum": {"$sum": "$price", "window": {"documents": ["unbounded", "current"]}}},
+                    }
+                },
+                {"$densify": {"field": "day", "range": {"step": 1, "unit": "day", "bounds": "full"}}},
+                {"$fill": {"sortBy": {"day": 1}, "output": {"price": {"method": "linear"}}}},
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"prices","pipeline":[{"$unwind":"$items"},{"$unwind":{"path":"$items","includeArrayIndex":"i",'
+            '"preserveNullAndEmptyArrays":"?"}},{"$setWindowFields":{"partitionBy":"$state","sortBy":{"day":1},'
+            '"output":{"sum":{"$sum":"$price","window":{"documents":["?"]}}}}},{"$densify":{"field":"day","range":'
+            '{"step":"?","unit":"?","bounds":"?"}}},{"$fill":{"sortBy":{"day":1},"output":{"price":{"method":"?"}}}}],'
+            '"cursor":{}}'
+        ),
+    ),
+    "aggregate: graph": (
+        {
+            "aggregate": "staff",
+            "pipeline": [
+                {
+                    "$graphLookup": {
+                        "from": "staff",
+                        "startWith": "$boss",
+                        "connectFromField": "boss",
+                        "connectToField": "name",
+                        "as": "bosses",
+                        "depthField": "depth",
+                        "restrictSearchWithMatch": {"office": "$Berlin"},
+                    }
+                }
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"staff","pipeline":[{"$graphLookup":{"from":"staff","startWith":"$boss",'
+            '"connectFromField":"boss","connectToField":"name","as":"bosses","depthField":"depth",'
+            '"restrictSearchWithMatch":{"office":"?"}}}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: near a place": (
+        {
+            "aggregate": "shops",
+            "pipeline": [
+                {
+                    "$geoNear": {
+                        "near": {"type": "Point", "coordinates": [1, 2]},
+                        "distanceField": "far",
+                        "query": {"a": 1},
+                    }
+                }
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"shops","pipeline":[{"$geoNear":{"near":{"type":"?","coordinates":["?"]},'
+            '"distanceField":"far","query":{"a":"?"}}}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: search": (
+        {
+            "aggregate": "films",
+            "pipeline": [
+                {
+                    "$search": {
+                        "index": "default",
+                        "compound": {
+                            "must": [{"text": {"query": "$alice", "path": ["title", "plot"]}}],
+                            "filter": [{"equals": {"path": "public", "value": True}}],
+                        },
+                        "sort": {"released": -1},
+                    }
+                },
+                {"$limit": 5},
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"films","pipeline":[{"$search":{"index":"?","compound":{"must":[{"text":{"query":"?",'
+            '"path":["title","plot"]}}],"filter":[{"equals":{"path":"public","value":"?"}}]},"sort":{"released":-1}}},'
+            '{"$limit":"?"}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: search by a vector": (
+        {
+            "aggregate": "films",
+            "pipeline": [
+                {
+                    "$vectorSearch": {
+                        "index": "plots",
+                        "path": "plot_embedding",
+                        "queryVector": [0.1234] * 1536,
+                        "numCandidates": 150,
+                        "limit": 10,
+                        "filter": {"year": {"$gt": 1990}},
+                    }
+                },
+                {"$project": {"title": 1, "score": {"$meta": "vectorSearchScore"}}},
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"films","pipeline":[{"$vectorSearch":{"index":"?","path":"plot_embedding","queryVector":["?"],'
+            '"numCandidates":"?","limit":"?","filter":{"year":{"$gt":"?"}}}},{"$project":{"title":1,"score":'
+            '{"$meta":"?"}}}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: ranked fusion": (
+        {
+            "aggregate": "films",
+            "pipeline": [
+                {"$rankFusion": {"input": {"pipelines": {"text": [{"$match": {"a": 1}}, {"$sort": {"a": -1}}]}}}}
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"films","pipeline":[{"$rankFusion":{"input":{"pipelines":{"text":[{"$match":{"a":"?"}},'
+            '{"$sort":{"a":-1}}]}}}}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: write what comes of it": (
+        {
+            "aggregate": "orders",
+            "pipeline": [
+                {"$unionWith": {"coll": "old_orders", "pipeline": [{"$match": {"year": 2020}}]}},
+                {"$unionWith": "older_orders"},
+                {"$merge": {"into": {"db": "reports", "coll": "days"}, "on": "_id", "whenMatched": "replace"}},
+                {"$out": {"db": "reports", "coll": "days"}},
+                {"$out": "days"},
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"orders","pipeline":[{"$unionWith":{"coll":"old_orders","pipeline":[{"$match":{"year":"?"}}]}},'
+            '{"$unionWith":"older_orders"},{"$merge":{"into":{"db":"reports","coll":"days"},"on":"_id",'
+            '"whenMatched":"?"}},{"$out":{"db":"reports","coll":"days"}},{"$out":"days"}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: a change stream": (
+        {
+            "aggregate": 1,
+            "pipeline": [
+                {"$changeStream": {"fullDocument": "updateLookup", "resumeAfter": {"_data": "8263"}}},
+                {"$match": {"operationType": "insert"}},
+            ],
+            "cursor": {},
+        },
+        (
+            '{"aggregate":"?","pipeline":[{"$changeStream":{"fullDocument":"?","resumeAfter":{"_data":"?"}}},'
+            '{"$match":{"operationType":"?"}}],"cursor":{}}'
+        ),
+    ),
+    "aggregate: a stage that isn't known": (
+        {"aggregate": "a", "pipeline": [{"$novel": {"of": "$author", "by": "Jane", "n": 1}}], "cursor": {}},
+        '{"aggregate":"a","pipeline":[{"$novel":{"of":"$author","by":"?","n":"?"}}],"cursor":{}}',
+    ),
+    "insert one": (
+        {
+            "insert": "users",
+            "ordered": True,
+            "documents": [{"_id": ID, "name": "Alice", "tags": ["a", "b"], "at": None}],
+        },
+        '{"insert":"users","ordered":"?","documents":[{"_id":"?","name":"?","tags":["?"],"at":"?"}]}',
+    ),
+    "insert many": (
+        {
+            "insert": "users",
+            "documents": [{"_id": number, "address": {"city": "Berlin"}} for number in range(1000)]
+            + [{"_id": 1000, "anonymous": True}],
+        },
+        '{"insert":"users","documents":[{"_id":"?","address":{"city":"?"}}]}',
+    ),
+    "insert documents of two shapes": (
+        {"insert": "users", "documents": [{"a": 1}, {"b": {"c": "$d"}}, {"a": 2}, {"b": {"c": 3}}]},
+        '{"insert":"users","documents":[{"a":"?"},{"b":{"c":"?"}}]}',
+    ),
+    "insert a map with keys that are data": (
+        {
+            "insert": "votes",
+            "documents": [
+                {"_id": 1, "by": {"alice@example.org": 1, "bob@example.org": 2}, "65f0c0ffee65f0c0ffee65f0": {}}
+            ],
+        },
+        '{"insert":"votes","documents":[{"_id":"?","by":{"?":"?"},"?":{}}]}',
+    ),
+    "update with operators": (
+        {
+            "update": "orders",
+            "updates": [
+                {
+                    "q": {"_id": ID},
+                    "u": {
+                        "$set": {"items.$[item].count": 3, "items.0.sku": "A", "items.$.seen": True},
+                        "$inc": {"version": 1},
+                        "$push": {"log": {"$each": [{"at": DAY}], "$sort": {"at": -1}, "$slice": -10}},
+                        "$unset": {"draft": ""},
+                    },
+                    "arrayFilters": [{"item.sku": "A-1"}],
+                    "upsert": True,
+                    "multi": False,
+                    "hint": {"_id": 1},
+                }
+            ],
+        },
+        (
+            '{"update":"orders","updates":[{"q":{"_id":"?"},"u":{"$set":{"items.$[item].count":"?","items.0.sku":"?",'
+            '"items.$.seen":"?"},"$inc":{"version":"?"},"$push":{"log":{"$each":[{"at":"?"}],"$sort":{"at":-1},'
+            '"$slice":"?"}},"$unset":{"draft":"?"}},"arrayFilters":[{"item.sku":"?"}],"upsert":"?","multi":"?",'
+            '"hint":{"_id":1}}]}'
+        ),
+    ),
+    "update with a pipeline": (
+        {
+            "update": "orders",
+            "updates": [{"q": {"a": "$b"}, "u": [{"$set": {"a": "$b", "c": "d"}}, {"$unset": "e"}], "c": {"x": "$y"}}],
+        },
+        '{"update":"orders","updates":[{"q":{"a":"?"},"u":[{"$set":{"a":"$b","c":"?"}},{"$unset":"e"}],"c":{"x":"?"}}]}',
+    ),
+    "replace": (
+        {"update": "users", "updates": [{"q": {"_id": 1}, "u": {"name": "Alice", "tags": ["$a"], "at": {"x": "$b"}}}]},
+        '{"update":"users","updates":[{"q":{"_id":"?"},"u":{"name":"?","tags":["?"],"at":{"x":"?"}}}]}',
+    ),
+    "delete": (
+        {
+            "delete": "users",
+            "deletes": [{"q": {"last_seen": {"$lt": DAY}}, "limit": 0}],
+            "writeConcern": {"w": "majority"},
+        },
+        '{"delete":"users","deletes":[{"q":{"last_seen":{"$lt":"?"}},"limit":"?"}],"writeConcern":{"w":"?"}}',
+    ),
+    "find and modify": (
+        {
+            "findAndModify": "jobs",
+            "query": {"state": "new"},
+            "sort": {"priority": -1},
+            "update": {"$set": {"state": "taken", "by": "worker-1"}},
+            "fields": {"payload": 1},
+            "new": True,
+        },
+        (
+            '{"findAndModify":"jobs","query":{"state":"?"},"sort":{"priority":-1},"update":{"$set":{"state":"?","by":"?"}},'
+            '"fields":{"payload":1},"new":"?"}'
+        ),
+    ),
+    "count": (
+        {"count": "users", "query": {"active": True}, "hint": {"active": 1}},
+        '{"count":"users","query":{"active":"?"},"hint":{"active":1}}',
+    ),
+    "distinct": (
+        {"distinct": "users", "key": "address.city", "query": {"age": {"$gt": 18}}},
+        '{"distinct":"users","key":"address.city","query":{"age":{"$gt":"?"}}}',
+    ),
+    "get more": (
+        {"getMore": Int64(7243), "collection": "orders", "batchSize": 100},
+        '{"getMore":"?","collection":"orders","batchSize":"?"}',
+    ),
+    "kill cursors": (
+        {"killCursors": "orders", "cursors": [Int64(1), Int64(2)]},
+        '{"killCursors":"orders","cursors":["?"]}',
+    ),
+    "bulk write": (
+        {
+            "bulkWrite": 1,
+            "ops": [
+                {"insert": 0, "document": {"_id": 1, "name": "$alice"}},
+                {"update": 1, "filter": {"_id": 1}, "updateMods": {"$set": {"name": "bob"}}, "multi": False},
+                {"update": 0, "filter": {"_id": 2}, "updateMods": [{"$set": {"a": "$b"}}], "multi": False},
+                {"delete": 1, "filter": {"_id": 3}, "multi": False},
+                {"delete": 0, "filter": {"_id": 4}, "multi": True},
+            ],
+            "nsInfo": [{"ns": "shop.users"}, {"ns": "shop.orders"}],
+        },
+        (
+            '{"bulkWrite":"?","ops":[{"insert":"?","document":{"_id":"?","name":"?"}},{"update":"?","filter":{"_id":"?"},'
+            '"updateMods":{"$set":{"name":"?"}},"multi":"?"},{"update":"?","filter":{"_id":"?"},"updateMods":'
+            '[{"$set":{"a":"$b"}}],"multi":"?"},{"delete":"?","filter":{"_id":"?"},"multi":"?"}],'
+            '"nsInfo":[{"ns":"shop.users"},{"ns":"shop.orders"}]}'
+        ),
+    ),
+    "create indexes": (
+        {
+            "createIndexes": "users",
+            "indexes": [
+                {"key": SON([("email", 1), ("at", "2dsphere")]), "name": "email_1_at", "unique": True},
+                {"key": {"plot": "text"}, "name": "plot", "partialFilterExpression": {"age": {"$gt": 18}}},
+                {"key": {"_id": "hashed"}, "name": "h", "expireAfterSeconds": 3600},
+            ],
+        },
+        (
+            '{"createIndexes":"users","indexes":[{"key":{"email":1,"at":"2dsphere"},"name":"?","unique":"?"},'
+            '{"key":{"plot":"text"},"name":"?","partialFilterExpression":{"age":{"$gt":"?"}}},'
+            '{"key":{"_id":"hashed"},"name":"?","expireAfterSeconds":"?"}]}'
+        ),
+    ),
+    "map and reduce": (
+        {
+            "mapReduce": "orders",
+            "map": Code("function() { emit(this.user, 1) }"),
+            "reduce": "function(k, v) { return 'alice' }",
+            "out": {"merge": "totals", "db": "reports"},
+            "query": {"user": "alice"},
+            "scope": {"x": 1},
+        },
+        (
+            '{"mapReduce":"orders","map":"?","reduce":"?","out":{"merge":"totals","db":"reports"},"query":{"user":"?"},'
+            '"scope":{"x":"?"}}'
+        ),
+    ),
+    "explain": (
+        {
+            "explain": {"find": "users", "filter": {"name": "Alice"}, "sort": {"name": 1}, "comment": "c", "lsid": {}},
+            "verbosity": "executionStats",
+        },
+        '{"explain":{"find":"users","filter":{"name":"?"},"sort":{"name":1}},"verbosity":"?"}',
+    ),
+    "create a view": (
+        {"create": "adults", "viewOn": "users", "pipeline": [{"$match": {"age": {"$gte": 18}}}]},
+        '{"create":"adults","viewOn":"users","pipeline":[{"$match":{"age":{"$gte":"?"}}}]}',
+    ),
+    "rename": (
+        {"renameCollection": "shop.orders", "to": "shop.old_orders", "dropTarget": True},
+        '{"renameCollection":"shop.orders","to":"shop.old_orders","dropTarget":"?"}',
+    ),
+    "of a transaction": (
+        {"commitTransaction": 1, "autocommit": False, "recoveryToken": {"id": 1}, **SESSION},
+        '{"commitTransaction":"?","autocommit":"?","recoveryToken":{"id":"?"}}',
+    ),
+    "a user's name": ({"dropUser": "alice"}, '{"dropUser":"?"}'),
+    "a command that isn't known": (
+        {"frobnicate": "alice", "sort": {"a": 1}, "pipeline": [{"$project": {"a": "$alice"}}], "comment": "hidden"},
+        '{"frobnicate":"?","sort":{"a":"?"},"pipeline":[{"$project":{"a":"?"}}]}',
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "text"), COMMANDS.values(), ids=COMMANDS)
+def test_a_command_is_shown_as_its_shape(command: dict[str, Any], text: str) -> None:
+    assert masked(command) == text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "_id",
+        "customer_name",
+        "v2",
+        "a1234567",
+        "created_202",
+        "x" * 40,
+        "a.b",
+        "a.0.b",
+        "999",
+        "items.$.count",
+        "items.$[].count",
+        "items.$[item].count",
+        "$set",
+        "$log10",
+        "$_internal",
+    ],
+)
+def test_a_key_that_a_programmer_gave_stays(key: str) -> None:
+    assert masked({"insert": "a", "documents": [{key: 1}]}) == f'{{"insert":"a","documents":[{{"{key}":"?"}}]}}'
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "?",
+        "a.",
+        "a..b",
+        "alice@example.org",
+        "first name",
+        "user-id",
+        "größe",
+        "created_2025",
+        "x" * 41,
+        "1000",
+        "65f0c0ffee65f0c0ffee65f0",
+        "a5f0c0ffee65f0c0ffee65f0",
+        "emails.alice@example.org",
+        "$alice@example.org",
+        "items.$[alice@example.org]",
+        "items.$[item",
+        '"',
+        "a\n",
+        "\x00",
+        ".".join(["a"] * 200),
+    ],
+)
+def test_a_key_that_is_rather_data_is_masked(key: str) -> None:
+    assert masked({"insert": "a", "documents": [{"b": 1, key: 1}]}) == '{"insert":"a","documents":[{"b":"?","?":"?"}]}'
+
+
+def test_all_the_keys_of_a_document_with_very_many_are_masked_but_operators() -> None:
+    by_name = {"".join(("user", chr(97 + number // 26), chr(97 + number % 26))): number for number in range(101)}
+
+    assert masked({"insert": "a", "documents": [by_name]}) == '{"insert":"a","documents":[{"?":"?"}]}'
+    assert masked({"find": "a", "filter": {**by_name, "$expr": 1}}) == '{"find":"a","filter":{"?":"?","$expr":"?"}}'
+    by_name.popitem()
+    assert "userab" in (masked({"insert": "a", "documents": [by_name]}) or "")
+
+
+def test_equal_documents_under_masked_keys_become_one() -> None:
+    votes = {"a@x.org": {"n": 1}, "b@x.org": {"n": 2}, "c@x.org": {"m": 3}, "d@x.org": 4, "e@x.org": 5}
+
+    assert masked({"insert": "v", "documents": [votes]}) == (
+        '{"insert":"v","documents":[{"?":{"n":"?"},"?":{"m":"?"},"?":"?"}]}'
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Expressions and flags.
+
+
+@pytest.mark.parametrize("path", ["$a", "$a.b_c.d", "$$ROOT", "$$this.a", "$_id", "$created_202"])
+def test_the_path_of_a_field_stays_in_an_expression(path: str) -> None:
+    assert (
+        masked(_project({"$not": path}))
+        == f'{{"aggregate":"a","pipeline":[{{"$project":{{"b":{{"$not":"{path}"}}}}}}]}}'
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "alice",
+        "$",
+        "$$",
+        "$5.00",
+        "$a b",
+        "$a@b.org",
+        "$a.",
+        "$.a",
+        "$$$a",
+        "$a.$b",
+        "$a1234567890",
+        "$" + "a" * 41,
+        "$a\n",
+        "$" + ".".join(["a"] * 200),
+    ],
+)
+def test_any_other_text_in_an_expression_is_masked(text: str) -> None:
+    assert masked(_project({"$not": text})) == '{"aggregate":"a","pipeline":[{"$project":{"b":{"$not":"?"}}}]}'
+
+
+def _project(expression: Any) -> dict[str, Any]:
+    return {"aggregate": "a", "pipeline": [{"$project": {"b": expression}}]}
+
+
+@pytest.mark.parametrize(
+    ("flag", "shown"),
+    [
+        (1, "1"),
+        (-1, "-1"),
+        (0, "0"),
+        (1.0, "1"),
+        (Int64(-1), "-1"),
+        (True, "true"),
+        (False, "false"),
+        ("text", '"text"'),
+        ("2d", '"2d"'),
+        ("2dsphere", '"2dsphere"'),
+        ("hashed", '"hashed"'),
+        (2, '"?"'),
+        (float("nan"), '"?"'),
+        (None, '"?"'),
+        ("alice", '"?"'),
+        ("$alice", '"?"'),
+        (Decimal128("1"), '"?"'),
+        (ID, '"?"'),
+    ],
+)
+def test_of_an_index_only_what_an_index_can_be_is_shown(flag: Any, shown: str) -> None:
+    assert masked({"createIndexes": "a", "indexes": [{"key": {"b": flag}}]}) == (
+        f'{{"createIndexes":"a","indexes":[{{"key":{{"b":{shown}}}}}]}}'
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every type, and what no type is.
+
+VALUES: list[tuple[Any, str]] = [
+    (None, "null"),
+    (True, "true"),
+    (7, "7"),
+    (Int64(2**60), "1152921504606846976"),
+    (1.5, "1.5"),
+    (float("nan"), '{"$numberDouble":"NaN"}'),
+    (float("-inf"), '{"$numberDouble":"-Infinity"}'),
+    ('al"ice\n', '"al\\"ice\\n"'),
+    ("größe", '"größe"'),
+    ("lone \ud800", '"lone ?"'),
+    (b"alice", '{"$binary":"?"}'),
+    (Binary(b"alice", 5), '{"$binary":"?"}'),
+    (uuid.UUID(int=1), '{"$uuid":"00000000-0000-0000-0000-000000000001"}'),
+    (ID, '{"$oid":"65f0c0ffee65f0c0ffee65f0"}'),
+    (DAY, '{"$date":"2026-03-01T12:30:00Z"}'),
+    (datetime.datetime(1, 1, 1), '{"$date":{"$numberLong":"-62135596800000"}}'),
+    (Timestamp(1, 2), '{"$timestamp":{"t":1,"i":2}}'),
+    (Decimal128("1.50"), '{"$numberDecimal":"1.50"}'),
+    (re.compile("^a", re.IGNORECASE), '{"$regularExpression":{"pattern":"^a","options":"iu"}}'),
+    (Regex("^a", "i"), '{"$regularExpression":{"pattern":"^a","options":"i"}}'),
+    (Code("this.a"), '{"$code":"this.a"}'),
+    (Code("this.a", {"b": 1}), '{"$code":"this.a"}'),
+    (MinKey(), '{"$minKey":1}'),
+    (MaxKey(), '{"$maxKey":1}'),
+    (object(), '"?"'),
+    (type("Money", (), {})(), '"?"'),
+    (3 + 4j, '"?"'),
+]
+
+
+@pytest.mark.parametrize(("value", "shown"), VALUES, ids=lambda value: type(value).__name__)
+def test_any_value_is_masked_and_in_raw_text_extended_json(value: Any, shown: str) -> None:
+    assert masked({"find": "a", "filter": {"b": value}}) == '{"find":"a","filter":{"b":"?"}}'
+    assert masked({"find": "a", "filter": {"b": [value]}}) == '{"find":"a","filter":{"b":["?"]}}'
+    assert masked(_project(value))
+    assert raw({"find": "a", "filter": {"b": value}}) == f'{{"find":"a","filter":{{"b":{shown}}}}}'
+
+
+def test_documents_and_arrays_of_any_class_are_what_they_are_sent_as() -> None:
+    documents = [{"a": 1}, SON([("a", 1)]), UserDict({"a": 1}), RawBSONDocument(encode({"a": 1}))]
+    for document in documents:
+        assert masked({"find": "a", "filter": {"b": document}}) == '{"find":"a","filter":{"b":{"a":"?"}}}'
+        assert raw({"find": "a", "filter": {"b": document}}) == '{"find":"a","filter":{"b":{"a":1}}}'
+    assert masked({"find": "a", "filter": {"b": (1, 2)}}) == '{"find":"a","filter":{"b":["?"]}}'
+    assert raw({"find": "a", "filter": {"b": (1, 2)}}) == '{"find":"a","filter":{"b":[1,2]}}'
+    reference = {"find": "a", "filter": {"b": DBRef("users", 5)}}
+    assert masked(reference) == '{"find":"a","filter":{"b":{"$ref":"?","$id":"?"}}}'
+    assert raw(reference) == '{"find":"a","filter":{"b":{"$ref":"users","$id":5}}}'
+
+
+def test_a_raw_document_keeps_nothing_of_the_look() -> None:
+    document = RawBSONDocument(encode({"a": {"b": 1}}))
+
+    assert masked({"insert": "a", "documents": [document]}) == '{"insert":"a","documents":[{"a":{"b":"?"}}]}'
+    assert document._RawBSONDocument__inflated_doc is None  # type: ignore[attr-defined]
+
+
+def test_a_raw_document_that_is_broken_is_a_literal() -> None:
+    broken = encode({"a": "b"})
+    broken = broken[:4] + b"\x7f" + broken[5:]
+
+    assert masked({"insert": "a", "documents": [RawBSONDocument(broken)]}) == '{"insert":"a","documents":["?"]}'
+    assert raw({"insert": "a", "documents": [RawBSONDocument(broken)]}) == (
+        '{"insert":"a","documents":[{"$binary":"?"}]}'
+    )
+
+
+def test_a_date_that_python_has_not_is_no_hindrance() -> None:
+    # As the server may send it: of the year 292278994.
+    document = RawBSONDocument(b"\x10\x00\x00\x00\x09a\x00\xff\xff\xff\xff\xff\xff\xff\x7f\x00")
+
+    assert masked({"insert": "a", "documents": [document]}) in {
+        '{"insert":"a","documents":[{"a":"?"}]}',
+        '{"insert":"a","documents":["?"]}',  # up to PyMongo 4.2
+    }
+    assert raw({"insert": "a", "documents": [document]})
+
+
+class Shy(UserDict[str, Any]):
+    """A document that can't be read to its end."""
+
+    def items(self) -> Any:
+        def some() -> Iterator[tuple[str, Any]]:
+            yield "a", 1
+            raise LookupError("alice")
+
+        return some()
+
+
+class Closed(UserDict[str, Any]):
+    def items(self) -> Any:
+        raise LookupError("alice")
+
+
+def test_the_text_ends_before_what_cannot_be_read() -> None:
+    for text in (masked, raw):
+        one = "?" if text is masked else 1
+        assert json.loads(text({"find": "a", "filter": {"b": 1, "c": Closed(), "d": 1}}) or "") == {
+            "find": "a",
+            "filter": {"b": one},
+        }
+        assert json.loads(text({"find": "a", "filter": {"b": {"c": Shy()}}, "limit": 1}) or "") == {
+            "find": "a",
+            "filter": {"b": {"c": {"a": one}}},
+        }
+
+
+@pytest.mark.parametrize("command", [{}, None, 7, Closed(), "find"])
+def test_what_is_no_command_has_no_text(command: Any) -> None:
+    assert query_text("find", command, False, 4096) is None
+    assert query_text("find", command, True, 4096) is None
+
+
+class Key(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "alice"
+
+
+def test_odd_keys_are_keys_all_the_same() -> None:
+    assert masked({"find": "a", "filter": {Key("b"): [1], 7: 2}}) == '{"find":"a","filter":{"b":["?"],"?":"?"}}'
+    assert masked({"find": "a", "filter": {Key("b"): 1, 7: 2}}) == '{"find":"a","filter":{"b":"?","?":"?"}}'
+    assert raw({"find": "a", "filter": {Key("b"): 1, 7: 2}}) == '{"find":"a","filter":{"b":1,"?":2}}'
+    assert masked({"explain": [1]}) == '{"explain":["?"]}'
+    assert masked({"explain": {7: 1}}) == '{"explain":{"?":"?"}}'
+    assert masked({"find": 'sh"op'}) == '{"find":"sh\\"op"}'
+    assert masked({"find": 7, "filter": []}) == '{"find":"?","filter":[]}'
+
+
+@pytest.mark.parametrize(
+    "name", ["saslStart", "saslContinue", "authenticate", "createUser", "updateUser", "CREATEUSER"]
+)
+def test_a_command_with_credentials_has_no_text(name: str) -> None:
+    command = {name: "alice", "pwd": "secret", "payload": b"secret"}
+
+    assert masked(command) is None
+    assert raw(command) is None
+
+
+def test_no_text_shows_how_a_client_authenticates() -> None:
+    hello = {"hello": 1, "speculativeAuthenticate": {"saslStart": 1, "payload": b"secret", "user": "alice"}}
+
+    assert raw(hello) == '{"hello":1}'
+    assert masked(hello) == '{"hello":"?"}'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bounds.
+
+
+def test_raw_text_leaves_out_the_session_and_the_command_s_comment() -> None:
+    command = {"find": "users", "filter": {"comment": "hello", "lsid": 1}, "comment": "from the web shop", **SESSION}
+
+    assert raw(command) == '{"find":"users","filter":{"comment":"hello","lsid":1}}'
+    assert raw({"explain": command}) == '{"explain":{"find":"users","filter":{"comment":"hello","lsid":1}}}'
+
+
+def test_16_elements_of_an_array_are_read() -> None:
+    many = {"find": "a", "filter": {"b": {"$in": list(range(1_000_000))}}}
+
+    assert masked(many) == '{"find":"a","filter":{"b":{"$in":["?"]}}}'
+    assert json.loads(raw(many) or "")["filter"] == {"b": {"$in": list(range(16))}}
+    documents = [{"a": 1}] * 16 + [{"b": 1}]
+    assert masked({"insert": "a", "documents": documents}) == '{"insert":"a","documents":[{"a":"?"}]}'
+
+
+def test_1000_values_of_a_command_are_read() -> None:
+    class Counted(UserDict[str, Any]):
+        read = 0
+
+        def items(self) -> Any:
+            for name, value in super().items():
+                Counted.read += 1
+                yield name, value
+
+    documents = [Counted({f"a{number}": number for number in range(90)}) for _ in range(16)]
+    command = {"insert": "a", "documents": documents}
+
+    assert masked(command, limit=1_000_000)
+    # But for the command's own two, for the documents, and one more to see that there is one.
+    assert Counted.read == 1_000 - 2 - 11 + 1
+    assert len(json.loads(raw(command, limit=1_000_000) or "")["documents"]) == 11
+    wide = {"insert": "a", "documents": [{f"k{number}": number for number in range(100_000)}]}
+    assert len(json.loads(raw(wide, limit=1_000_000) or "")["documents"][0]) == 997
+
+
+def test_a_flat_document_counts_as_many_values_as_it_has() -> None:
+    flat = [{f"a{column}_{row}": 1 for column in range(90)} for row in range(16)]
+
+    assert len(json.loads(masked({"insert": "a", "documents": flat}, limit=1_000_000) or "")["documents"]) == 11
+
+
+def test_documents_may_be_nested_as_deep_as_can_be() -> None:
+    deep: Any = 1
+    for _ in range(5_000):
+        deep = {"a": deep}
+
+    assert (masked({"find": "b", "filter": deep}) or "").count('"a":') == (4096 - len('{"find":"b","filter":{}}')) // 6
+    # Python's own parser can't read a text that is nested so deep.
+    text = query_text("find", {"find": "b", "filter": deep}, True, 20_000) or ""
+    assert text == '{"find":"b","filter":' + '{"a":' * 998 + "{}" + "}" * 999
+
+
+def test_bytes_of_raw_documents_are_bounded_over_all() -> None:
+    large = RawBSONDocument(encode({"a": b"x" * 5_000}))
+    small = [RawBSONDocument(encode({name: b"x" * 1_000})) for name in "abcdefgh"]
+
+    assert masked({"insert": "c", "documents": [large, small[0]]}) == '{"insert":"c","documents":["?",{"a":"?"}]}'
+    assert raw({"insert": "c", "documents": [large]}) == '{"insert":"c","documents":[{"$binary":"?"}]}'
+    assert masked({"insert": "c", "documents": small}) == (
+        '{"insert":"c","documents":[{"a":"?"},{"b":"?"},{"c":"?"},{"d":"?"},"?"]}'
+    )
+
+
+COMMAND = {
+    "find": "orders",
+    "filter": {"name": "Alice", "größe": {"$gte": 5, "tags": ["a", {"b": "c" * 100}]}, "x@y.org": 1},
+    "sort": {"a": -1},
+}
+
+
+@pytest.mark.parametrize("text_of", [masked, raw])
+def test_a_text_is_valid_json_wherever_it_is_cut(text_of: Callable[[Mapping[str, Any], int], str | None]) -> None:
+    texts = [text_of(COMMAND, limit) for limit in range(200)]
+
+    assert all(text is None or text.startswith('{"find":"') for text in texts)
+    assert None not in texts[len('{"find":"orders"}') :]
+    assert texts[0] is texts[8] is None
+
+
+def test_a_cut_text_is_the_beginning_of_the_whole() -> None:
+    whole = masked(COMMAND)
+
+    assert whole == (
+        '{"find":"orders","filter":{"name":"?","?":{"$gte":"?","tags":["?",{"b":"?"}]},"?":"?"},"sort":{"a":-1}}'
+    )
+    assert masked(COMMAND, 60) == '{"find":"orders","filter":{"name":"?","?":{"$gte":"?"}}}'
+
+
+def test_a_long_text_is_cut_and_what_comes_after_is_not_shown() -> None:
+    command = {"find": "a", "filter": {"b": "x" * 1_000, "c": 1}}
+
+    assert raw(command, 100) == '{"find":"a","filter":{"b":"' + "x" * 70 + '"}}'
+    escaped = raw({"find": "a", "filter": {"b": "\n" * 1_000}}, 100)
+    assert escaped is not None
+    assert 95 <= len(escaped) <= 100
+    assert len(raw({"find": "a", "filter": {"b": Code("x" * 1_000)}}, 100) or "") == 100
+    assert raw({"find": "a", "filter": {"b": re.compile("x" * 1_000)}}, 100) == '{"find":"a","filter":{"b":"?"}}'
+
+
+def test_a_cut_repetition_is_not_shown() -> None:
+    documents = [{"name": 1, "address": {"city": 1, "lines": [{"a": 1}, 2]}}] * 3
+    whole = masked({"insert": "a", "documents": documents})
+
+    assert whole is not None
+    for limit in range(len(whole), len(whole) + 100):
+        assert masked({"insert": "a", "documents": documents}, limit) == whole
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is remembered.
+
+
+def test_documents_of_one_shape_share_their_text_and_no_data_is_remembered() -> None:
+    from opentelemetry_mongo_events import _query_text
+
+    before = len(_query_text._flat_texts)
+    for number in range(10):
+        assert masked({"find": "a", "filter": {"remembered": number}})
+        assert masked({"find": "a", "filter": {f"{number}@example.org": 1}})
+    assert len(_query_text._flat_texts) == before + 1
