@@ -121,24 +121,42 @@ COMMAND: Final = Place()
 """A command within another: its own place is that of its first key."""
 
 _DATA: Final = Place()
-_FIELD: Final = Place(_field)
-_NAME: Final = Place(_name)
-# `{db: "shop", coll: "orders"}` stands where a name does.
-_COLLECTION: Final = Place(_name, {"db": _NAME, "coll": _NAME}, others=_DATA)
+_NAME: Final = Place(_name, others=_DATA, elements=_DATA)
+_FIELD: Final = Place(_field, others=_DATA)
+# Atlas Search: `{value: "title", multi: "english"}`.
+_FIELD.fields["value"] = _FIELD
 
-_FLAG: Final = Place(_flag, operators=_DATA)
-_EXPRESSION: Final = Place(_path, {"$literal": _DATA, "$const": _DATA, "sortBy": _FLAG}, is_ordered=True)
+
+def _collection(**fields: Place) -> Place:
+    """A collection's name, or `{db: "shop", coll: "orders"}` and the like."""
+    return Place(_name, {"db": _NAME, "coll": _NAME, **fields}, others=_DATA, elements=_DATA)
+
+
+_COLLECTION: Final = _collection()
+
+# A sort, a hint or the key of an index: by its fields. What isn't one, as the name of an index, is data.
+_ORDER: Final = Place(others=Place(_flag, operators=_DATA))
+_SORTS: Final = Place(_path, {"sortBy": _ORDER}, is_ordered=True)
+_EXPRESSION: Final = Place(
+    _path,
+    {"$literal": _DATA, "$const": _DATA}
+    | dict.fromkeys(("$top", "$topN", "$bottom", "$bottomN", "$sortArray"), _SORTS),
+    is_ordered=True,
+)
+_SORTS.others = _SORTS.operators = _SORTS.elements = _EXPRESSION
 _FILTER: Final = Place(fields={"$expr": _EXPRESSION})
 _PROJECTION: Final = Place(
-    _flag_or_path,
-    {"$elemMatch": _FILTER, "$literal": _DATA, "$const": _DATA},
-    operators=_EXPRESSION,
-    elements=_EXPRESSION,
+    others=Place(
+        _flag_or_path,
+        {"$elemMatch": _FILTER, "$literal": _DATA, "$const": _DATA},
+        operators=_EXPRESSION,
+        elements=_EXPRESSION,
+    )
 )
 
 # Atlas Search has paths of its own, under this key.
 _SEARCH: Final = Place(
-    fields={"path": _FIELD, "defaultPath": _FIELD, "like": _DATA, "sort": _FLAG},
+    fields={"path": _FIELD, "defaultPath": _FIELD, "like": _DATA, "sort": _ORDER},
 )
 
 _PIPELINE: Final = Place(others=_EXPRESSION, is_ordered=True)
@@ -155,7 +173,7 @@ _PIPELINE.fields.update(
         "$documents": _DATA,
         "$facet": _PIPELINES,
         "$fill": Place(
-            fields={"sortBy": _FLAG, "partitionByFields": _FIELD, "partitionBy": _EXPRESSION, "output": _EXPRESSION},
+            fields={"sortBy": _ORDER, "partitionByFields": _FIELD, "partitionBy": _EXPRESSION, "output": _EXPRESSION},
             others=_DATA,
         ),
         "$geoNear": Place(
@@ -189,26 +207,23 @@ _PIPELINE.fields.update(
             others=_DATA,
         ),
         "$match": _FILTER,
-        "$merge": Place(
-            _name,
-            {"into": _COLLECTION, "on": _FIELD, "let": _EXPRESSION, "whenMatched": _PIPELINE},
-            others=_DATA,
-        ),
+        "$merge": _collection(into=_COLLECTION, on=_FIELD, let=_EXPRESSION, whenMatched=_PIPELINE),
         "$out": _COLLECTION,
         "$project": _PROJECTION,
         "$rankFusion": _RANKED,
         "$scoreFusion": _RANKED,
         "$search": _SEARCH,
         "$searchMeta": _SEARCH,
-        "$sort": _FLAG,
-        "$unionWith": Place(_name, {"coll": _NAME, "db": _NAME, "pipeline": _PIPELINE}, others=_DATA),
+        "$setWindowFields": _SORTS,
+        "$sort": _ORDER,
+        "$unionWith": _collection(pipeline=_PIPELINE),
         "$unset": _FIELD,
         "$unwind": Place(_path, {"path": _EXPRESSION, "includeArrayIndex": _FIELD}, others=_DATA),
         "$vectorSearch": Place(fields={"path": _FIELD, "filter": _FILTER}, others=_DATA),
     }
 )
 
-_UPDATE_OPERATORS: Final = Place(fields={"$sort": _FLAG})
+_UPDATE_OPERATORS: Final = Place(fields={"$sort": _ORDER})
 # A document of operators, a new document, or a pipeline.
 _UPDATE: Final = Place(others=_UPDATE_OPERATORS, elements=_PIPELINE, is_ordered=True)
 
@@ -226,37 +241,37 @@ def _command(**fields: Place) -> Place:
 
 _OTHER: Final = _command()
 _INDEX: Final = Place(
-    fields={"key": _FLAG, "partialFilterExpression": _FILTER, "wildcardProjection": _PROJECTION}, others=_DATA
+    fields={"key": _ORDER, "partialFilterExpression": _FILTER, "wildcardProjection": _PROJECTION}, others=_DATA
 )
-_FIND_AND_MODIFY: Final = _command(query=_FILTER, sort=_FLAG, hint=_FLAG, fields=_PROJECTION, update=_UPDATE)
+_FIND_AND_MODIFY: Final = _command(query=_FILTER, sort=_ORDER, hint=_ORDER, fields=_PROJECTION, update=_UPDATE)
 _MAP_REDUCE: Final = _command(
     query=_FILTER,
-    sort=_FLAG,
-    out=Place(_name, dict.fromkeys(("replace", "merge", "reduce", "db"), _NAME), others=_DATA),
+    sort=_ORDER,
+    out=_collection(replace=_NAME, merge=_NAME, reduce=_NAME),
 )
-_PLAN: Final = {"query": _FILTER, "sort": _FLAG, "projection": _PROJECTION}
+_PLAN: Final = {"query": _FILTER, "sort": _ORDER, "projection": _PROJECTION}
 
 _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER) | {
-    "aggregate": _command(pipeline=_PIPELINE, hint=_FLAG),
+    "aggregate": _command(pipeline=_PIPELINE, hint=_ORDER),
     "bulkWrite": _command(
         ops=Place(
-            fields={"filter": _FILTER, "updateMods": _UPDATE, "sort": _FLAG, "hint": _FLAG},
+            fields={"filter": _FILTER, "updateMods": _UPDATE, "sort": _ORDER, "hint": _ORDER},
             others=_DATA,
         ),
         nsInfo=Place(fields={"ns": _NAME}, others=_DATA),
     ),
     "collMod": _command(
-        index=Place(fields={"keyPattern": _FLAG}, others=_DATA), viewOn=_NAME, pipeline=_PIPELINE, validator=_FILTER
+        index=Place(fields={"keyPattern": _ORDER}, others=_DATA), viewOn=_NAME, pipeline=_PIPELINE, validator=_FILTER
     ),
-    "count": _command(query=_FILTER, hint=_FLAG, fields=_PROJECTION),
+    "count": _command(query=_FILTER, hint=_ORDER, fields=_PROJECTION),
     "create": _command(viewOn=_NAME, pipeline=_PIPELINE, validator=_FILTER),
     "createIndexes": _command(indexes=_INDEX),
-    "delete": _command(deletes=Place(fields={"q": _FILTER, "hint": _FLAG}, others=_DATA)),
-    "deleteIndexes": _command(index=_FLAG),
-    "distinct": _command(key=_FIELD, query=_FILTER, hint=_FLAG),
-    "dropIndexes": _command(index=_FLAG),
+    "delete": _command(deletes=Place(fields={"q": _FILTER, "hint": _ORDER}, others=_DATA)),
+    "deleteIndexes": _command(index=_ORDER),
+    "distinct": _command(key=_FIELD, query=_FILTER, hint=_ORDER),
+    "dropIndexes": _command(index=_ORDER),
     "explain": _command(explain=COMMAND),
-    "find": _command(filter=_FILTER, sort=_FLAG, hint=_FLAG, projection=_PROJECTION),
+    "find": _command(filter=_FILTER, sort=_ORDER, hint=_ORDER, projection=_PROJECTION),
     "findAndModify": _FIND_AND_MODIFY,
     "findandmodify": _FIND_AND_MODIFY,
     "geoNear": _command(query=_FILTER),
@@ -266,10 +281,10 @@ _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER) | {
     "planCacheClear": _command(**_PLAN),
     "planCacheClearFilters": _command(**_PLAN),
     "planCacheListPlans": _command(**_PLAN),
-    "planCacheSetFilter": _command(**_PLAN, indexes=_FLAG),
+    "planCacheSetFilter": _command(**_PLAN, indexes=_ORDER),
     "renameCollection": _command(renameCollection=_NAME, to=_NAME),
     "update": _command(
-        updates=Place(fields={"q": _FILTER, "u": _UPDATE, "sort": _FLAG, "hint": _FLAG}, others=_DATA),
+        updates=Place(fields={"q": _FILTER, "u": _UPDATE, "sort": _ORDER, "hint": _ORDER}, others=_DATA),
     ),
 }
 for _command_name in COLLECTION_COMMANDS:

@@ -35,6 +35,8 @@ _VALUES: Final = 1_000
 # A document with more keys is rather a map, whose keys are data.
 _KEYS: Final = 100
 
+_NONE: Final = -1
+
 # Most values, told from documents and arrays by one look.
 _LITERALS: Final = frozenset({str, int, bool, float, type(None), bytes, datetime, Int64, ObjectId})
 
@@ -81,16 +83,18 @@ class _Level:
         seen: The items that may not come again.
         start: At which piece of the text it begins, or its key.
         once: Whether it may itself not come again in what it stands in.
+        room: How much room there was before it.
     """
 
-    __slots__ = ("comma", "hides_keys", "is_array", "items", "once", "place", "seen", "start")
+    __slots__ = ("comma", "hides_keys", "is_array", "items", "once", "place", "room", "seen", "start")
 
-    def __init__(self, value: Any, place: Place, start: int = 0, once: bool = False) -> None:
+    def __init__(self, value: Any, place: Place, start: int = 0, once: bool = False, room: int = 0) -> None:
         self.place = place
         self.comma = ""
         self.seen: set[str] | None = None
         self.start = start
         self.once = once
+        self.room = room
         self.is_array = type(value) is list or isinstance(value, (list, tuple))
         if self.is_array:
             self.items: Iterator[tuple[Any, Any]] = zip(itertools.repeat(None), itertools.islice(value, _ELEMENTS))
@@ -154,7 +158,7 @@ class _Text:
                         once = head == HIDDEN
                 left = room - len(level.comma) - len(head)
                 values -= 1
-                if left < 2 or values < 0:
+                if values < 0:
                     return
 
                 kind = type(value)
@@ -166,20 +170,23 @@ class _Text:
                         body = extended_json.literal(value, left)
                     else:
                         body = MASK if child.leaf is None else child.leaf(value)
+                elif left < 2:
+                    room = _NONE
+                    break
                 else:
                     if child is COMMAND and isinstance(inner, Mapping):
                         child = RAW_COMMAND if is_raw else command_place(next(iter(inner), ""))
-                    within = _Level(inner, child, len(pieces) + 1, once)
+                    within = _Level(inner, child, len(pieces) + 1, once, room)
                     pieces.append(level.comma)
                     pieces.append(head + ("[" if within.is_array else "{"))
                     levels.append(within)
-                    level = within
                     room = left - 2
                     break
                 if once and not level.is_new(head + body):
                     continue
                 if len(body) > left:
-                    return
+                    room = _NONE
+                    break
                 pieces.append(level.comma + head + body)
                 level.comma = ","
                 room = left - len(body)
@@ -188,26 +195,36 @@ class _Text:
                 levels.pop()
                 if not levels:
                     return
-                written = level
-                level = levels[-1]
-                if written.once and not level.is_new("".join(pieces[written.start :])):
-                    room += sum(map(len, pieces[written.start - 1 :]))
-                    del pieces[written.start - 1 :]
+                if level.once and not levels[-1].is_new("".join(pieces[level.start :])):
+                    room = level.room
+                    del pieces[level.start - 1 :]
                 else:
-                    level.comma = ","
+                    levels[-1].comma = ","
+            if room == _NONE:
+                room = self._without_repetition()
+                if room == _NONE:
+                    return
+            level = levels[-1]
 
     def closed(self) -> str | None:
         """What is written, with what is open closed; None where that is nothing."""
+        self._without_repetition()
+        text = "".join(self._pieces + ["]" if level.is_array else "}" for level in reversed(self._levels)])
+        return text if len(text) > 2 else None
+
+    def _without_repetition(self) -> int:
+        """Take back what is as yet the same as what is there already; how much room there is then.
+
+        Whether one or many documents of one shape are written makes no difference then, even if they hardly fit.
+        """
         levels = self._levels
-        for around, level in itertools.pairwise(levels):
-            # What was cut may be the beginning of what is there already.
+        for number, (around, level) in enumerate(itertools.pairwise(levels), 1):
             beginning = "".join(self._pieces[level.start :])
             if level.once and any(item.startswith(beginning) for item in around.seen or ()):
                 del self._pieces[level.start - 1 :]
-                del levels[levels.index(level) :]
-                break
-        text = "".join(self._pieces + ["]" if level.is_array else "}" for level in reversed(levels)])
-        return text if len(text) > 2 else None
+                del levels[number:]
+                return level.room
+        return _NONE
 
     def _inner(self, value: Any, kind: type) -> Mapping[str, Any] | Sequence[Any] | None:
         """A value as the document or array that it is sent as; None for any other, and for too many raw bytes."""

@@ -1,0 +1,130 @@
+"""Nothing of the application's data leaves the process unasked, whatever it looks like and wherever it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from bson import encode
+from bson.raw_bson import RawBSONDocument
+from hypothesis import HealthCheck, given, settings
+from pymongo.errors import OperationFailure
+from pymongo.monitoring import CommandSucceededEvent
+
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
+from opentelemetry_mongo_events._query_text import query_text
+from tests import events
+from tests.metrics import Metrics
+from tests.planted import SECRETS, commands, filled
+from tests.spans import Spans, commands_of
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.logs import Logs
+
+# `make fuzz` looks for other commands each time, and for longer.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+chosen = settings(
+    max_examples=EXAMPLES or 300,
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+def text_of(command: dict[str, Any], *, is_raw: bool = False, limit: int = 4096) -> str:
+    text = query_text(next(iter(command)), command, is_raw, limit)
+    assert text is not None
+    assert len(text) <= limit
+    assert isinstance(json.loads(text), dict)
+    return text
+
+
+def revealed(text: str) -> list[str]:
+    return [secret for secret in SECRETS if secret in text]
+
+
+@chosen
+@given(commands)
+def test_masked_text_is_the_shape_of_a_command_and_nothing_else(template: dict[str, Any]) -> None:
+    texts = {text_of(filled(template, start)) for start in range(3)}
+
+    assert len(texts) == 1
+    assert revealed(texts.pop()) == []
+
+
+@chosen
+@given(commands)
+def test_cut_text_is_json_and_the_beginning_of_the_whole(template: dict[str, Any]) -> None:
+    command = filled(template, 0)
+    whole = text_of(command)
+
+    for limit in (40, 80, 160, len(whole)):
+        text = text_of(command, limit=limit)
+        assert revealed(text) == []
+        assert limit < len(whole) or text == whole
+    for limit in (40, 80, 160, 4096):
+        text_of(command, is_raw=True, limit=limit)
+
+
+@chosen
+@given(commands)
+def test_a_command_is_not_changed(template: dict[str, Any]) -> None:
+    command, same = filled(template, 1), filled(template, 1)
+
+    text_of(command)
+    text_of(command, is_raw=True)
+
+    assert repr(command) == repr(same)
+
+
+MESSAGE = 'E11000 duplicate key error collection: shop.a index: b_1 dup key: { b: "zecret" }'
+SERVER_ERROR = {
+    "ok": 0,
+    "code": 11000,
+    "codeName": "DuplicateKey",
+    "errmsg": MESSAGE,
+    "keyPattern": {"b": 1},
+    "keyValue": {"b": "zecret"},
+    "errInfo": {"details": "zecret"},
+}
+
+
+@settings(chosen, max_examples=EXAMPLES // 10 or 50)
+@given(template=commands)
+def test_no_span_event_metric_or_message_holds_data(
+    template: dict[str, Any], logs: Logs, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans, metrics = Spans(), Metrics()
+    listeners = event_listeners(
+        tracer_provider=spans.provider, meter_provider=metrics.provider, logger_provider=logs.provider, events="both"
+    )
+    listener = commands_of(listeners)
+    command = filled(template, 0)
+    name = next(iter(command))
+    outcomes = [
+        events.succeeded(name, {"ok": 1, "cursor": {"id": 5, "firstBatch": [command]}, "value": command}, request_id=1),
+        events.succeeded(name, {"ok": 1, "writeErrors": [{"index": 0, **SERVER_ERROR, "op": command}]}, request_id=2),
+        events.succeeded(name, {"ok": 1, "writeConcernError": {"code": 64, "errmsg": MESSAGE}}, request_id=3),
+        events.failed(name, SERVER_ERROR, request_id=4),
+        events.failed(name, {"errmsg": MESSAGE, "errtype": "InvalidDocument"}, request_id=5),
+        events.failed(name, RawBSONDocument(encode(SERVER_ERROR)), request_id=6),
+        events.failed(name, OperationFailure(MESSAGE, 11000, SERVER_ERROR), request_id=7),
+    ]
+    (heartbeats,) = (each for each in listeners if isinstance(each, HeartbeatEvents))
+    for number, outcome in enumerate(outcomes, 1):
+        listener.started(events.started(command, request_id=number))
+        heartbeats.failed(events.heartbeat_failed(events.ADDRESS, OperationFailure(MESSAGE), duration=0.1))
+        if isinstance(outcome, CommandSucceededEvent):
+            listener.succeeded(outcome)
+        else:
+            listener.failed(outcome)
+
+    assert len(spans.finished) == len(outcomes)
+    exported = [span.to_json() for span in spans.finished] + [repr(record) for record in logs.records]
+    exported += [metric.to_json() for metric in metrics.collected().values()] + [caplog.text]
+    assert [secret for text in exported for secret in revealed(text)] == []
