@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
+from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import _process_state
+from opentelemetry_mongo_events._identity import identity
+from opentelemetry_mongo_events._incidents import Incident
+from opentelemetry_mongo_events._server_states import ServerState, ServerStates, TopologyState, note_failure
+from opentelemetry_mongo_events._telemetry import Switch
 from tests.clients import aconnect, connect
-from tests.events import heartbeat_failed, heartbeat_succeeded, topology_changed
+from tests.events import ADDRESS, heartbeat_failed, heartbeat_succeeded, topology_changed
 from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
@@ -271,3 +276,34 @@ def test_odd_heartbeats_are_passed_over(
     for _ in range(2):
         heartbeats.succeeded(heartbeat_succeeded(("db.example",), duration=1.0))
     assert len(caplog.messages) == 1
+
+
+class LeavingServer(ServerState):
+    """A server whose topology is closed, on another thread, whenever somebody has looked at it."""
+
+    is_seen = False
+
+    @property
+    def topology(self) -> TopologyState | None:
+        self.is_seen = not self.is_seen
+        return TopologyState(ObjectId(bytes(12)), ()) if self.is_seen else None
+
+    @topology.setter
+    def topology(self, topology: TopologyState | None) -> None:
+        pass
+
+
+def test_a_server_may_be_closed_at_any_moment(spans: Spans) -> None:
+    states = ServerStates(Switch())
+    server = LeavingServer(identity(ADDRESS))
+    states._servers[id(ADDRESS)] = server
+    with spans.tracer.start_as_current_span("find") as span:
+        for use in (
+            lambda: states.heard(ADDRESS),
+            lambda: server.note(Incident("mongodb.client.pool.cleared", {})),
+            lambda: note_failure(ADDRESS, span.get_span_context()),
+            lambda: states.close_server(ADDRESS),
+        ):
+            server.is_seen = False
+            use()
+    assert server.is_closed

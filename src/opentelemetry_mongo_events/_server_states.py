@@ -98,8 +98,9 @@ class ServerState:
 
     def note(self, incident: Incident) -> None:
         """Keep what happened to it, for an episode that is open or found out about later."""
-        if self.topology is not None:
-            self.topology.note(incident)
+        topology = self.topology  # once: it may be closed meanwhile
+        if topology is not None:
+            topology.note(incident)
         elif not self.is_closed:
             self.incidents.append(incident)
 
@@ -276,8 +277,9 @@ class ServerStates:
                 if each is not self and (seen := each.known(address)) is not None and seen.heard_since is not None
             ]
             server.heard_since = time.monotonic()
-        if server.topology is not None:
-            server.topology.last_sign = time.monotonic()
+        topology = server.topology
+        if topology is not None:
+            topology.last_sign = time.monotonic()
         return server
 
     def server(self, address: Address) -> ServerState:
@@ -368,6 +370,7 @@ def note_failure(address: Address | None, span_context: SpanContext) -> None:
         if server is None:
             continue
         server.failures.append(failure)
-        episode = None if server.topology is None else server.topology.episode
+        topology = server.topology
+        episode = None if topology is None else topology.episode
         if episode is not None:
             episode.hit(server, failure)
