@@ -67,9 +67,11 @@ class Episode:
 
     __slots__ = (
         "_addresses",
+        "_before",
         "_failures",
         "_first",
         "_incidents",
+        "_nearly",
         "_span",
         "began",
         "context",
@@ -98,6 +100,8 @@ class Episode:
         self.started = started
         self.began: float = started if before is None else before.began
         self.lost = lost
+        # What came before a span that goes on with another one was told by that one.
+        self._before, self._nearly = (_BEFORE, _NEARLY) if before is None else (0.0, 0.0)
         self._addresses = {id(server.identity.address) for server in lost}
         self._first = moment(started).nanoseconds
         # As keys: what comes as the episode begins may be noted twice.
@@ -123,13 +127,13 @@ class Episode:
         """Something happened in it. Runs on any thread."""
         limit = _REPEATED if incident.name in (names.HEARTBEAT_FAILED, names.POOL_CLEARED) else _ALL
         is_cause = incident.server in self._addresses and incident.name == names.HEARTBEAT_FAILED
-        is_part = incident.at >= self.started - (_NEARLY if is_cause or self.name == names.DISCOVERY else 0)
+        is_part = incident.at >= self.started - (self._nearly if is_cause or self.name == names.DISCOVERY else 0)
         if is_part and len(self._incidents) < limit:
             self._incidents[incident] = None
 
     def hit(self, server: ServerState, failure: Failure) -> None:
         """A command, or a checkout, failed in it or shortly before. Runs on any thread."""
-        is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - _BEFORE
+        is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - self._before
         if is_part and len(self._failures) < _LINKS and failure not in self._failures:
             self._failures.append(failure)
 

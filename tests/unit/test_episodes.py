@@ -25,7 +25,7 @@ from opentelemetry_mongo_events._episodes import (
     watch,
 )
 from opentelemetry_mongo_events._incidents import Incident
-from opentelemetry_mongo_events._server_states import ServerStates, TopologyState, note_failure
+from opentelemetry_mongo_events._server_states import Failure, ServerStates, TopologyState, note_failure
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 from tests.spans import Spans, attributes, events, linked, seconds, span_id
 from tests.waiting import until
@@ -219,6 +219,24 @@ def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metr
 
     assert attributes(spans.one())["error.type"] == "timeout"
     assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(0.01, abs=1e-6)
+
+
+def test_what_the_first_span_tells_is_not_told_by_the_next(world: World, spans: Spans) -> None:
+    world.now -= world.telemetry.config.episode_timeout + 1
+    world.begin_outage()
+    (episode,) = _episodes._episodes.open
+    end_of_first = episode.telemetry.config.episode_timeout
+    failed = spans.tracer.start_span("command").get_span_context()
+    world.here.failures.append(Failure(world.now + end_of_first - 1, failed))
+    episode.hit(world.here, world.here.failures[0])
+    world.note(names.HEARTBEAT_FAILED, end_of_first - 0.01)
+    world.note(names.HEARTBEAT_FAILED, end_of_first + 0.01)
+    _episodes._go_on(episode, time.monotonic())
+    world.serve_again(after=end_of_first + 1)
+
+    first, second = spans.finished
+    assert (linked(first), linked(second)) == ([failed.span_id], [span_id(first)])
+    assert events(first) == events(second) == ["heartbeat.failed"]
 
 
 def test_one_that_has_ended_doesnt_go_on(world: World, spans: Spans) -> None:
