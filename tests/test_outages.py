@@ -642,6 +642,24 @@ def test_it_ends_when_the_instrumentation_is_taken_off(
         until(lambda: len(spans.named(OUTAGE)) == 2)
 
 
+def test_an_outage_that_begins_while_the_instrumentation_is_taken_off_ends_at_once(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, slow: Slow
+) -> None:
+    slow.goes_on.set()
+    spans = Spans(slow)
+    instrumentor.instrument(topology=True, tracer_provider=spans.provider)
+    with connect(server.uri, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        slow.reached.clear()
+        slow.goes_on.clear()
+        server.stop()
+        assert slow.reached.wait(5)
+        instrumentor.uninstrument()
+        slow.goes_on.set()
+        assert attributes(spans.wait_for(OUTAGE))["error.type"] == "uninstrumented"
+
+
 def test_it_goes_on_in_another_span_when_it_takes_too_long(
     server: ScriptedServer, spans: Spans, metrics: Metrics
 ) -> None:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._server_states import Failure, ServerState, TopologyState
     from opentelemetry_mongo_events._telemetry import Switch, Telemetry
 
+UNINSTRUMENTED: Final = "uninstrumented"
+"""What an episode ends with when the instrumentation is taken off."""
+
 # What failed so many seconds before an outage, as far as its servers are concerned, may be what was hit by it first.
 _BEFORE: Final = 5.0
 _LINKS: Final = 16
@@ -209,10 +212,14 @@ class _Episodes:
             self.guard.run("an episode's start", lambda: self._add(episode()))
         finally:
             topology.is_beginning = False
-        if topology.episode is None:
+        begun = topology.episode
+        if begun is None:
             return False
-        if not topology.is_in_need:  # it has changed in the meantime, and there was nothing to end
+        # What has changed in the meantime found nothing to end.
+        if not topology.is_in_need:
             end(topology, time.monotonic(), "closed" if topology.is_closed else None)
+        elif begun.switch.telemetry is not begun.telemetry:
+            end(topology, time.monotonic(), UNINSTRUMENTED)
         return True
 
     def _add(self, episode: Episode) -> None:

@@ -181,6 +181,17 @@ def test_one_whose_client_is_closed_as_it_begins_ends_as_an_error(world: World, 
     assert attributes(spans.one())["error.type"] == "closed"
 
 
+def test_one_that_begins_as_the_instrumentation_is_taken_off_ends_with_it(world: World, spans: Spans) -> None:
+    def take_off() -> None:
+        world.switch.telemetry = None
+        end_all("uninstrumented", world.switch)
+
+    spans.provider.add_span_processor(_OnStart(take_off))
+    world.begin_outage()
+
+    assert attributes(spans.one())["error.type"] == "uninstrumented"
+
+
 def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -> None:
     one, another = World(spans, metrics), World(spans, metrics)
     one.begin_outage()
