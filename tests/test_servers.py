@@ -189,6 +189,12 @@ def test_what_two_listeners_see_is_told_once(
         assert metrics.values(COUNT, TYPE) == {"Standalone": 1}
 
 
+def test_it_is_known_how_often_a_client_looks_after_its_servers(server: ScriptedServer, watching: list[Any]) -> None:
+    with connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=90_000) as client:
+        client.admin.command("ping")
+        until(lambda: [each.heartbeat_frequency for each in watching[-1]._servers.topologies()] == [90.0])
+
+
 def test_nothing_is_told_while_it_is_off(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, metrics: Metrics
 ) -> None:

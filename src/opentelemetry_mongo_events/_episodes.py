@@ -360,7 +360,8 @@ def _go_on(episode: Episode, now: float) -> None:
     at = episode.started + telemetry.config.episode_timeout
     if _episodes.take(topology, episode) is None:
         return  # it has ended
-    goes_on = now - topology.last_sign < _SILENCE and _episodes.begin(
+    silence = max(_SILENCE, 2 * topology.heartbeat_frequency)
+    goes_on = now - topology.last_sign < silence and _episodes.begin(
         topology, lambda: Episode(episode.name, topology, telemetry, episode.switch, at, episode.lost, episode)
     )
     episode.end(at, "timeout", goes_on=goes_on)

@@ -157,6 +157,7 @@ class TopologyState:
         incidents: What happened to it and its servers lately.
         episode: What it is going through, if anything.
         last_sign: When anything was heard of it.
+        heartbeat_frequency: How many seconds the driver leaves between two heartbeats of a server; 0 where unknown.
         others: The switches of other listeners which saw it first.
     """
 
@@ -164,6 +165,7 @@ class TopologyState:
         "_had_writable",
         "_settings",
         "episode",
+        "heartbeat_frequency",
         "incidents",
         "is_beginning",
         "is_closed",
@@ -196,6 +198,7 @@ class TopologyState:
         self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
         self.episode: Episode | None = None
         self.last_sign = time.monotonic()
+        self.heartbeat_frequency = 0.0
         self.others = others
 
     def describe(self, description: TopologyDescription) -> None:
@@ -213,6 +216,7 @@ class TopologyState:
         # A client that is garbage-collected publishes nothing. Its settings go with it.
         settings = getattr(description, "_topology_settings", None)
         self._settings = None if settings is None else weakref.ref(settings)
+        self.heartbeat_frequency = getattr(settings, "heartbeat_frequency", 0.0)
         self._had_writable |= any(server.is_writable for server in servers)
         self.serves = description.has_writable_server() or any(self.uses(server) for server in servers)
 

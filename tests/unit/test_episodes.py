@@ -232,6 +232,18 @@ def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metr
     assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(0.01, abs=1e-6)
 
 
+@pytest.mark.parametrize(("silence", "goes_on"), [(199, True), (201, False)])
+def test_one_goes_on_for_two_heartbeats_of_silence(silence: int, goes_on: bool, world: World, spans: Spans) -> None:
+    world.topology.heartbeat_frequency = 100.0
+    world.begin_outage()
+    (episode,) = _episodes._episodes.open
+    _episodes._go_on(episode, world.topology.last_sign + silence)
+    assert (world.topology.episode is not None) is goes_on
+    world.serve_again(after=300)
+
+    assert len(spans.finished) == 1 + goes_on
+
+
 def test_what_the_first_span_tells_is_not_told_by_the_next(world: World, spans: Spans) -> None:
     world.now -= world.telemetry.config.episode_timeout + 1
     world.begin_outage()
