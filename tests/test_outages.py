@@ -54,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("quick_driver")
 def nothing_stays_open() -> Iterator[None]:
     """At the end of each test nothing is open, and nobody looks after it."""
     yield
-    until(lambda: (_episodes._episodes.open, _episodes._episodes.outages, _episodes._episodes.keeper) == ({}, {}, None))
+    until(lambda: (_episodes._episodes.open, _episodes._episodes.outages, _episodes.keeper.thread) == ({}, {}, None))
     until(lambda: "opentelemetry_mongo_events" not in [thread.name for thread in threading.enumerate()])
 
 
@@ -809,7 +809,7 @@ def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes
 
         assert in_child(child)
         slow.goes_on.set()
-    until(lambda: _episodes._episodes.keeper is None)
+    until(lambda: _episodes.keeper.thread is None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
@@ -822,7 +822,7 @@ def test_a_child_has_no_part_in_its_parents_outage(
         lose(server)
 
         def child() -> bool:
-            _episodes._at_exit()
+            _episodes.keeper.at_exit()
             return spans.named(OUTAGE) == [] and _episodes._episodes.open == {}
 
         assert in_child(child)

@@ -5,8 +5,6 @@ They are found out about by what the driver hands over about a second late, and 
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -18,6 +16,7 @@ from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._config import SPAN_EVENTS
 from opentelemetry_mongo_events._guard import Guard
+from opentelemetry_mongo_events._keeper import Keeper
 from opentelemetry_mongo_events._process_state import keep_track
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
@@ -192,13 +191,11 @@ class _Episodes:
         self.forget()
 
     def forget(self) -> None:
-        """After a fork they are the parent's. The lock may have been held there, and the thread isn't here."""
+        """After a fork they are the parent's. The lock may have been held there."""
         self.open: dict[Episode, None] = {}
         self.outages: dict[int, Episode] = {}
         self.lock = threading.RLock()
         """Nothing that isn't this package's own is called while it is held."""
-        self.keeper: threading.Thread | None = None
-        self.ended = threading.Event()
 
     def begin(self, topology: TopologyState, episode: Callable[[], Episode]) -> bool:
         """Open an episode, unless the topology has one or needs none; whether it did."""
@@ -284,7 +281,8 @@ def end(topology: TopologyState, at: float, error: str | None = None, *, ended_b
     """What a topology goes through is over, if there is anything: well, or with an error."""
     episode = _episodes.take(topology)
     if episode is not None:
-        _episodes.ended.set()
+        if keeper.thread is not None:
+            keeper.wake()
         _episodes.guard.run("an episode's end", episode.end, at, error, ended_by=ended_by)
 
 
@@ -314,36 +312,19 @@ def outage_on(address: Address | None) -> Link | None:
 
 def watch() -> None:
     """See to it that what is open will end: by its time, with its client, at the exit of the interpreter."""
-    if not _episodes.open:  # from the first one on a fork is seen to
-        return
-    with _episodes.lock:
-        # What an exporter raises that is no exception, as `SystemExit`, ends the thread.
-        if not _episodes.open or (_episodes.keeper is not None and _episodes.keeper.is_alive()):
-            return
-        # What is registered last runs first: before the SDK, which was set up meanwhile, is shut down.
-        atexit.unregister(_at_exit)
-        atexit.register(_at_exit)
-        keeper = threading.Thread(target=_keep, name="opentelemetry_mongo_events", daemon=True)
-        with contextlib.suppress(RuntimeError):  # no more threads, or the interpreter is about to exit
-            keeper.start()
-            _episodes.keeper = keeper
+    if _episodes.open:
+        keeper.wake()
 
 
-def _at_exit() -> None:
-    end_all("exit")
+def _look() -> float | None:
+    """Look after those that are open; in how many seconds to do so again, if any is."""
+    for episode in list(_episodes.open):
+        _episodes.guard.run("an episode's watch", _look_after, episode)
+    return _LOOK_AGAIN if _episodes.open else None
 
 
-def _keep() -> None:
-    """Look after those that are open, until none is. Runs on a thread of its own."""
-    while True:
-        _episodes.ended.wait(_LOOK_AGAIN)
-        _episodes.ended.clear()
-        for episode in list(_episodes.open):
-            _episodes.guard.run("an episode's watch", _look_after, episode)
-        with _episodes.lock:
-            if not _episodes.open:
-                _episodes.keeper = None
-                return
+keeper: Final = Keeper(_look, lambda: end_all("exit"))
+"""Looks after those that are open."""
 
 
 def _look_after(episode: Episode) -> None:

@@ -28,7 +28,7 @@ from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import server_attributes
 from opentelemetry_mongo_events._driver import duration, runs_in_background
 from opentelemetry_mongo_events._guard import Guard, guarded
-from opentelemetry_mongo_events._incidents import Incident, hand_over, land
+from opentelemetry_mongo_events._incidents import Incident, land
 from opentelemetry_mongo_events._server_states import note_failure
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
@@ -78,7 +78,7 @@ class PoolEvents(ConnectionPoolListener):
         incident = Incident(names.POOL_CLEARED, attributes, server=address)
         if server is not None:
             server.note(incident)
-        land(incident, telemetry, topology, (address,), under_locks=True)
+        land(incident, telemetry, topology, (address,))
 
     @guarded
     def pool_closed(self, event: PoolClosedEvent) -> None:
@@ -158,7 +158,6 @@ class PoolEvents(ConnectionPoolListener):
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
         """They gave it back. One that was inherited by a fork is not known."""
-        hand_over()  # the driver holds no lock here
         pool = self._pools.known(event.address)
         since = None if pool is None else pool.give_back(event.connection_id)
         if pool is None or since is None:

@@ -199,7 +199,7 @@ def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -
     end_all("uninstrumented", one.switch)
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented"]
 
-    _episodes._at_exit()
+    _episodes.keeper.at_exit()
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented", "exit"]
 
 
@@ -213,7 +213,7 @@ def test_without_another_thread_it_ends_with_what_is_told(
     watch()
     world.begin_outage()
     watch()
-    assert _episodes._episodes.keeper is None
+    assert _episodes.keeper.thread is None
     world.serve_again()
 
     assert spans.one().status.status_code is StatusCode.OK
@@ -226,7 +226,7 @@ def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metr
     watch()
     watch()
     until(lambda: spans.names == ["mongodb.client.outage"])
-    until(lambda: _episodes._episodes.keeper is None)
+    until(lambda: _episodes.keeper.thread is None)
 
     assert attributes(spans.one())["error.type"] == "timeout"
     assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(0.01, abs=1e-6)
