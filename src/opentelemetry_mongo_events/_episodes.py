@@ -45,8 +45,9 @@ _ALL: Final = 128
 # A heartbeat is published just before, or just after, the description is made that it leads to.
 _NEARLY: Final = 0.1
 
-# How often it is looked whether an episode has lasted for too long, or its client was garbage-collected.
+# How often it is looked whether the client of an episode was garbage-collected; an end that is due may be sooner.
 _LOOK_AGAIN: Final = 0.5
+_AT_ONCE: Final = 0.01
 
 # Up to 4.8 the driver doesn't tell that a client was closed, but there are no heartbeats then.
 _SILENCE: Final = 60.0
@@ -119,6 +120,11 @@ class Episode:
             name, NO_PARENT, SpanKind.INTERNAL, attributes, links, start_time=self._first
         )
         self.context = set_span_in_context(self._span, NO_PARENT)
+
+    @property
+    def due(self) -> float:
+        """When it has lasted for too long."""
+        return self.started + self.telemetry.config.episode_timeout
 
     @property
     def link(self) -> Link | None:
@@ -320,7 +326,8 @@ def _look() -> float | None:
     """Look after those that are open; in how many seconds to do so again, if any is."""
     for episode in list(_episodes.open):
         _episodes.guard.run("an episode's watch", _look_after, episode)
-    return _LOOK_AGAIN if _episodes.open else None
+    due = [episode.due - time.monotonic() for episode in list(_episodes.open)]
+    return max(_AT_ONCE, min(_LOOK_AGAIN, *due)) if due else None
 
 
 keeper: Final = Keeper(_look, lambda: end_all("exit"))
@@ -331,14 +338,15 @@ def _look_after(episode: Episode) -> None:
     topology, now = episode.topology, time.monotonic()
     if topology.is_over:
         end(topology, now, "collected")
-    elif now - episode.started >= episode.telemetry.config.episode_timeout:
+    elif now >= episode.due:
         _go_on(episode, now)
 
 
 def _go_on(episode: Episode, now: float) -> None:
     """End an episode that has lasted for too long; another one goes on, for as long as anything is heard of it."""
     topology, telemetry = episode.topology, episode.telemetry
-    at = episode.started + telemetry.config.episode_timeout
+    # Where it was looked too late for the next one as well, there is one for both.
+    at = episode.due if now < 2 * episode.due - episode.started else now
     if _episodes.take(topology, episode) is None:
         return  # it has ended
     silence = max(_SILENCE, 2 * topology.heartbeat_frequency)

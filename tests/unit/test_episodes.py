@@ -220,8 +220,9 @@ def test_without_another_thread_it_ends_with_what_is_told(
 
 
 def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metrics: Metrics) -> None:
-    world = World(spans, metrics, episode_timeout=0.01)
+    world = World(spans, metrics, episode_timeout=10)
     world.topology.last_sign -= 61
+    world.now -= 11
     world.begin_outage()
     watch()
     watch()
@@ -229,7 +230,30 @@ def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metr
     until(lambda: _episodes.keeper.thread is None)
 
     assert attributes(spans.one())["error.type"] == "timeout"
-    assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(0.01, abs=1e-6)
+    assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(10, abs=1e-6)
+
+
+def test_each_is_told_when_it_is_due(spans: Spans, metrics: Metrics) -> None:
+    for world in World(spans, metrics), World(spans, metrics, episode_timeout=0.1):
+        world.begin_outage()
+        watch()
+    until(lambda: len(spans.finished) == 1, seconds=0.4)
+    until(lambda: len(spans.finished) == 4)
+    now = time.monotonic()
+    assert now - max(episode.started for episode in _episodes._episodes.open) < 0.4
+    end_all("exit")
+
+    assert seconds(spans.finished[0]) == pytest.approx(0.1, abs=0.1)
+
+
+def test_what_is_overdue_more_than_once_is_one_span(world: World, spans: Spans) -> None:
+    world.now -= 200  # with a span for each 60
+    world.begin_outage()
+    watch()
+    until(lambda: spans.finished)
+    world.serve_again(after=201)
+
+    assert [round(seconds(span)) for span in spans.finished] == [200, 1]
 
 
 @pytest.mark.parametrize(("silence", "goes_on"), [(199, True), (201, False)])
