@@ -23,7 +23,7 @@ from opentelemetry_mongo_events._incidents import Incident
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 from tests.clients import answers, connect
 from tests.conftest import registered_listeners
-from tests.events import heartbeat_failed, pool_cleared
+from tests.events import heartbeat_failed, heartbeat_started, pool_cleared
 from tests.servers.scripted import ScriptedReplicaSet
 from tests.spans import events, span_id, trace_id
 from tests.test_fork import in_child
@@ -150,6 +150,7 @@ def test_incidents_go_where_the_option_says(
         assert frozen.reached.wait(5)
         address = next(iter(listeners[0]._open._commands.values())).command_id[1]
         heartbeats = next(each for each in listeners if type(each).__name__ == "HeartbeatEvents")
+        heartbeats.started(heartbeat_started(address))
         heartbeats.failed(heartbeat_failed(address, TimeoutError("timed out"), duration=1.0))
         frozen.release()
         counting.join()

@@ -60,14 +60,20 @@ class PoolEvents(ConnectionPoolListener):
         """Know the pool, with its options."""
         self._pools.create(event.address, event.options or {})
 
+    @guarded
     def pool_ready(self, event: PoolReadyEvent) -> None:
-        """Nothing to note."""
+        """It is in use, as at first and after each time that it was cleared."""
+        self._pools.of(event.address).is_ready = True
 
     @guarded
     def pool_cleared(self, event: PoolClearedEvent) -> None:
         """Count it, and tell it. The connections that it closes are told one by one."""
         pool = self._pools.of(event.address)
         if event.service_id is None:  # all of it, not only what is connected to one server behind a load balancer
+            if pool.is_ready is False:
+                return  # the client has this listener twice
+            if pool.is_ready:
+                pool.is_ready = False
             pool.empty()
         if (telemetry := self._telemetry(pool)) is not None:
             telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.attributes.values())

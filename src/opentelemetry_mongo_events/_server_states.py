@@ -49,6 +49,7 @@ class ServerState:
         attributes: Those of its metrics: host and port.
         heard_since: When its first heartbeat started; None before.
         is_closed: Whether the client has it no more. A heartbeat may come after that.
+        is_asked: Whether a heartbeat is on its way; None where none was seen to start.
         is_failing: Whether its last heartbeat failed; None before the first.
         round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first.
         failures: The last commands and checkouts that failed on it.
@@ -64,6 +65,7 @@ class ServerState:
         "heard_since",
         "identity",
         "incidents",
+        "is_asked",
         "is_closed",
         "is_failing",
         "lost_at",
@@ -77,6 +79,7 @@ class ServerState:
         self.attributes = server_attributes(identity.address)
         self.heard_since: float | None = None
         self.is_closed = False
+        self.is_asked: bool | None = None
         self.is_failing: bool | None = None
         self.round_trip: float | None = None
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
@@ -95,6 +98,14 @@ class ServerState:
         """Those of its events: also which topology it is part of, once that is known."""
         topology = self.topology
         return self.attributes | ({} if topology is None else topology.attributes)
+
+    def answer(self) -> bool:
+        """A heartbeat has ended; False if that is known, or the client has it no more."""
+        if self.is_closed or self.is_asked is False:
+            return False
+        if self.is_asked:
+            self.is_asked = False
+        return True
 
     def note(self, incident: Incident) -> None:
         """Keep what happened to it, for an episode that is open or found out about later."""
@@ -162,6 +173,7 @@ class TopologyState:
     """
 
     __slots__ = (
+        "_described",
         "_had_writable",
         "_settings",
         "episode",
@@ -183,6 +195,7 @@ class TopologyState:
 
     def __init__(self, topology_id: ObjectId, others: Sequence[Switch]) -> None:
         self._settings: weakref.ref[Any] | None = None
+        self._described: weakref.ref[TopologyDescription] | None = None
         self._had_writable = False
         self.topology_id = str(topology_id)
         self.type = "Unknown"
@@ -201,9 +214,14 @@ class TopologyState:
         self.heartbeat_frequency = 0.0
         self.others = others
 
+    def is_described_by(self, description: TopologyDescription) -> bool:
+        """Whether that is what it is already."""
+        return self._described is not None and self._described() is description
+
     def describe(self, description: TopologyDescription) -> None:
         """Take what it is now. The description itself isn't kept."""
         self.last_sign = time.monotonic()
+        self._described = weakref.ref(description)
         self.type = description.topology_type_name
         servers = description.server_descriptions().values()
         self.servers = Counter(server.server_type_name for server in servers)
