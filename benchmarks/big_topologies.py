@@ -257,42 +257,31 @@ class Deliveries:
         return largest
 
 
-class Topologies(monitoring.TopologyListener):
-    """As bare as can be."""
+class Bare:
+    """What any listener for servers or topologies does at least: it notes that there was an event."""
 
     def __init__(self, deliveries: Deliveries) -> None:
         self._deliveries = deliveries
 
-    def opened(self, _: monitoring.TopologyOpenedEvent) -> None:
+    def opened(self, _: object) -> None:
         """Note it."""
         self._deliveries.note()
 
-    def description_changed(self, _: monitoring.TopologyDescriptionChangedEvent) -> None:
+    def description_changed(self, _: object) -> None:
         """Note it."""
         self._deliveries.note()
 
-    def closed(self, _: monitoring.TopologyClosedEvent) -> None:
+    def closed(self, _: object) -> None:
         """Note it."""
         self._deliveries.note()
 
 
-class Servers(monitoring.ServerListener):
-    """As bare as can be."""
+class Topologies(Bare, monitoring.TopologyListener):
+    """Bare."""
 
-    def __init__(self, deliveries: Deliveries) -> None:
-        self._deliveries = deliveries
 
-    def opened(self, _: monitoring.ServerOpeningEvent) -> None:
-        """Note it."""
-        self._deliveries.note()
-
-    def description_changed(self, _: monitoring.ServerDescriptionChangedEvent) -> None:
-        """Note it."""
-        self._deliveries.note()
-
-    def closed(self, _: monitoring.ServerClosedEvent) -> None:
-        """Note it."""
-        self._deliveries.note()
+class Servers(Bare, monitoring.ServerListener):
+    """Bare."""
 
 
 class Heartbeats(monitoring.ServerHeartbeatListener):

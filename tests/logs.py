@@ -6,15 +6,28 @@ from typing import Any
 
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 
+from opentelemetry_mongo_events._episodes import keeper
+
 
 class Logs:
     """A logger provider whose records are kept."""
 
     def __init__(self) -> None:
-        self.records: list[Any] = []
-        """All that were emitted, in the order in which they were."""
+        self._emitted: list[Any] = []
         self.provider = LoggerProvider(shutdown_on_exit=False)
-        self.provider.add_log_record_processor(_Keeps(self.records))
+        self.provider.add_log_record_processor(_Keeps(self._emitted))
+
+    def hold_up(self, processor: LogRecordProcessor) -> None:
+        """Have a processor called before a record is kept."""
+        self.provider = LoggerProvider(shutdown_on_exit=False)
+        self.provider.add_log_record_processor(processor)
+        self.provider.add_log_record_processor(_Keeps(self._emitted))
+
+    @property
+    def records(self) -> list[Any]:
+        """All that were made, in the order in which they were emitted."""
+        keeper.flush()
+        return self._emitted
 
     @property
     def names(self) -> list[str]:

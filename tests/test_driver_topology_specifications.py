@@ -33,7 +33,7 @@ from pymongo.monitoring import (
 from pymongo.server_description import ServerDescription
 
 from opentelemetry_mongo_events import event_listeners
-from opentelemetry_mongo_events._episodes import _episodes
+from opentelemetry_mongo_events._episodes import _episodes, keeper
 from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
 from opentelemetry_mongo_events._topology import TopologyEvents
 from tests.clients import connect
@@ -504,7 +504,7 @@ def test_nothing_stays_open(life: Life, metrics: Metrics) -> None:
     assert metrics.points("mongodb.client.server.count") == []
     assert metrics.points("mongodb.client.server.round_trip_time") == []
     assert dict(_episodes.open) == {}
-    until(lambda: _episodes.keeper is None)
+    until(lambda: keeper.thread is None)
 
 
 def test_a_server_that_was_closed_is_measured_no_more(life: Life, metrics: Metrics) -> None:

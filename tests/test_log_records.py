@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,18 +16,25 @@ import pytest
 from opentelemetry._logs import Logger, SeverityNumber
 from opentelemetry.sdk._logs import LogRecordProcessor
 
-from opentelemetry_mongo_events import _incidents, _telemetry, event_listeners
+from opentelemetry_mongo_events import _telemetry, event_listeners
+from opentelemetry_mongo_events._episodes import keeper
 from opentelemetry_mongo_events._guard import Guard
+from opentelemetry_mongo_events._incidents import Incident
+from opentelemetry_mongo_events._telemetry import NO_PARENT
 from tests.clients import answers, connect
-from tests.events import checked_in, checked_out, connection_ready, heartbeat_failed, pool_cleared
+from tests.conftest import registered_listeners
+from tests.events import heartbeat_failed, heartbeat_started, pool_cleared
 from tests.servers.scripted import ScriptedReplicaSet
 from tests.spans import events, span_id, trace_id
+from tests.test_fork import in_child
 from tests.test_outages import DISCOVERY, OFTEN, OUTAGE
 from tests.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry_mongo_events import MongoEventsInstrumentor
     from tests.logs import Logs
-    from tests.metrics import Metrics
     from tests.servers.scripted import ScriptedServer
     from tests.spans import Spans
 
@@ -37,6 +48,10 @@ INFO, WARN = SeverityNumber.INFO, SeverityNumber.WARN
 
 def listeners_with(events: str, spans: Spans, logs: Logs) -> list[Any]:
     return event_listeners(tracer_provider=spans.provider, logger_provider=logs.provider, topology=True, events=events)
+
+
+def pools_of(listeners: list[Any]) -> Any:
+    return next(each for each in listeners if type(each).__name__ == "PoolEvents")
 
 
 def run_through_an_outage(server: ScriptedServer, listeners: list[Any], spans: Spans) -> None:
@@ -135,6 +150,7 @@ def test_incidents_go_where_the_option_says(
         assert frozen.reached.wait(5)
         address = next(iter(listeners[0]._open._commands.values())).command_id[1]
         heartbeats = next(each for each in listeners if type(each).__name__ == "HeartbeatEvents")
+        heartbeats.started(heartbeat_started(address))
         heartbeats.failed(heartbeat_failed(address, TimeoutError("timed out"), duration=1.0))
         frozen.release()
         counting.join()
@@ -147,13 +163,9 @@ def test_incidents_go_where_the_option_says(
 
 
 @has_log_records
-def test_a_record_under_the_drivers_locks_waits_for_whoever_holds_none(spans: Spans, logs: Logs) -> None:
-    listeners = listeners_with("log", spans, logs)
-    pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
+def test_a_record_of_a_pool_is_one_of_its_server(spans: Spans, logs: Logs) -> None:
+    pools = pools_of(listeners_with("log", spans, logs))
     pools.pool_cleared(pool_cleared())
-    assert logs.names == []
-
-    pools.connection_checked_in(checked_in(1))
 
     (cleared,) = logs.records
     assert cleared.event_name == "mongodb.client.pool.cleared"
@@ -161,17 +173,175 @@ def test_a_record_under_the_drivers_locks_waits_for_whoever_holds_none(spans: Sp
     assert (cleared.severity_number, cleared.trace_id) == (INFO, 0)
 
 
-class Broken(LogRecordProcessor):
-    """A log pipeline that raises, whatever it is given."""
+class Pipeline(LogRecordProcessor):
+    """A log pipeline that does something first."""
+
+    def __init__(self, do: Callable[[Any], object]) -> None:
+        self._do = do
 
     def on_emit(self, log_record: Any) -> None:
-        raise ConnectionError(log_record.log_record.event_name)
+        self._do(log_record.log_record)
 
     def shutdown(self) -> None:
         pass
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
+
+
+class Held:
+    """What holds a log pipeline up until the end of the test."""
+
+    def __init__(self, logs: Logs) -> None:
+        self.reached, self.goes_on = threading.Event(), threading.Event()
+        self.threads: set[str] = set()
+        logs.hold_up(Pipeline(self._wait))
+
+    def _wait(self, _: Any) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.reached.set()
+        self.goes_on.wait(10)
+
+
+@pytest.fixture
+def held(logs: Logs) -> Iterator[Held]:
+    held = Held(logs)
+    yield held
+    held.goes_on.set()
+    keeper.flush()
+
+
+@has_log_records
+def test_a_pipeline_that_takes_its_time_holds_up_no_recovery(
+    server: ScriptedServer, spans: Spans, logs: Logs, held: Held
+) -> None:
+    run_through_an_outage(server, listeners_with("log", spans, logs), spans)
+    assert held.reached.is_set()
+    before = time.time_ns()
+    held.goes_on.set()
+
+    assert held.threads == {"opentelemetry_mongo_events"}
+    # They tell what was so as they were made.
+    recovered = logs.named("server.changed")[-1]
+    assert recovered.timestamp <= recovered.observed_timestamp <= before
+    assert recovered.span_id == span_id(spans.one(OUTAGE))
+
+
+@has_log_records
+def test_a_record_has_what_was_known_as_it_was_made(logs: Logs) -> None:
+    incident = Incident("mongodb.client.heartbeat.failed", {"server.port": 27017})
+    record = incident.record(logs.provider.get_logger("test"), NO_PARENT)
+    incident.attributes = incident.attributes | {"mongodb.client.topology.id": "6b06e1d075aa5b224a180f6e"}
+    record()
+
+    assert dict(logs.records[0].attributes) == {"server.port": 27017}
+
+
+@has_log_records
+def test_so_many_records_wait_and_no_more(
+    spans: Spans, logs: Logs, held: Held, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_dropped", itertools.count())
+    pools = pools_of(listeners_with("log", spans, logs))
+    pools.pool_cleared(pool_cleared())
+    assert held.reached.wait(5)
+    for _ in range(1_500):
+        pools.pool_cleared(pool_cleared())
+    assert caplog.messages == []
+    held.goes_on.set()
+
+    assert len(logs.records) == 1_001
+    assert caplog.messages == [
+        "1,000 log records wait for the log pipeline: those that come meanwhile are dropped (this is logged once)"
+    ]
+
+
+@has_log_records
+def test_none_is_lost_when_the_instrumentation_is_taken_off(
+    instrumentor: MongoEventsInstrumentor, spans: Spans, logs: Logs
+) -> None:
+    emitted: list[Any] = []
+
+    def emit(record: Any) -> None:
+        time.sleep(0.05)
+        emitted.append(record)
+
+    logs.provider.add_log_record_processor(Pipeline(emit))
+    instrumentor.instrument(tracer_provider=spans.provider, logger_provider=logs.provider, events="log")
+    pools = pools_of(registered_listeners())
+    for _ in range(3):
+        pools.pool_cleared(pool_cleared())
+    instrumentor.uninstrument()
+
+    assert len(emitted) == 3
+
+
+@has_log_records
+def test_a_pipeline_may_take_the_instrumentation_off(
+    instrumentor: MongoEventsInstrumentor, spans: Spans, logs: Logs
+) -> None:
+    logs.provider.add_log_record_processor(Pipeline(lambda _: instrumentor.uninstrument()))
+    instrumentor.instrument(tracer_provider=spans.provider, logger_provider=logs.provider, events="log")
+    pools_of(registered_listeners()).pool_cleared(pool_cleared())
+
+    started = time.monotonic()
+    assert len(logs.records) == 1
+    assert time.monotonic() - started < 2
+    assert not instrumentor.is_instrumented_by_opentelemetry
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@has_log_records
+def test_a_child_has_records_of_its_own_only(spans: Spans, logs: Logs, held: Held) -> None:
+    pools = pools_of(listeners_with("log", spans, logs))
+    for _ in range(3):
+        pools.pool_cleared(pool_cleared())
+    assert held.reached.wait(5)
+
+    def child() -> bool:
+        held.goes_on.set()
+        pools.pool_cleared(pool_cleared(("other.example", 27017)))
+        return [record.attributes["server.address"] for record in logs.records] == ["other.example"]
+
+    assert in_child(child)
+    held.goes_on.set()
+    assert len(logs.records) == 3
+
+
+AT_EXIT = """
+import time
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
+from opentelemetry_mongo_events import event_listeners
+from pymongo.monitoring import PoolClearedEvent
+
+class Pipeline(LogRecordProcessor):
+    def on_emit(self, log_record):
+        time.sleep(0.1)
+        print(log_record.log_record.event_name, flush=True)
+    def shutdown(self):
+        print("shut down", flush=True)
+    def force_flush(self, timeout_millis=30_000):
+        return True
+
+provider = LoggerProvider()
+provider.add_log_record_processor(Pipeline())
+listeners = event_listeners(logger_provider=provider, events="log")
+pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
+for _ in range(3):
+    pools.pool_cleared(PoolClearedEvent(("db.example", 27017)))
+"""
+
+
+@has_log_records
+def test_none_is_lost_at_the_exit_of_the_interpreter() -> None:
+    run = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, check=True, timeout=30)
+
+    assert run.stdout.split("\n") == ["mongodb.client.pool.cleared"] * 3 + ["shut down", ""]
+    assert run.stderr == ""
+
+
+def fail(record: Any) -> None:
+    raise ConnectionError(record.event_name)
 
 
 @has_log_records
@@ -182,9 +352,10 @@ def test_a_log_pipeline_that_raises_costs_its_records_and_nothing_else(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_incidents._handed_on, "guard", Guard())  # each kind of failure is logged once
-    logs.provider.add_log_record_processor(Broken())
+    monkeypatch.setattr(keeper, "guard", Guard())  # each kind of failure is logged once
+    logs.provider.add_log_record_processor(Pipeline(fail))
     run_through_an_outage(server, listeners_with("both", spans, logs), spans)
+    keeper.flush()
 
     assert events(spans.one(DISCOVERY))[-1] == "topology.changed"
     assert events(spans.one(OUTAGE))[-1] == "server.changed"
@@ -193,54 +364,14 @@ def test_a_log_pipeline_that_raises_costs_its_records_and_nothing_else(
 
 
 @has_log_records
-def test_a_connection_that_was_given_back_is_counted_so_whatever_a_log_pipeline_does(
-    spans: Spans, metrics: Metrics, logs: Logs
-) -> None:
-    logs.provider.add_log_record_processor(Broken())
-    providers: Any = {"tracer_provider": spans.provider, "meter_provider": metrics.provider}
-    listeners: list[Any] = event_listeners(logger_provider=logs.provider, events="log", **providers)
-    pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
-    pools.connection_ready(connection_ready(1))
-    pools.connection_checked_out(checked_out(1))
+def test_a_pipeline_that_goes_through_the_pool_that_it_tells_of_makes_no_records(spans: Spans, logs: Logs) -> None:
+    pools = pools_of(listeners_with("log", spans, logs))
+    logs.provider.add_log_record_processor(Pipeline(lambda _: pools.pool_cleared(pool_cleared())))
     pools.pool_cleared(pool_cleared())
-    pools.connection_checked_in(checked_in(1))
+    assert len(logs.records) == 1
 
-    assert metrics.connections() == (1, 0)
-
-
-class Stores(LogRecordProcessor):
-    """A log pipeline that goes through the very pool that it tells of, which is cleared at once."""
-
-    pools: Any
-
-    def __init__(self) -> None:
-        self.emitted = 0
-
-    def on_emit(self, log_record: Any) -> None:
-        self.emitted += 1
-        self.pools.pool_cleared(pool_cleared())
-        self.pools.connection_checked_in(checked_in(1))
-
-    def shutdown(self) -> None:
-        pass
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return True
-
-
-@has_log_records
-def test_a_log_pipeline_that_makes_records_itself_is_not_asked_again_at_once(spans: Spans, logs: Logs) -> None:
-    listeners = listeners_with("log", spans, logs)
-    stores = Stores()
-    stores.pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
-    logs.provider.add_log_record_processor(stores)
-    stores.pools.pool_cleared(pool_cleared())
-
-    stores.pools.connection_checked_in(checked_in(1))
-    assert stores.emitted == 1
-
-    stores.pools.connection_checked_in(checked_in(1))
-    assert stores.emitted == 2
+    pools.pool_cleared(pool_cleared())
+    assert len(logs.records) == 2
 
 
 def test_without_events_in_the_api_there_is_one_warning(

@@ -54,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("quick_driver")
 def nothing_stays_open() -> Iterator[None]:
     """At the end of each test nothing is open, and nobody looks after it."""
     yield
-    until(lambda: (_episodes._episodes.open, _episodes._episodes.outages, _episodes._episodes.keeper) == ({}, {}, None))
+    until(lambda: (_episodes._episodes.open, _episodes._episodes.outages, _episodes.keeper.thread) == ({}, {}, None))
     until(lambda: "opentelemetry_mongo_events" not in [thread.name for thread in threading.enumerate()])
 
 
@@ -642,6 +642,24 @@ def test_it_ends_when_the_instrumentation_is_taken_off(
         until(lambda: len(spans.named(OUTAGE)) == 2)
 
 
+def test_an_outage_that_begins_while_the_instrumentation_is_taken_off_ends_at_once(
+    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, slow: Slow
+) -> None:
+    slow.goes_on.set()
+    spans = Spans(slow)
+    instrumentor.instrument(topology=True, tracer_provider=spans.provider)
+    with connect(server.uri, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        slow.reached.clear()
+        slow.goes_on.clear()
+        server.stop()
+        assert slow.reached.wait(5)
+        instrumentor.uninstrument()
+        slow.goes_on.set()
+        assert attributes(spans.wait_for(OUTAGE))["error.type"] == "uninstrumented"
+
+
 def test_it_goes_on_in_another_span_when_it_takes_too_long(
     server: ScriptedServer, spans: Spans, metrics: Metrics
 ) -> None:
@@ -791,7 +809,7 @@ def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes
 
         assert in_child(child)
         slow.goes_on.set()
-    until(lambda: _episodes._episodes.keeper is None)
+    until(lambda: _episodes.keeper.thread is None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
@@ -804,7 +822,7 @@ def test_a_child_has_no_part_in_its_parents_outage(
         lose(server)
 
         def child() -> bool:
-            _episodes._at_exit()
+            _episodes.keeper.at_exit()
             return spans.named(OUTAGE) == [] and _episodes._episodes.open == {}
 
         assert in_child(child)

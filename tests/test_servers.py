@@ -10,11 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
+from bson import ObjectId
 from pymongo.errors import PyMongoError
+from pymongo.monitoring import (
+    ServerHeartbeatFailedEvent,
+    ServerHeartbeatListener,
+    ServerHeartbeatStartedEvent,
+    ServerHeartbeatSucceededEvent,
+)
 
 from opentelemetry_mongo_events import _process_state
-from tests.clients import aconnect, connect
-from tests.events import heartbeat_failed, heartbeat_succeeded, topology_changed
+from opentelemetry_mongo_events._driver import is_cancelled_heartbeat
+from opentelemetry_mongo_events._identity import identity
+from opentelemetry_mongo_events._incidents import Incident
+from opentelemetry_mongo_events._server_states import ServerState, ServerStates, TopologyState, note_failure
+from opentelemetry_mongo_events._telemetry import Switch
+from tests.clients import aconnect, answers, connect
+from tests.events import ADDRESS, heartbeat_failed, heartbeat_succeeded, topology_changed
+from tests.spans import events
 from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
@@ -184,6 +197,53 @@ def test_what_two_listeners_see_is_told_once(
         assert metrics.values(COUNT, TYPE) == {"Standalone": 1}
 
 
+class Counts(ServerHeartbeatListener):
+    """Counts heartbeats, but for those that the driver gives up."""
+
+    ended = 0
+
+    def started(self, event: ServerHeartbeatStartedEvent) -> None: ...
+
+    def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
+        self.ended += 1
+
+    def failed(self, event: ServerHeartbeatFailedEvent) -> None:
+        self.ended += not is_cancelled_heartbeat(event)
+
+
+def test_what_a_listener_sees_twice_is_told_once(
+    server: ScriptedServer, watching: list[Any], metrics: Metrics, spans: Spans
+) -> None:
+    counts = Counts()
+    with connect(
+        server.uri,
+        event_listeners=[*watching, *watching, counts],
+        heartbeatFrequencyMS=500,
+        serverSelectionTimeoutMS=300,
+    ) as client:
+        client.admin.command("ping")
+        spans.wait_for("mongodb.client.discovery")
+        server.stop()
+        assert not answers(client)
+        server.start()
+        until(lambda: answers(client))
+        outage = spans.wait_for("mongodb.client.outage")
+        # Up to PyMongo 4.8 a close clears the pools as well.
+        assert metrics.one("mongodb.client.pool.cleared").value == 1
+
+    assert metrics.values(*SERVER_CHANGES)["Standalone", "Unknown"] == 1
+    assert metrics.values(*TOPOLOGY_CHANGES)["Unknown", "Single"] == 1
+    assert sum(point.count for point in metrics.points(HEARTBEATS)) == counts.ended
+    told = events(outage)
+    assert [told.count(each) for each in ("pool.cleared", "server.changed", "heartbeat.succeeded")] == [1, 2, 1]
+
+
+def test_it_is_known_how_often_a_client_looks_after_its_servers(server: ScriptedServer, watching: list[Any]) -> None:
+    with connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=90_000) as client:
+        client.admin.command("ping")
+        until(lambda: [each.heartbeat_frequency for each in watching[-1]._servers.topologies()] == [90.0])
+
+
 def test_nothing_is_told_while_it_is_off(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, metrics: Metrics
 ) -> None:
@@ -271,3 +331,34 @@ def test_odd_heartbeats_are_passed_over(
     for _ in range(2):
         heartbeats.succeeded(heartbeat_succeeded(("db.example",), duration=1.0))
     assert len(caplog.messages) == 1
+
+
+class LeavingServer(ServerState):
+    """A server whose topology is closed, on another thread, whenever somebody has looked at it."""
+
+    is_seen = False
+
+    @property
+    def topology(self) -> TopologyState | None:
+        self.is_seen = not self.is_seen
+        return TopologyState(ObjectId(bytes(12)), ()) if self.is_seen else None
+
+    @topology.setter
+    def topology(self, topology: TopologyState | None) -> None:
+        pass
+
+
+def test_a_server_may_be_closed_at_any_moment(spans: Spans) -> None:
+    states = ServerStates(Switch())
+    server = LeavingServer(identity(ADDRESS))
+    states._servers[id(ADDRESS)] = server
+    with spans.tracer.start_as_current_span("find") as span:
+        for use in (
+            lambda: states.heard(ADDRESS),
+            lambda: server.note(Incident("mongodb.client.pool.cleared", {})),
+            lambda: note_failure(ADDRESS, span.get_span_context()),
+            lambda: states.close_server(ADDRESS),
+        ):
+            server.is_seen = False
+            use()
+    assert server.is_closed

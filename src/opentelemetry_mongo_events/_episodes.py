@@ -5,8 +5,6 @@ They are found out about by what the driver hands over about a second late, and 
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -18,6 +16,7 @@ from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._config import SPAN_EVENTS
 from opentelemetry_mongo_events._guard import Guard
+from opentelemetry_mongo_events._keeper import Keeper
 from opentelemetry_mongo_events._process_state import keep_track
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._server_states import Failure, ServerState, TopologyState
     from opentelemetry_mongo_events._telemetry import Switch, Telemetry
 
+UNINSTRUMENTED: Final = "uninstrumented"
+"""What an episode ends with when the instrumentation is taken off."""
+
 # What failed so many seconds before an outage, as far as its servers are concerned, may be what was hit by it first.
 _BEFORE: Final = 5.0
 _LINKS: Final = 16
@@ -43,8 +45,9 @@ _ALL: Final = 128
 # A heartbeat is published just before, or just after, the description is made that it leads to.
 _NEARLY: Final = 0.1
 
-# How often it is looked whether an episode has lasted for too long, or its client was garbage-collected.
+# How often it is looked whether the client of an episode was garbage-collected; an end that is due may be sooner.
 _LOOK_AGAIN: Final = 0.5
+_AT_ONCE: Final = 0.01
 
 # Up to 4.8 the driver doesn't tell that a client was closed, but there are no heartbeats then.
 _SILENCE: Final = 60.0
@@ -67,9 +70,11 @@ class Episode:
 
     __slots__ = (
         "_addresses",
+        "_before",
         "_failures",
         "_first",
         "_incidents",
+        "_nearly",
         "_span",
         "began",
         "context",
@@ -98,6 +103,8 @@ class Episode:
         self.started = started
         self.began: float = started if before is None else before.began
         self.lost = lost
+        # What came before a span that goes on with another one was told by that one.
+        self._before, self._nearly = (_BEFORE, _NEARLY) if before is None else (0.0, 0.0)
         self._addresses = {id(server.identity.address) for server in lost}
         self._first = moment(started).nanoseconds
         # As keys: what comes as the episode begins may be noted twice.
@@ -115,6 +122,11 @@ class Episode:
         self.context = set_span_in_context(self._span, NO_PARENT)
 
     @property
+    def due(self) -> float:
+        """When it has lasted for too long."""
+        return self.started + self.telemetry.config.episode_timeout
+
+    @property
     def link(self) -> Link | None:
         """A link to it, if it is recorded."""
         return Link(self._span.get_span_context()) if self._span.is_recording() else None
@@ -123,13 +135,13 @@ class Episode:
         """Something happened in it. Runs on any thread."""
         limit = _REPEATED if incident.name in (names.HEARTBEAT_FAILED, names.POOL_CLEARED) else _ALL
         is_cause = incident.server in self._addresses and incident.name == names.HEARTBEAT_FAILED
-        is_part = incident.at >= self.started - (_NEARLY if is_cause or self.name == names.DISCOVERY else 0)
+        is_part = incident.at >= self.started - (self._nearly if is_cause or self.name == names.DISCOVERY else 0)
         if is_part and len(self._incidents) < limit:
             self._incidents[incident] = None
 
     def hit(self, server: ServerState, failure: Failure) -> None:
         """A command, or a checkout, failed in it or shortly before. Runs on any thread."""
-        is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - _BEFORE
+        is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - self._before
         if is_part and len(self._failures) < _LINKS and failure not in self._failures:
             self._failures.append(failure)
 
@@ -185,13 +197,11 @@ class _Episodes:
         self.forget()
 
     def forget(self) -> None:
-        """After a fork they are the parent's. The lock may have been held there, and the thread isn't here."""
+        """After a fork they are the parent's. The lock may have been held there."""
         self.open: dict[Episode, None] = {}
         self.outages: dict[int, Episode] = {}
         self.lock = threading.RLock()
         """Nothing that isn't this package's own is called while it is held."""
-        self.keeper: threading.Thread | None = None
-        self.ended = threading.Event()
 
     def begin(self, topology: TopologyState, episode: Callable[[], Episode]) -> bool:
         """Open an episode, unless the topology has one or needs none; whether it did."""
@@ -205,10 +215,14 @@ class _Episodes:
             self.guard.run("an episode's start", lambda: self._add(episode()))
         finally:
             topology.is_beginning = False
-        if topology.episode is None:
+        begun = topology.episode
+        if begun is None:
             return False
-        if not topology.is_in_need:  # it has changed in the meantime, and there was nothing to end
+        # What has changed in the meantime found nothing to end.
+        if not topology.is_in_need:
             end(topology, time.monotonic(), "closed" if topology.is_closed else None)
+        elif begun.switch.telemetry is not begun.telemetry:
+            end(topology, time.monotonic(), UNINSTRUMENTED)
         return True
 
     def _add(self, episode: Episode) -> None:
@@ -273,7 +287,8 @@ def end(topology: TopologyState, at: float, error: str | None = None, *, ended_b
     """What a topology goes through is over, if there is anything: well, or with an error."""
     episode = _episodes.take(topology)
     if episode is not None:
-        _episodes.ended.set()
+        if keeper.thread is not None:
+            keeper.wake()
         _episodes.guard.run("an episode's end", episode.end, at, error, ended_by=ended_by)
 
 
@@ -303,53 +318,39 @@ def outage_on(address: Address | None) -> Link | None:
 
 def watch() -> None:
     """See to it that what is open will end: by its time, with its client, at the exit of the interpreter."""
-    if not _episodes.open:  # from the first one on a fork is seen to
-        return
-    with _episodes.lock:
-        # What an exporter raises that is no exception, as `SystemExit`, ends the thread.
-        if not _episodes.open or (_episodes.keeper is not None and _episodes.keeper.is_alive()):
-            return
-        # What is registered last runs first: before the SDK, which was set up meanwhile, is shut down.
-        atexit.unregister(_at_exit)
-        atexit.register(_at_exit)
-        keeper = threading.Thread(target=_keep, name="opentelemetry_mongo_events", daemon=True)
-        with contextlib.suppress(RuntimeError):  # no more threads, or the interpreter is about to exit
-            keeper.start()
-            _episodes.keeper = keeper
+    if _episodes.open:
+        keeper.wake()
 
 
-def _at_exit() -> None:
-    end_all("exit")
+def _look() -> float | None:
+    """Look after those that are open; in how many seconds to do so again, if any is."""
+    for episode in list(_episodes.open):
+        _episodes.guard.run("an episode's watch", _look_after, episode)
+    due = [episode.due - time.monotonic() for episode in list(_episodes.open)]
+    return max(_AT_ONCE, min(_LOOK_AGAIN, *due)) if due else None
 
 
-def _keep() -> None:
-    """Look after those that are open, until none is. Runs on a thread of its own."""
-    while True:
-        _episodes.ended.wait(_LOOK_AGAIN)
-        _episodes.ended.clear()
-        for episode in list(_episodes.open):
-            _episodes.guard.run("an episode's watch", _look_after, episode)
-        with _episodes.lock:
-            if not _episodes.open:
-                _episodes.keeper = None
-                return
+keeper: Final = Keeper(_look, lambda: end_all("exit"))
+"""Looks after those that are open."""
 
 
 def _look_after(episode: Episode) -> None:
     topology, now = episode.topology, time.monotonic()
     if topology.is_over:
         end(topology, now, "collected")
-    elif now - episode.started >= episode.telemetry.config.episode_timeout:
+    elif now >= episode.due:
         _go_on(episode, now)
 
 
 def _go_on(episode: Episode, now: float) -> None:
     """End an episode that has lasted for too long; another one goes on, for as long as anything is heard of it."""
     topology, telemetry = episode.topology, episode.telemetry
-    at = episode.started + telemetry.config.episode_timeout
+    # Where it was looked too late for the next one as well, there is one for both.
+    at = episode.due if now < 2 * episode.due - episode.started else now
     if _episodes.take(topology, episode) is None:
         return  # it has ended
-    goes_on = now - topology.last_sign < _SILENCE and _episodes.begin(
+    silence = max(_SILENCE, 2 * topology.heartbeat_frequency)
+    goes_on = now - topology.last_sign < silence and _episodes.begin(
         topology, lambda: Episode(episode.name, topology, telemetry, episode.switch, at, episode.lost, episode)
     )
     episode.end(at, "timeout", goes_on=goes_on)

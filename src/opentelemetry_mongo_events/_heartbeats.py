@@ -39,6 +39,7 @@ class HeartbeatEvents(ServerHeartbeatListener):
     def started(self, event: ServerHeartbeatStartedEvent) -> None:
         """The first one begins the discovery; if the topology isn't known by then, it will begin with it."""
         server = self._servers.heard(event.connection_id)
+        server.is_asked = True
         topology = server.topology
         if topology is None or topology.is_discovered or topology.is_reported_by_another:
             return
@@ -51,7 +52,7 @@ class HeartbeatEvents(ServerHeartbeatListener):
     def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
         """Measure it. One that was awaited lasts as long as the server waited for news, and is no round trip."""
         server = self._servers.heard(event.connection_id)
-        if server.is_closed:
+        if not server.answer():
             return
         if not event.awaited:
             server.round_trip = max(0.0, event.duration)
@@ -69,7 +70,7 @@ class HeartbeatEvents(ServerHeartbeatListener):
         if is_cancelled_heartbeat(event):
             return
         server = self._servers.heard(event.connection_id)
-        if server.is_closed:
+        if not server.answer():
             return
         telemetry = self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
         server.is_failing = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
 from opentelemetry_mongo_events._double_tracing import DoubleTracing
-from opentelemetry_mongo_events._episodes import end_all
+from opentelemetry_mongo_events._episodes import UNINSTRUMENTED, end_all, keeper
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
@@ -60,4 +60,5 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _uninstrument(self, **kwargs: Any) -> None:
         self._switch.telemetry = None
-        end_all("uninstrumented", self._switch)
+        end_all(UNINSTRUMENTED, self._switch)
+        keeper.flush()

@@ -37,6 +37,7 @@ class PoolState:
         maximum: How many connections it may have; None where that is not limited.
         minimum: How many connections it keeps.
         created: Whether it was seen to be created, with its options.
+        is_ready: Whether it is in use, and not cleared; None where it was not seen to become so.
         closed: Whether it was closed. Connections that are out by then come back later.
         making: The connections that are being made, by their ids, and since when.
         made: Those that are in the pool or checked out, by their ids, and since when they do what they do now.
@@ -55,6 +56,7 @@ class PoolState:
         "closing",
         "created",
         "identity",
+        "is_ready",
         "made",
         "making",
         "max_idle",
@@ -73,6 +75,7 @@ class PoolState:
         self.maximum: int | None = None
         self.minimum = 0
         self.created = False
+        self.is_ready: bool | None = None
         self.closed = False
         self.making: dict[int, float] = {}
         self.made: dict[int, float] = {}

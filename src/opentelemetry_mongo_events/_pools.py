@@ -28,7 +28,7 @@ from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import server_attributes
 from opentelemetry_mongo_events._driver import duration, runs_in_background
 from opentelemetry_mongo_events._guard import Guard, guarded
-from opentelemetry_mongo_events._incidents import Incident, hand_over, land
+from opentelemetry_mongo_events._incidents import Incident, land
 from opentelemetry_mongo_events._server_states import note_failure
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
@@ -60,14 +60,20 @@ class PoolEvents(ConnectionPoolListener):
         """Know the pool, with its options."""
         self._pools.create(event.address, event.options or {})
 
+    @guarded
     def pool_ready(self, event: PoolReadyEvent) -> None:
-        """Nothing to note."""
+        """It is in use, as at first and after each time that it was cleared."""
+        self._pools.of(event.address).is_ready = True
 
     @guarded
     def pool_cleared(self, event: PoolClearedEvent) -> None:
         """Count it, and tell it. The connections that it closes are told one by one."""
         pool = self._pools.of(event.address)
         if event.service_id is None:  # all of it, not only what is connected to one server behind a load balancer
+            if pool.is_ready is False:
+                return  # the client has this listener twice
+            if pool.is_ready:
+                pool.is_ready = False
             pool.empty()
         if (telemetry := self._telemetry(pool)) is not None:
             telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.attributes.values())
@@ -78,7 +84,7 @@ class PoolEvents(ConnectionPoolListener):
         incident = Incident(names.POOL_CLEARED, attributes, server=address)
         if server is not None:
             server.note(incident)
-        land(incident, telemetry, topology, (address,), under_locks=True)
+        land(incident, telemetry, topology, (address,))
 
     @guarded
     def pool_closed(self, event: PoolClosedEvent) -> None:
@@ -158,7 +164,6 @@ class PoolEvents(ConnectionPoolListener):
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
         """They gave it back. One that was inherited by a fork is not known."""
-        hand_over()  # the driver holds no lock here
         pool = self._pools.known(event.address)
         since = None if pool is None else pool.give_back(event.connection_id)
         if pool is None or since is None:

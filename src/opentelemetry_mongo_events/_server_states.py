@@ -49,6 +49,7 @@ class ServerState:
         attributes: Those of its metrics: host and port.
         heard_since: When its first heartbeat started; None before.
         is_closed: Whether the client has it no more. A heartbeat may come after that.
+        is_asked: Whether a heartbeat is on its way; None where none was seen to start.
         is_failing: Whether its last heartbeat failed; None before the first.
         round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first.
         failures: The last commands and checkouts that failed on it.
@@ -64,6 +65,7 @@ class ServerState:
         "heard_since",
         "identity",
         "incidents",
+        "is_asked",
         "is_closed",
         "is_failing",
         "lost_at",
@@ -77,6 +79,7 @@ class ServerState:
         self.attributes = server_attributes(identity.address)
         self.heard_since: float | None = None
         self.is_closed = False
+        self.is_asked: bool | None = None
         self.is_failing: bool | None = None
         self.round_trip: float | None = None
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
@@ -96,10 +99,19 @@ class ServerState:
         topology = self.topology
         return self.attributes | ({} if topology is None else topology.attributes)
 
+    def answer(self) -> bool:
+        """A heartbeat has ended; False if that is known, or the client has it no more."""
+        if self.is_closed or self.is_asked is False:
+            return False
+        if self.is_asked:
+            self.is_asked = False
+        return True
+
     def note(self, incident: Incident) -> None:
         """Keep what happened to it, for an episode that is open or found out about later."""
-        if self.topology is not None:
-            self.topology.note(incident)
+        topology = self.topology  # once: it may be closed meanwhile
+        if topology is not None:
+            topology.note(incident)
         elif not self.is_closed:
             self.incidents.append(incident)
 
@@ -156,13 +168,16 @@ class TopologyState:
         incidents: What happened to it and its servers lately.
         episode: What it is going through, if anything.
         last_sign: When anything was heard of it.
+        heartbeat_frequency: How many seconds the driver leaves between two heartbeats of a server; 0 where unknown.
         others: The switches of other listeners which saw it first.
     """
 
     __slots__ = (
+        "_described",
         "_had_writable",
         "_settings",
         "episode",
+        "heartbeat_frequency",
         "incidents",
         "is_beginning",
         "is_closed",
@@ -180,6 +195,7 @@ class TopologyState:
 
     def __init__(self, topology_id: ObjectId, others: Sequence[Switch]) -> None:
         self._settings: weakref.ref[Any] | None = None
+        self._described: weakref.ref[TopologyDescription] | None = None
         self._had_writable = False
         self.topology_id = str(topology_id)
         self.type = "Unknown"
@@ -195,11 +211,17 @@ class TopologyState:
         self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
         self.episode: Episode | None = None
         self.last_sign = time.monotonic()
+        self.heartbeat_frequency = 0.0
         self.others = others
+
+    def is_described_by(self, description: TopologyDescription) -> bool:
+        """Whether that is what it is already."""
+        return self._described is not None and self._described() is description
 
     def describe(self, description: TopologyDescription) -> None:
         """Take what it is now. The description itself isn't kept."""
         self.last_sign = time.monotonic()
+        self._described = weakref.ref(description)
         self.type = description.topology_type_name
         servers = description.server_descriptions().values()
         self.servers = Counter(server.server_type_name for server in servers)
@@ -212,6 +234,7 @@ class TopologyState:
         # A client that is garbage-collected publishes nothing. Its settings go with it.
         settings = getattr(description, "_topology_settings", None)
         self._settings = None if settings is None else weakref.ref(settings)
+        self.heartbeat_frequency = getattr(settings, "heartbeat_frequency", 0.0)
         self._had_writable |= any(server.is_writable for server in servers)
         self.serves = description.has_writable_server() or any(self.uses(server) for server in servers)
 
@@ -276,8 +299,9 @@ class ServerStates:
                 if each is not self and (seen := each.known(address)) is not None and seen.heard_since is not None
             ]
             server.heard_since = time.monotonic()
-        if server.topology is not None:
-            server.topology.last_sign = time.monotonic()
+        topology = server.topology
+        if topology is not None:
+            topology.last_sign = time.monotonic()
         return server
 
     def server(self, address: Address) -> ServerState:
@@ -368,6 +392,7 @@ def note_failure(address: Address | None, span_context: SpanContext) -> None:
         if server is None:
             continue
         server.failures.append(failure)
-        episode = None if server.topology is None else server.topology.episode
+        topology = server.topology
+        episode = None if topology is None else topology.episode
         if episode is not None:
             episode.hit(server, failure)

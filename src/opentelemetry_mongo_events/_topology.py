@@ -58,8 +58,10 @@ class TopologyEvents(TopologyListener):
     def description_changed(self, event: TopologyDescriptionChangedEvent) -> None:
         """Take what it is now, and tell what is different."""
         topology = self._servers.topology(event.topology_id)
-        telemetry = self._telemetry(topology)
         before, after = event.previous_description, event.new_description
+        if topology.is_described_by(after):
+            return  # the client has this listener twice
+        telemetry = self._telemetry(topology)
         difference = change(before, after)
         served = topology.serves
         topology.describe(after)

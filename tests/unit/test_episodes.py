@@ -25,7 +25,7 @@ from opentelemetry_mongo_events._episodes import (
     watch,
 )
 from opentelemetry_mongo_events._incidents import Incident
-from opentelemetry_mongo_events._server_states import ServerStates, TopologyState, note_failure
+from opentelemetry_mongo_events._server_states import Failure, ServerStates, TopologyState, note_failure
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 from tests.spans import Spans, attributes, events, linked, seconds, span_id
 from tests.waiting import until
@@ -181,6 +181,17 @@ def test_one_whose_client_is_closed_as_it_begins_ends_as_an_error(world: World, 
     assert attributes(spans.one())["error.type"] == "closed"
 
 
+def test_one_that_begins_as_the_instrumentation_is_taken_off_ends_with_it(world: World, spans: Spans) -> None:
+    def take_off() -> None:
+        world.switch.telemetry = None
+        end_all("uninstrumented", world.switch)
+
+    spans.provider.add_span_processor(_OnStart(take_off))
+    world.begin_outage()
+
+    assert attributes(spans.one())["error.type"] == "uninstrumented"
+
+
 def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -> None:
     one, another = World(spans, metrics), World(spans, metrics)
     one.begin_outage()
@@ -188,7 +199,7 @@ def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -
     end_all("uninstrumented", one.switch)
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented"]
 
-    _episodes._at_exit()
+    _episodes.keeper.at_exit()
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented", "exit"]
 
 
@@ -202,23 +213,77 @@ def test_without_another_thread_it_ends_with_what_is_told(
     watch()
     world.begin_outage()
     watch()
-    assert _episodes._episodes.keeper is None
+    assert _episodes.keeper.thread is None
     world.serve_again()
 
     assert spans.one().status.status_code is StatusCode.OK
 
 
 def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metrics: Metrics) -> None:
-    world = World(spans, metrics, episode_timeout=0.01)
+    world = World(spans, metrics, episode_timeout=10)
     world.topology.last_sign -= 61
+    world.now -= 11
     world.begin_outage()
     watch()
     watch()
     until(lambda: spans.names == ["mongodb.client.outage"])
-    until(lambda: _episodes._episodes.keeper is None)
+    until(lambda: _episodes.keeper.thread is None)
 
     assert attributes(spans.one())["error.type"] == "timeout"
-    assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(0.01, abs=1e-6)
+    assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(10, abs=1e-6)
+
+
+def test_each_is_told_when_it_is_due(spans: Spans, metrics: Metrics) -> None:
+    for world in World(spans, metrics), World(spans, metrics, episode_timeout=0.1):
+        world.begin_outage()
+        watch()
+    until(lambda: len(spans.finished) == 1, seconds=0.4)
+    until(lambda: len(spans.finished) == 4)
+    now = time.monotonic()
+    assert now - max(episode.started for episode in _episodes._episodes.open) < 0.4
+    end_all("exit")
+
+    assert seconds(spans.finished[0]) == pytest.approx(0.1, abs=0.1)
+
+
+def test_what_is_overdue_more_than_once_is_one_span(world: World, spans: Spans) -> None:
+    world.now -= 200  # with a span for each 60
+    world.begin_outage()
+    watch()
+    until(lambda: spans.finished)
+    world.serve_again(after=201)
+
+    assert [round(seconds(span)) for span in spans.finished] == [200, 1]
+
+
+@pytest.mark.parametrize(("silence", "goes_on"), [(199, True), (201, False)])
+def test_one_goes_on_for_two_heartbeats_of_silence(silence: int, goes_on: bool, world: World, spans: Spans) -> None:
+    world.topology.heartbeat_frequency = 100.0
+    world.begin_outage()
+    (episode,) = _episodes._episodes.open
+    _episodes._go_on(episode, world.topology.last_sign + silence)
+    assert (world.topology.episode is not None) is goes_on
+    world.serve_again(after=300)
+
+    assert len(spans.finished) == 1 + goes_on
+
+
+def test_what_the_first_span_tells_is_not_told_by_the_next(world: World, spans: Spans) -> None:
+    world.now -= world.telemetry.config.episode_timeout + 1
+    world.begin_outage()
+    (episode,) = _episodes._episodes.open
+    end_of_first = episode.telemetry.config.episode_timeout
+    failed = spans.tracer.start_span("command").get_span_context()
+    world.here.failures.append(Failure(world.now + end_of_first - 1, failed))
+    episode.hit(world.here, world.here.failures[0])
+    world.note(names.HEARTBEAT_FAILED, end_of_first - 0.01)
+    world.note(names.HEARTBEAT_FAILED, end_of_first + 0.01)
+    _episodes._go_on(episode, time.monotonic())
+    world.serve_again(after=end_of_first + 1)
+
+    first, second = spans.finished
+    assert (linked(first), linked(second)) == ([failed.span_id], [span_id(first)])
+    assert events(first) == events(second) == ["heartbeat.failed"]
 
 
 def test_one_that_has_ended_doesnt_go_on(world: World, spans: Spans) -> None:

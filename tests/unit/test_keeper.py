@@ -1,0 +1,148 @@
+"""The one thread of this package's own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from opentelemetry_mongo_events import _keeper
+from opentelemetry_mongo_events._keeper import Keeper
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Kept:
+    """What a keeper has done."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.looks: list[float] = []
+        self.done: list[str] = []
+        self.keeper = Keeper(self._look, lambda: self.done.append("end"))
+
+    def _look(self) -> float | None:
+        self.looks.append(time.monotonic())
+        return 0.1 if self.is_open else None
+
+    def emit(self, name: str) -> None:
+        self.keeper.emit(lambda: self.done.append(name))
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    kept = Kept()
+    yield kept
+    kept.is_open = False
+    until(lambda: kept.keeper.thread is None)
+
+
+@pytest.fixture
+def no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+
+def test_it_is_there_while_something_is_open(kept: Kept) -> None:
+    assert kept.keeper.thread is None
+    kept.is_open = True
+    kept.keeper.wake()
+    thread = kept.keeper.thread
+    until(lambda: len(kept.looks) == 3)
+    assert kept.looks[2] - kept.looks[1] >= 0.09
+    kept.keeper.wake()
+    assert kept.keeper.thread is thread is not None
+    kept.is_open = False
+    kept.keeper.wake()
+    thread.join(5)
+
+    assert (kept.keeper.thread, kept.done) == (None, [])
+
+
+def test_records_are_emitted_in_their_order(kept: Kept) -> None:
+    for number in range(100):
+        kept.emit(str(number))
+    kept.keeper.flush()
+
+    assert kept.done == [str(number) for number in range(100)]
+
+
+def test_there_is_nothing_to_wait_for_where_none_was_made(kept: Kept, no_more_threads: None) -> None:
+    kept.keeper.flush()
+    assert kept.looks == []
+
+
+def test_at_exit_what_is_open_ends_first(kept: Kept, no_more_threads: None) -> None:
+    kept.emit("record")
+    kept.keeper.at_exit()
+
+    assert kept.done == ["end", "record"]
+
+
+def test_without_a_thread_they_are_emitted_where_it_is_waited_for_them(kept: Kept, no_more_threads: None) -> None:
+    kept.emit("one")
+    kept.emit("another")
+    assert kept.done == []
+    kept.keeper.flush()
+
+    assert kept.done == ["one", "another"]
+    assert kept.keeper.thread is None
+
+
+def test_a_record_that_is_never_emitted_is_not_waited_for(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_keeper, "_PATIENCE", 0.05)
+    goes_on = threading.Event()
+    kept.keeper.emit(goes_on.wait)
+    kept.emit("next")
+    kept.keeper.flush()
+    assert kept.done == []
+    goes_on.set()
+    kept.keeper.flush()
+
+    assert kept.done == ["next"]
+
+
+def test_without_a_thread_records_that_take_long_are_not_waited_for(
+    kept: Kept, no_more_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_keeper, "_PATIENCE", 0.01)
+    kept.keeper.emit(lambda: time.sleep(0.02))
+    kept.emit("next")
+    kept.keeper.flush()
+    assert kept.done == []
+    kept.keeper.flush()
+
+    assert kept.done == ["next"]
+
+
+def test_what_it_looks_after_may_wait_for_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def look() -> None:
+        keeper.emit(lambda: done.append("record"))
+        keeper.flush()
+        done.append("looked")
+        monkeypatch.setattr(keeper, "_look", lambda: None)
+
+    keeper = Keeper(look, lambda: None)
+    keeper.wake()
+    until(lambda: keeper.thread is None)
+
+    assert done == ["record", "looked"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_was_ended_is_replaced(kept: Kept) -> None:
+    kept.keeper.emit(sys.exit)
+    until(lambda: kept.keeper.thread is not None and not kept.keeper.thread.is_alive())
+    kept.emit("next")
+    kept.keeper.flush()
+
+    assert kept.done == ["next"]
