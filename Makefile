@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test integration versions lint types layers docs wheel check clean
+.PHONY: demo test fuzz integration versions lint types layers docs wheel check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/test.stamp
 	$(BIN)/pytest --ignore=tests/integration --cov --cov-report=term
+
+# A million commands, of 10,000 shapes; SHAPES=100000 makes ten.
+SHAPES ?= 10000
+fuzz: $(VENV)/test.stamp
+	FUZZ_SHAPES=$(SHAPES) $(BIN)/pytest --timeout 0 tests/test_privacy.py
 
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration

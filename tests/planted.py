@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from itertools import count, cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from bson import Binary, Code, Decimal128, Int64, ObjectId, Regex, Timestamp
 from hypothesis import strategies as st
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from random import Random
 
 SECRETS = ("zecret", "ZECRET", b"zecret".hex(), "emVjcmV0", "7355608", "2573-05-08")
 
@@ -56,10 +55,10 @@ class Hole:
     def __repr__(self) -> str:
         return f"Hole(in_expression={self.in_expression}, many={self.many})"
 
-    def fill(self, values: Iterator[Any], sizes: Iterator[int]) -> Any:
+    def fill(self, chance: Random) -> Any:
         """A value, or an array of some."""
-        kept = (value for value in values if not (self.in_expression and value in _PATHS))
-        return list(islice(kept, next(sizes))) if self.many else next(kept)
+        values = [*_OTHERS, *_TEXTS] if self.in_expression else [*_OTHERS, *_TEXTS, *_PATHS]
+        return chance.choices(values, k=chance.choice((1, 2, 3, 40))) if self.many else chance.choice(values)
 
 
 class Key(str):
@@ -68,24 +67,17 @@ class Key(str):
     __slots__ = ()
 
 
-def filled(template: Any, start: int) -> Any:
-    """The template with values in its holes; another start gives others."""
-    values = cycle((*_OTHERS, *_TEXTS, *_PATHS))
-    return _filled(template, islice(values, start, None), cycle((1 + start, 2, 40)), count(start))
-
-
-def _filled(part: Any, values: Iterator[Any], sizes: Iterator[int], numbers: Iterator[int]) -> Any:
+def filled(part: Any, chance: Random) -> Any:
+    """The template with values in its holes."""
     if isinstance(part, Hole):
-        return part.fill(values, sizes)
+        return part.fill(chance)
     if isinstance(part, dict):
         return {
-            (f"zecret-{next(numbers)}@example.org" if isinstance(key, Key) else key): _filled(
-                value, values, sizes, numbers
-            )
+            (f"zecret-{chance.random()}@example.org" if isinstance(key, Key) else key): filled(value, chance)
             for key, value in part.items()
         }
     if isinstance(part, list):
-        return [_filled(value, values, sizes, numbers) for value in part]
+        return [filled(value, chance) for value in part]
     return part
 
 
@@ -147,7 +139,7 @@ def _fixed(**fields: Any) -> st.SearchStrategy[Any]:
     return st.tuples(*chosen).map(lambda values: dict(zip(fields, values, strict=True)))
 
 
-_stages = st.deferred(
+_stages: st.SearchStrategy[Any] = st.deferred(
     lambda: st.one_of(
         _stage("$match", _filters),
         _stage("$project", _projections),
@@ -169,8 +161,8 @@ _stages = st.deferred(
         _stage("$novel", expressions),
     )
 )
-_pipelines = st.lists(_stages, max_size=3)
-_lookups = _fixed(let=expressions, pipeline=_pipelines, a=Hole()).map(lambda each: {"from": "b", "as": "c", **each})
+_pipelines: st.SearchStrategy[Any] = st.lists(_stages, max_size=3)
+_lookups: st.SearchStrategy[Any] = _fixed(let=expressions, pipeline=_pipelines, a=Hole()).map(lambda each: {"from": "b", "as": "c", **each})
 _updates = data | _pipelines
 
 _driver_fields = {

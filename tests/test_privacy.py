@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from bson import encode
 from bson.raw_bson import RawBSONDocument
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pymongo.errors import OperationFailure
-from pymongo.monitoring import CommandSucceededEvent
+from pymongo.monitoring import CommandFailedEvent, CommandSucceededEvent
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
@@ -25,15 +27,17 @@ if TYPE_CHECKING:
 
     from tests.logs import Logs
 
-# `make fuzz` looks for other commands each time, and for longer.
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+# `make fuzz` looks at other commands each time, and at more of them, each with more values.
+SHAPES = int(os.environ.get("FUZZ_SHAPES", "0"))
+FILLINGS = 50 if SHAPES else 5
 chosen = settings(
-    max_examples=EXAMPLES or 300,
-    derandomize=not EXAMPLES,
+    max_examples=SHAPES or 100,
+    derandomize=not SHAPES,
     database=None,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+seeds = st.integers(0, 2**32)
 
 
 def text_of(command: dict[str, Any], *, is_raw: bool = False, limit: int = 4096) -> str:
@@ -49,32 +53,34 @@ def revealed(text: str) -> list[str]:
 
 
 @chosen
-@given(commands)
-def test_masked_text_is_the_shape_of_a_command_and_nothing_else(template: dict[str, Any]) -> None:
-    texts = {text_of(filled(template, start)) for start in range(3)}
+@given(commands, seeds)
+def test_masked_text_is_the_shape_of_a_command_and_nothing_else(template: dict[str, Any], seed: int) -> None:
+    chance = Random(seed)
+    texts = {text_of(filled(template, chance)) for _ in range(FILLINGS)}
 
     assert len(texts) == 1
     assert revealed(texts.pop()) == []
 
 
 @chosen
-@given(commands)
-def test_cut_text_is_json_and_the_beginning_of_the_whole(template: dict[str, Any]) -> None:
-    command = filled(template, 0)
-    whole = text_of(command)
+@given(commands, seeds)
+def test_text_is_json_however_long_it_may_be(template: dict[str, Any], seed: int) -> None:
+    chance = Random(seed)
+    whole = text_of(filled(template, chance))
 
-    for limit in (40, 80, 160, len(whole)):
+    for _ in range(FILLINGS):
+        command = filled(template, chance)
+        limit = chance.randint(40, len(whole) + 40)
         text = text_of(command, limit=limit)
         assert revealed(text) == []
         assert limit < len(whole) or text == whole
-    for limit in (40, 80, 160, 4096):
-        text_of(command, is_raw=True, limit=limit)
+        text_of(command, is_raw=True, limit=limit + 100)
 
 
 @chosen
-@given(commands)
-def test_a_command_is_not_changed(template: dict[str, Any]) -> None:
-    command, same = filled(template, 1), filled(template, 1)
+@given(commands, seeds)
+def test_a_command_is_not_changed(template: dict[str, Any], seed: int) -> None:
+    command, same = filled(template, Random(seed)), filled(template, Random(seed))
 
     text_of(command)
     text_of(command, is_raw=True)
@@ -94,19 +100,19 @@ SERVER_ERROR = {
 }
 
 
-@settings(chosen, max_examples=EXAMPLES // 10 or 50)
-@given(template=commands)
+@settings(chosen, max_examples=SHAPES // 10 or 20)
+@given(template=commands, seed=seeds)
 def test_no_span_event_metric_or_message_holds_data(
-    template: dict[str, Any], logs: Logs, caplog: pytest.LogCaptureFixture
+    template: dict[str, Any], seed: int, logs: Logs, caplog: pytest.LogCaptureFixture
 ) -> None:
     spans, metrics = Spans(), Metrics()
     listeners = event_listeners(
         tracer_provider=spans.provider, meter_provider=metrics.provider, logger_provider=logs.provider, events="both"
     )
     listener = commands_of(listeners)
-    command = filled(template, 0)
+    command = filled(template, Random(seed))
     name = next(iter(command))
-    outcomes = [
+    outcomes: list[CommandSucceededEvent | CommandFailedEvent] = [
         events.succeeded(name, {"ok": 1, "cursor": {"id": 5, "firstBatch": [command]}, "value": command}, request_id=1),
         events.succeeded(name, {"ok": 1, "writeErrors": [{"index": 0, **SERVER_ERROR, "op": command}]}, request_id=2),
         events.succeeded(name, {"ok": 1, "writeConcernError": {"code": 64, "errmsg": MESSAGE}}, request_id=3),
