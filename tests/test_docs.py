@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import opentelemetry_mongo_events
 from opentelemetry_mongo_events import _semconv
 from opentelemetry_mongo_events._attributes import _OLD_NAMES
 from opentelemetry_mongo_events._config import ENVIRONMENT_PREFIX, OPTIONS
+from opentelemetry_mongo_events._query_text import query_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +129,16 @@ def test_each_option_is_in_the_reference_with_its_variable_and_default() -> None
         for name, option in OPTIONS.items()
     ]
     assert [cells[0] for cells in rows("README.md", "## Options")] == [f"`{name}`" for name in OPTIONS]
+
+
+def test_each_text_of_the_reference_is_that_of_its_command() -> None:
+    page = (ROOT / "docs/what-is-captured.md").read_text()
+    pairs = re.findall(r"^```python\n(.*?)^```\n+```json\n(.*?)\n```", page, re.MULTILINE | re.DOTALL)
+
+    assert len(pairs) == page.count("```json") == 4
+    for source, text in pairs:
+        command = ast.literal_eval(source)
+        assert query_text(next(iter(command)), command, is_raw=False, limit=4096) == text
 
 
 def test_each_alert_is_explained_and_tested() -> None:

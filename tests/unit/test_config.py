@@ -60,6 +60,34 @@ def test_seconds_are_a_number_above_0(given: Any, seconds: float) -> None:
     assert config_from({}, {"episode_timeout": given}) == Config(episode_timeout=seconds)
 
 
+@pytest.mark.parametrize(("given", "characters"), [("100", 100), (0, 0), (" 7 ", 7), (10**9, 10**9)])
+def test_a_length_is_a_whole_number(given: Any, characters: int) -> None:
+    assert config_from({}, {"query_text_max_length": given}) == Config(query_text_max_length=characters)
+
+
+def test_the_variable_that_the_drivers_of_mongodb_share_counts_where_the_own_is_unset(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shared = {"OTEL_PYTHON_INSTRUMENTATION_MONGODB_QUERY_TEXT_MAX_LENGTH": "100"}
+    own = {"OTEL_PYTHON_MONGO_EVENTS_QUERY_TEXT_MAX_LENGTH": "200"}
+    empty = {"OTEL_PYTHON_MONGO_EVENTS_QUERY_TEXT_MAX_LENGTH": ""}
+
+    assert config_from(shared, {}).query_text_max_length == 100
+    assert config_from(shared | empty, {}).query_text_max_length == 100
+    assert config_from(shared | own, {}).query_text_max_length == 200
+    assert config_from(shared, {"query_text_max_length": 300}).query_text_max_length == 300
+    assert config_from(shared, {}, Config()).query_text_max_length == 4096
+    assert caplog.messages == []
+
+    assert config_from(dict.fromkeys(shared, "long"), {}) == Config()
+    assert caplog.messages == [
+        (
+            "OTEL_PYTHON_INSTRUMENTATION_MONGODB_QUERY_TEXT_MAX_LENGTH='long' can't be used: a whole number of "
+            "characters, 0 or more, is allowed; the default, 4096, is used"
+        )
+    ]
+
+
 def test_none_is_not_given(caplog: pytest.LogCaptureFixture) -> None:
     environ = {"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": "false"}
 
@@ -123,6 +151,23 @@ def test_a_config_stands_in_for_environment_and_defaults_and_a_keyword_wins_over
                 ),
             )
             for value in NO_TIMEOUTS
+        ),
+        *(
+            (
+                {"query_text": value},
+                f"query_text={value!r} can't be used: masked, raw or off is allowed; the default, masked, is used",
+            )
+            for value in ("plain", "", True, 1, b"raw")
+        ),
+        *(
+            (
+                {"query_text_max_length": value},
+                (
+                    f"query_text_max_length={value!r} can't be used: a whole number of characters, 0 or more, is "
+                    "allowed; the default, 4096, is used"
+                ),
+            )
+            for value in (-1, "-1", 1.5, 4096.0, "4k", "", True, [4096])
         ),
     ],
 )
