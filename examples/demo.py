@@ -119,7 +119,9 @@ def trees(spans: list[Span]) -> Iterator[Tree]:
 
 
 def story(span: Span) -> Iterator[Text]:
-    """What happened in a span, line by line."""
+    """Which query a span is, and what happened in it, line by line."""
+    if "db.query.text" in span["attributes"]:
+        yield Text(span["attributes"]["db.query.text"], "dim", no_wrap=True, overflow="ellipsis")
     started = moment(span["start_time"])
     for event in span["events"]:
         told = event["attributes"]
