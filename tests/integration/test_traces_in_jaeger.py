@@ -90,7 +90,7 @@ def test_a_trace_of_an_unmodified_script_arrives_in_jaeger(mongodb_uri: str, jae
         "db.collection.name": "orders",
         "db.operation.name": "find",
         "db.query.summary": "find orders",
-        "db.query.text": '{"find":"orders","filter":{}}',
+        "db.query.text": '{"find":"orders","filter":{},"batchSize":"?"}',
         "server.address": "127.0.0.1",
         "network.transport": "tcp",
         "db.mongodb.driver_connection_id": 1,
