@@ -116,7 +116,7 @@ _expression_holes = st.sampled_from([Hole(in_expression=True), Hole(in_expressio
 
 data = _documents(_fields | _operators, _holes)
 expressions = _documents(
-    st.sampled_from(["$add", "$cond", "$let", "$top", "in", "a", "$function", "sortBy"]), _expression_holes
+    st.sampled_from(["$add", "$cond", "$let", "in", "a", "$function", "sortBy"]), _expression_holes
 )
 _filters = st.builds(
     lambda document, expression: document if expression is None else {**document, "$expr": expression},
@@ -158,6 +158,7 @@ _stages: st.SearchStrategy[Any] = st.deferred(
         _stage("$vectorSearch", _fixed(index=Hole(), path="a", queryVector=Hole(many=True), filter=_filters)),
         _stage("$merge", _fixed(into="b", let=expressions, whenMatched=_pipelines)),
         _stage("$rankFusion", _fixed(input=_fixed(pipelines=_fixed(a=_pipelines)))),
+        _stage("$setWindowFields", _fixed(sortBy=_flags | data.map(lambda each: {"$add": each}), output=expressions)),
         _stage("$novel", expressions),
     )
 )

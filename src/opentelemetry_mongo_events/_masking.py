@@ -135,7 +135,7 @@ def _collection(**fields: Place) -> Place:
 _COLLECTION: Final = _collection()
 
 # A sort, a hint or the key of an index: by its fields. What isn't one, as the name of an index, is data.
-_ORDER: Final = Place(others=Place(_flag, operators=_DATA))
+_ORDER: Final = Place(others=Place(_flag, operators=_DATA), operators=_DATA)
 _SORTS: Final = Place(_path, {"sortBy": _ORDER}, is_ordered=True)
 _EXPRESSION: Final = Place(
     _path,
@@ -151,7 +151,8 @@ _PROJECTION: Final = Place(
         {"$elemMatch": _FILTER, "$literal": _DATA, "$const": _DATA},
         operators=_EXPRESSION,
         elements=_EXPRESSION,
-    )
+    ),
+    operators=_EXPRESSION,
 )
 
 # Atlas Search has paths of its own, under this key.
