@@ -22,6 +22,7 @@ from pymongo.monitoring import (
     PoolClearedEvent,
     PoolClosedEvent,
     PoolCreatedEvent,
+    PoolReadyEvent,
     ServerHeartbeatFailedEvent,
     ServerHeartbeatStartedEvent,
     ServerHeartbeatSucceededEvent,
@@ -78,6 +79,11 @@ def failed(command_name: str, failure: Any, **identity: Any) -> CommandFailedEve
 def pool_created(address: Any = ADDRESS, **options: Any) -> PoolCreatedEvent:
     """A pool is there, with those options that differ from the defaults."""
     return PoolCreatedEvent(address, options)
+
+
+def pool_ready(address: Any = ADDRESS) -> PoolReadyEvent:
+    """It is in use."""
+    return PoolReadyEvent(address)
 
 
 def pool_cleared(address: Any = ADDRESS) -> PoolClearedEvent:

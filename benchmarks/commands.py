@@ -1,0 +1,276 @@
+"""What a command costs, by who listens: nobody, `opentelemetry-instrumentation-pymongo`, this package, or the floor.
+
+The floor makes the same calls of the SDK with the same attributes, all ready-made, and does nothing else: what is above
+it is this package's own. All is CPU time of a pair of events (`started` and `succeeded`), as the driver makes them, and
+with `pools` also of the three events by which a connection is handed out and given back.
+
+Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pyperf
+from bson import Binary, Timestamp
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.pymongo import CommandTracer
+from opentelemetry.metrics import Meter, NoOpMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import NoOpTracerProvider, SpanKind, set_span_in_context
+from pymongo.monitoring import CommandListener, ConnectionPoolListener
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.compare import Goal, Work, compare
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._query_text import query_text
+from tests import events
+
+EVENTS: Final = 50
+SESSION: Final = {
+    "lsid": {"id": Binary(uuid.UUID(int=7).bytes, 4)},
+    "$clusterTime": {"clusterTime": Timestamp(1, 1), "signature": {"hash": b"0" * 20, "keyId": 1}},
+    "$db": "shop",
+}
+FIND: Final = {"find": "orders", "filter": {"email": "alice@example.org"}, "limit": 1, "singleBatch": True, **SESSION}
+IN: Final = {"find": "orders", "filter": {"_id": {"$in": list(range(10_000))}}, **SESSION}
+INSERT: Final = {"insert": "orders", "documents": [{"_id": n, "text": "x" * 1_000} for n in range(1_000)], **SESSION}
+REPLY: Final = {"cursor": {"id": 0, "ns": "shop.orders", "firstBatch": [{"_id": 1}]}, "ok": 1.0}
+WRITTEN: Final = {"n": 1_000, "ok": 1.0}
+
+ON: Final = TracerProvider(shutdown_on_exit=False)
+OFF: Final = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+SPANS_ONLY: Final = {"pools": False, "heartbeats": False, "topology": False, "query_text": "off"}
+NO_METRICS: Final = {"meter_provider": NoOpMeterProvider()}
+"""Where the metrics of commands cost nothing. They can't be switched off apart from the spans."""
+
+_addresses = iter(("127.0.0.1", port) for port in range(20_000, 60_000))
+
+
+def measuring() -> MeterProvider:
+    """A meter provider that nobody reads meanwhile."""
+    return MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+
+
+def driven(
+    listeners: Any, command: Mapping[str, Any] = FIND, reply: Mapping[str, Any] = REPLY, *, checks_out: bool = False
+) -> Work:
+    """The driver's part: hand a client's listeners the events of a command on a connection of its pool.
+
+    Either each command has the connection handed out for it, or one has it for all.
+    """
+    address = next(_addresses)
+    name = next(iter(command))
+    commands = [each for each in listeners if isinstance(each, CommandListener)]
+    pools = [each for each in listeners if isinstance(each, ConnectionPoolListener)]
+    for pool in pools:
+        pool.pool_created(events.pool_created(address))
+        pool.pool_ready(events.pool_ready(address))
+        pool.connection_created(events.connection_created(1, address))
+        pool.connection_ready(events.connection_ready(1, address))
+    asked = events.check_out_started(address)
+    got = events.checked_out(1, address)
+    back = events.checked_in(1, address)
+    pairs = [
+        (
+            events.started(command, request_id=number, address=address),
+            events.succeeded(name, reply, request_id=number, address=address),
+        )
+        for number in range(EVENTS)
+    ]
+
+    def hand_out() -> None:
+        for pool in pools:
+            pool.connection_check_out_started(asked)
+        for pool in pools:
+            pool.connection_checked_out(got)
+
+    def give_back() -> None:
+        for pool in pools:
+            pool.connection_checked_in(back)
+
+    def work(loops: int) -> None:
+        hand_out()
+        for _ in range(loops // EVENTS):
+            for started, succeeded in pairs:
+                if checks_out:
+                    give_back()
+                    hand_out()
+                for each in commands:
+                    each.started(started)
+                for each in commands:
+                    each.succeeded(succeeded)
+        give_back()
+
+    return work
+
+
+class Nothing(CommandListener):
+    """A listener that does nothing."""
+
+    def started(self, event: Any) -> None: ...
+
+    def succeeded(self, event: Any) -> None: ...
+
+    def failed(self, event: Any) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The floor.
+
+COMMON: Final = {"db.system.name": "mongodb", "db.namespace": "shop", "db.operation.name": "find"}
+SERVER: Final = {"server.address": "127.0.0.1", "server.port": 27017}
+COLLECTION: Final = {"db.collection.name": "orders"}
+MEASURED: Final = {**COMMON, **SERVER, **COLLECTION}
+AT_START: Final = {
+    **MEASURED,
+    "db.query.summary": "find orders",
+    "network.transport": "tcp",
+    "db.mongodb.server_connection_id": 7,
+}
+ON_A_CONNECTION: Final = {"db.mongodb.driver_connection_id": 1}
+WAITED: Final = {"mongodb.client.connection.wait_time": 0.001}
+POOL: Final = {"db.client.connection.pool.name": "127.0.0.1:27017"}
+TEXT: Final = query_text("find", FIND, is_raw=False, limit=4096)
+
+
+def floor(
+    provider: trace.TracerProvider, meter: Meter | None = None, *, text: str | None = None, pools: bool = False
+) -> Work:
+    """The calls of the SDK that are made for a find, and no more."""
+    tracer = provider.get_tracer("floor")
+    attributes = {**AT_START, **ON_A_CONNECTION, **(WAITED if pools else {})}
+    duration, rows, wait, use = (
+        None if meter is None else meter.create_histogram(name) for name in ("duration", "rows", "wait", "use")
+    )
+    empty = Context()
+
+    def work(loops: int) -> None:
+        for _ in range(loops):
+            if pools and wait is not None:
+                wait.record(0.001, POOL)
+            span = tracer.start_span("find orders", None, SpanKind.CLIENT, attributes)
+            if span.is_recording():
+                if text is not None:
+                    span.set_attribute("db.query.text", text)
+                span.set_attribute("db.response.returned_rows", 1)
+                span.end()
+            if duration is not None and rows is not None:
+                context = set_span_in_context(span, empty)
+                rows.record(1, MEASURED, context)
+                duration.record(0.001, MEASURED, context)
+            if pools and use is not None:
+                use.record(0.001, POOL)
+
+    return work
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def contrib(provider: Any, command: Mapping[str, Any] = FIND, reply: Any = REPLY, *, text: bool = False) -> Work:
+    """The same commands, told by `opentelemetry-instrumentation-pymongo`."""
+    return driven([CommandTracer(provider.get_tracer("contrib"), capture_statement=text)], command, reply)
+
+
+def ours(
+    provider: Any, command: Mapping[str, Any] = FIND, reply: Any = REPLY, *, checks_out: bool = False, **options: Any
+) -> Work:
+    """And by this package."""
+    return driven(event_listeners(tracer_provider=provider, **options), command, reply, checks_out=checks_out)
+
+
+def cases() -> dict[str, Callable[[], tuple[dict[str, Work], tuple[Goal, ...]]]]:
+    """What is compared, by name: the ways, and the goals."""
+    spans = {**SPANS_ONLY, **NO_METRICS}
+    text = {**spans, "query_text": "masked"}
+
+    return {
+        "no SDK is set (a proxy provider)": lambda: (
+            {
+                "no listener": driven([]),
+                "a listener that does nothing": driven([Nothing()]),
+                "contrib": contrib(trace.ProxyTracerProvider()),
+                "floor": floor(trace.ProxyTracerProvider()),
+                "ours": ours(None, **SPANS_ONLY),
+            },
+            (Goal("contrib", 0.4),),
+        ),
+        "a provider that does nothing": lambda: (
+            {
+                "contrib": contrib(NoOpTracerProvider()),
+                "floor": floor(NoOpTracerProvider()),
+                "ours": ours(NoOpTracerProvider(), **spans),
+            },
+            (Goal("contrib", 0.4),),
+        ),
+        "sampled out, spans only": lambda: (
+            {"contrib": contrib(OFF), "floor": floor(OFF), "ours": ours(OFF, **spans)},
+            (Goal("contrib", 0.8),),
+        ),
+        "recorded, spans only, no text": lambda: (
+            {"contrib": contrib(ON), "floor": floor(ON), "ours": ours(ON, **spans)},
+            (Goal("contrib", 1.0), Goal("floor", 1.2)),
+        ),
+        "recorded, span, duration and rows": lambda: (
+            {
+                "floor": floor(ON, measuring().get_meter("floor")),
+                "ours": ours(ON, meter_provider=measuring(), **SPANS_ONLY),
+            },
+            (Goal("floor", 1.1),),
+        ),
+        "everything on": lambda: (
+            {
+                "floor": floor(ON, measuring().get_meter("floor"), text=TEXT, pools=True),
+                "ours": ours(ON, meter_provider=measuring(), checks_out=True),
+            },
+            (Goal("floor", 1.2),),
+        ),
+        "masked text, small find": lambda: (
+            {"contrib (raw)": contrib(ON, text=True), "floor": floor(ON, text=TEXT), "ours": ours(ON, **text)},
+            (Goal("contrib (raw)", 1.1),),
+        ),
+        "text, $in of 10,000": lambda: (
+            {"contrib (raw)": contrib(ON, IN, text=True), "ours": ours(ON, IN, **text)},
+            (Goal("contrib (raw)", 1 / 12),),
+        ),
+        "text, insert of 1,000 x 1 KB": lambda: (
+            {"contrib (raw)": contrib(ON, INSERT, WRITTEN, text=True), "ours": ours(ON, INSERT, WRITTEN, **text)},
+            (Goal("contrib (raw)", 1 / 40),),
+        ),
+    }
+
+
+LARGE: Final = ("text, $in of 10,000", "text, insert of 1,000 x 1 KB")
+
+
+def main() -> None:
+    """Run the cases that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a moment for each case")
+    parser.add_argument("--only", default="", help="the cases whose name has this in it")
+    parser.add_argument("--output", help="a file for pyperf's own tools")
+    arguments = parser.parse_args()
+    measured = []
+    for title, case in cases().items():
+        if arguments.only in title:
+            large = title in LARGE
+            loops, rounds = (EVENTS, 3) if arguments.quick else (EVENTS if large else 20 * EVENTS, 9 if large else 41)
+            ways, goals = case()
+            measured += compare(title, ways, goals, loops=loops, rounds=rounds)
+    if arguments.output and measured:
+        pyperf.BenchmarkSuite(measured).dump(arguments.output, replace=True)
+
+
+if __name__ == "__main__":
+    main()
