@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyperf
 from bson import Binary, Timestamp
@@ -36,22 +35,35 @@ from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._query_text import query_text
 from tests import events
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 EVENTS: Final = 50
-SESSION: Final = {
+SESSION: Final[dict[str, Any]] = {
     "lsid": {"id": Binary(uuid.UUID(int=7).bytes, 4)},
     "$clusterTime": {"clusterTime": Timestamp(1, 1), "signature": {"hash": b"0" * 20, "keyId": 1}},
     "$db": "shop",
 }
-FIND: Final = {"find": "orders", "filter": {"email": "alice@example.org"}, "limit": 1, "singleBatch": True, **SESSION}
-IN: Final = {"find": "orders", "filter": {"_id": {"$in": list(range(10_000))}}, **SESSION}
-INSERT: Final = {"insert": "orders", "documents": [{"_id": n, "text": "x" * 1_000} for n in range(1_000)], **SESSION}
-REPLY: Final = {"cursor": {"id": 0, "ns": "shop.orders", "firstBatch": [{"_id": 1}]}, "ok": 1.0}
-WRITTEN: Final = {"n": 1_000, "ok": 1.0}
+FIND: Final[dict[str, Any]] = {
+    "find": "orders",
+    "filter": {"email": "alice@example.org"},
+    "limit": 1,
+    "singleBatch": True,
+    **SESSION,
+}
+IN: Final[dict[str, Any]] = {"find": "orders", "filter": {"_id": {"$in": list(range(10_000))}}, **SESSION}
+INSERT: Final[dict[str, Any]] = {
+    "insert": "orders",
+    "documents": [{"_id": n, "text": "x" * 1_000} for n in range(1_000)],
+    **SESSION,
+}
+REPLY: Final[dict[str, Any]] = {"cursor": {"id": 0, "ns": "shop.orders", "firstBatch": [{"_id": 1}]}, "ok": 1.0}
+WRITTEN: Final[dict[str, Any]] = {"n": 1_000, "ok": 1.0}
 
 ON: Final = TracerProvider(shutdown_on_exit=False)
 OFF: Final = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
-SPANS_ONLY: Final = {"pools": False, "heartbeats": False, "topology": False, "query_text": "off"}
-NO_METRICS: Final = {"meter_provider": NoOpMeterProvider()}
+SPANS_ONLY: Final[dict[str, Any]] = {"pools": False, "heartbeats": False, "topology": False, "query_text": "off"}
+NO_METRICS: Final[dict[str, Any]] = {"meter_provider": NoOpMeterProvider()}
 """Where the metrics of commands cost nothing. They can't be switched off apart from the spans."""
 
 _addresses = iter(("127.0.0.1", port) for port in range(20_000, 60_000))
@@ -128,19 +140,19 @@ class Nothing(CommandListener):
 # ---------------------------------------------------------------------------------------------------------------------
 # The floor.
 
-COMMON: Final = {"db.system.name": "mongodb", "db.namespace": "shop", "db.operation.name": "find"}
-SERVER: Final = {"server.address": "127.0.0.1", "server.port": 27017}
-COLLECTION: Final = {"db.collection.name": "orders"}
-MEASURED: Final = {**COMMON, **SERVER, **COLLECTION}
-AT_START: Final = {
+COMMON: Final[dict[str, Any]] = {"db.system.name": "mongodb", "db.namespace": "shop", "db.operation.name": "find"}
+SERVER: Final[dict[str, Any]] = {"server.address": "127.0.0.1", "server.port": 27017}
+COLLECTION: Final[dict[str, Any]] = {"db.collection.name": "orders"}
+MEASURED: Final[dict[str, Any]] = {**COMMON, **SERVER, **COLLECTION}
+AT_START: Final[dict[str, Any]] = {
     **MEASURED,
     "db.query.summary": "find orders",
     "network.transport": "tcp",
     "db.mongodb.server_connection_id": 7,
 }
-ON_A_CONNECTION: Final = {"db.mongodb.driver_connection_id": 1}
-WAITED: Final = {"mongodb.client.connection.wait_time": 0.001}
-POOL: Final = {"db.client.connection.pool.name": "127.0.0.1:27017"}
+ON_A_CONNECTION: Final[dict[str, Any]] = {"db.mongodb.driver_connection_id": 1}
+WAITED: Final[dict[str, Any]] = {"mongodb.client.connection.wait_time": 0.001}
+POOL: Final[dict[str, Any]] = {"db.client.connection.pool.name": "127.0.0.1:27017"}
 TEXT: Final = query_text("find", FIND, is_raw=False, limit=4096)
 
 

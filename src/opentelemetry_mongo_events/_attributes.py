@@ -101,11 +101,13 @@ class Outcome(NamedTuple):
         attributes: What its span gets.
         error: The status description, if that is an error.
         message: What the server, or the driver, says of the error. It holds user data.
+        cursor: The id of the cursor in the reply: 0 where it is exhausted, None where there is none.
     """
 
     attributes: Attributes
     error: str | None
     message: str | None = None
+    cursor: int | None = None
 
 
 # The outcomes where an odd event can't be read: its span is closed all the same.
@@ -261,13 +263,6 @@ def killed_cursors(command: Mapping[str, Any]) -> list[int]:
     return [cursor for cursor in cursors if isinstance(cursor, int)] if isinstance(cursors, list) else []
 
 
-def cursor_id(reply: object) -> int | None:
-    """The id of the cursor in a reply: 0 where it is exhausted, None where there is none."""
-    cursor = reply.get("cursor") if _is_document(reply) else None
-    value = cursor.get("id") if _is_document(cursor) else None
-    return int(value) if isinstance(value, int) else None
-
-
 def is_retryable_write_error(reply: object) -> bool:
     """Whether a succeeded reply has the label after which the driver sends a write again."""
     labels = reply.get("errorLabels") if _is_document(reply) else None
@@ -280,31 +275,40 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
     A write that failed is one: the command went well, its documents did not.
     """
     if not _is_document(reply):
-        return Outcome({}, None)
+        return SUCCEEDED
     attributes: Attributes = {}
-    batch = _batch(reply)
-    if batch is not None:
-        # The driver publishes a raw batch as one blob, whose documents it hasn't counted.
-        if not (len(batch) == 1 and isinstance(batch[0], bytes)):
-            attributes[names.RETURNED_ROWS] = len(batch)
-        if identifier := cursor_id(reply):
-            attributes[names.CURSOR_ID] = identifier
-    write_errors = reply.get("writeErrors")
-    count = len(write_errors) if isinstance(write_errors, list) else 0
-    error: object = None
-    if count:
-        error = write_errors[0]  # type: ignore[index]
-    elif command_name == "bulkWrite" and isinstance(reply.get("nErrors"), int) and reply["nErrors"] > 0:
-        # The results of a client bulk write come in the batch of a cursor.
-        count = int(reply["nErrors"])
-        error = next((item for item in batch or () if _is_document(item) and not item.get("ok")), {})
-    elif reply.get("writeConcernError"):
-        error = reply["writeConcernError"]
+    cursor = reply.get("cursor")
+    identifier = batch = None
+    if cursor is not None and _is_document(cursor):
+        identifier = cursor.get("id")
+        identifier = int(identifier) if isinstance(identifier, int) else None
+        batch = cursor.get("firstBatch")
+        if batch is None:
+            batch = cursor.get("nextBatch")
+        if isinstance(batch, list):
+            # The driver publishes a raw batch as one blob, whose documents it hasn't counted.
+            if not (len(batch) == 1 and isinstance(batch[0], bytes)):
+                attributes[names.RETURNED_ROWS] = len(batch)
+            if identifier:
+                attributes[names.CURSOR_ID] = identifier
+    error, count = _write_error(command_name, reply, batch)
     if error is None:
-        return Outcome(attributes, None)
+        return Outcome(attributes, None, None, identifier)
     if count:
         attributes[names.WRITE_ERRORS] = count
-    return Outcome(attributes, _add_server_error(attributes, error), _message(command_name, error))
+    return Outcome(attributes, _add_server_error(attributes, error), _message(command_name, error), identifier)
+
+
+def _write_error(command_name: str, reply: Mapping[str, Any], batch: object) -> tuple[object, int]:
+    """The first error in a reply that succeeded, None where there is none; and how many documents were refused."""
+    write_errors = reply.get("writeErrors")
+    if write_errors and isinstance(write_errors, list):
+        return write_errors[0], len(write_errors)
+    if command_name == "bulkWrite" and isinstance(reply.get("nErrors"), int) and reply["nErrors"] > 0:
+        # The results of a client bulk write come in the batch of a cursor.
+        results = batch if isinstance(batch, list) else ()
+        return next((each for each in results if _is_document(each) and not each.get("ok")), {}), int(reply["nErrors"])
+    return reply.get("writeConcernError") or None, 0
 
 
 def failure_outcome(command_name: str, failure: object) -> Outcome:
@@ -353,13 +357,3 @@ def _duplicate_index(message: object) -> str | None:
     before, found, _key = message[:1024].partition(" dup key")
     index = _INDEX.search(before) if found else None
     return index[1] if index else None
-
-
-def _batch(reply: Mapping[str, Any]) -> list[Any] | None:
-    cursor = reply.get("cursor")
-    if not _is_document(cursor):
-        return None
-    batch = cursor.get("firstBatch")
-    if batch is None:
-        batch = cursor.get("nextBatch")
-    return batch if isinstance(batch, list) else None

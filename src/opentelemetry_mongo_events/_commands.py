@@ -17,7 +17,6 @@ from opentelemetry_mongo_events._attributes import (
     Outcome,
     collection_name,
     continued_cursor,
-    cursor_id,
     description,
     failure_outcome,
     is_retryable_write_error,
@@ -30,14 +29,15 @@ from opentelemetry_mongo_events._claims import METRICS, SPANS, give_up
 from opentelemetry_mongo_events._config import OFF, RAW
 from opentelemetry_mongo_events._driver import (
     ATTEMPTS_SHARE_OPERATION_ID,
+    command_id,
     is_loss_of_server,
     runs_in_background,
-    server_connection_id,
 )
 from opentelemetry_mongo_events._episodes import outage_on
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._process_state import is_one_of_several
 from opentelemetry_mongo_events._query_text import query_text
 from opentelemetry_mongo_events._recent import Recent
 from opentelemetry_mongo_events._server_states import note_failure
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from opentelemetry_mongo_events._attributes import Address, Description
-    from opentelemetry_mongo_events._driver import CommandEvent
     from opentelemetry_mongo_events._held_connections import HeldConnection
     from opentelemetry_mongo_events._telemetry import Switch, Telemetry
 
@@ -57,10 +56,6 @@ _REMEMBERED: Final = 1_000
 _BACKGROUND: Final = frozenset({"authenticate", "endSessions", "killCursors", "saslContinue", "saslStart"})
 
 Hook = Callable[[Span, Any], object]
-
-
-def _command_id(event: CommandEvent) -> CommandId:
-    return event.request_id, event.connection_id, server_connection_id(event)
 
 
 def _cursor_key(address: Address | None, cursor: int) -> tuple[Any, ...]:
@@ -95,28 +90,38 @@ class CommandEvents(CommandListener):
         if event.command_name == "killCursors":  # seen or not, its cursors are gone
             for cursor in killed_cursors(event.command):
                 self._cursors.pop(_cursor_key(event.connection_id, cursor))
-        telemetry = self._switch.of("commands")
-        if telemetry is None or not is_instrumentation_enabled():
+        telemetry = self._switch.telemetry
+        if telemetry is None or not telemetry.config.commands:
             return
-        context = get_current()
-        if event.command_name in _BACKGROUND and runs_in_background():
-            context = NO_PARENT
-        command_id = _command_id(event)
-        is_measured = telemetry.instruments.are_real and METRICS.take(command_id, self._open)
-        is_traced = self._is_traced(event, command_id, context, telemetry)
+        is_measured = bool(telemetry.instruments.are_real)
+        is_traced = bool(telemetry.makes_spans)
         if not is_measured and not is_traced:
             return
-        held = held_connection(self._open, command_id)
-        twin = holder(self._open, command_id)
-        if twin is not None and (held is None or held.connection_id == twin.connection_id):
-            return  # the client has this listener twice
+        context = get_current()
+        if context and not is_instrumentation_enabled():
+            return
+        if event.command_name in _BACKGROUND and runs_in_background():
+            context = NO_PARENT
+        identifier = command_id(event)
+        has_rivals = is_one_of_several(self._open)
+        if has_rivals:
+            is_measured = is_measured and METRICS.take(identifier, self._open)
+        is_traced = is_traced and self._is_traced(event, identifier, context, telemetry, has_rivals)
+        if not is_measured and not is_traced:
+            return
+        held = held_connection(self._open, identifier)
+        if self._open.may_be_open(identifier):
+            twin = holder(self._open, identifier)
+            if twin is not None and (held is None or held.connection_id == twin.connection_id):
+                return  # the client has this listener twice
         if self._open.has_room():
-            self._open_command(event, command_id, held, context, telemetry, is_traced, is_measured)
+            self._open_command(event, identifier, held, context, telemetry, is_traced, is_measured)
             # Again: a hook may have run commands of its own.
-            if is_measured:
-                METRICS.take(command_id, self._open)
-            if is_traced:
-                SPANS.take(command_id, self._open)
+            if has_rivals:
+                if is_measured:
+                    METRICS.take(identifier, self._open)
+                if is_traced:
+                    SPANS.take(identifier, self._open)
 
     @guarded
     def succeeded(self, event: CommandSucceededEvent) -> None:
@@ -128,11 +133,13 @@ class CommandEvents(CommandListener):
         try:
             reply = event.reply
             outcome = reply_outcome(event.command_name, reply)
-            self._remember_cursor(command, cursor_id(reply))
-            self._note_failure(command, outcome)
-            # Without a transaction number the driver doesn't write again, whatever the label says.
-            if command.txn_number is not None and is_retryable_write_error(reply):
-                self._remember_attempt(command, event.command_name)
+            if command.span is not None:
+                self._remember_cursor(command, outcome.cursor)
+                if outcome.error is not None:
+                    self._note_failure(command, outcome)
+                # Without a transaction number the driver doesn't write again, whatever the label says.
+                if command.txn_number is not None and is_retryable_write_error(reply):
+                    self._remember_attempt(command, event.command_name)
         finally:
             self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
 
@@ -152,27 +159,34 @@ class CommandEvents(CommandListener):
             self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
 
     def _is_traced(
-        self, event: CommandStartedEvent, command_id: CommandId, context: Context, telemetry: Telemetry
+        self,
+        event: CommandStartedEvent,
+        identifier: CommandId,
+        context: Context,
+        telemetry: Telemetry,
+        has_rivals: bool,
     ) -> bool:
         """Whether the command gets a span of this listener's, if it is sampled."""
-        current_span = get_current_span(context)
-        if telemetry.double_tracing is not None and telemetry.double_tracing.found(current_span):
+        config = telemetry.config
+        if telemetry.double_tracing is not None and telemetry.double_tracing.found(get_current_span(context)):
             return False
-        if not SPANS.take(command_id, self._open) or event.command_name in telemetry.config.exclude_commands:
+        if has_rivals and not SPANS.take(identifier, self._open):
             return False
-        return not telemetry.config.require_parent_span or current_span.get_span_context().is_valid
+        if event.command_name in config.exclude_commands:
+            return False
+        return not config.require_parent_span or get_current_span(context).get_span_context().is_valid
 
     def _open_command(
         self,
         event: CommandStartedEvent,
-        command_id: CommandId,
+        identifier: CommandId,
         held: HeldConnection | None,
         context: Context,
         telemetry: Telemetry,
         is_traced: bool,
         is_measured: bool,
     ) -> None:
-        _, address, server_id = command_id
+        _, address, server_id = identifier
         command_name = event.command_name
         command = event.command
         collection = collection_name(command_name, command)
@@ -194,11 +208,12 @@ class CommandEvents(CommandListener):
                 attributes[names.WAIT_TIME] = wait_time
             outage = outage_on(address)
             links = [] if outage is None else [outage]
-            failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number))
-            if failed_attempt is not None:
-                attempt = failed_attempt[1] + 1
-                attributes[names.ATTEMPT] = attempt
-                links.append(Link(failed_attempt[0]))
+            if self._failed_attempts:
+                failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number))
+                if failed_attempt is not None:
+                    attempt = failed_attempt[1] + 1
+                    attributes[names.ATTEMPT] = attempt
+                    links.append(Link(failed_attempt[0]))
             if continued is not None:
                 attributes[names.CURSOR_ID] = continued
                 opener = self._cursors.get(_cursor_key(address, continued))
@@ -213,7 +228,7 @@ class CommandEvents(CommandListener):
             held = hold(self._open, address, None)
         self._open.add(
             OpenCommand(
-                command_id,
+                identifier,
                 held,
                 event.operation_id,
                 txn_number,
@@ -246,12 +261,9 @@ class CommandEvents(CommandListener):
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
-        give_up(self._open)
-        command_id = _command_id(event)
-        held = holder(self._open, command_id)
-        if held is None and held_connection(self._open, command_id) is not None:
-            return None  # it ran on that connection, and was not opened
-        return self._open.take(command_id, held)
+        if is_one_of_several(self._open):
+            give_up(self._open)
+        return self._open.take_here(command_id(event))
 
     def _remember_cursor(self, command: OpenCommand, cursor: int | None) -> None:
         """Remember which span opened a cursor, until the cursor is exhausted or broken."""
@@ -291,4 +303,4 @@ class CommandEvents(CommandListener):
             if hook is not None and command.span is not None:
                 self.guard.run(hook_name, hook, command.span, event)
         finally:  # a hook may also be interrupted
-            command.close(outcome, event.duration_micros / 1e6)
+            command.close(outcome, None if command.measured is None else event.duration_micros / 1e6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import operator
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,8 @@ from pymongo.monitoring import (
 from opentelemetry_mongo_events import _semconv as names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opentelemetry_mongo_events._attributes import Attributes
 
 CommandEvent = CommandStartedEvent | CommandSucceededEvent | CommandFailedEvent
@@ -31,9 +34,19 @@ POOL_EVENTS_HAVE_DURATIONS = version_tuple >= (4, 7)
 """Before 4.7 what the pool's events tell the end of is measured by ourselves."""
 
 
-def server_connection_id(event: CommandEvent) -> int | None:
-    """The server's own id of the connection; PyMongo gives it since 4.7, a server since MongoDB 4.2."""
-    return getattr(event, "server_connection_id", None)
+def _command_id(event: CommandEvent) -> tuple[int, Any, None]:
+    return event.request_id, event.connection_id, None
+
+
+command_id: Final[Callable[[CommandEvent], tuple[int, Any, int | None]]] = (
+    operator.attrgetter("request_id", "connection_id", "server_connection_id")
+    if hasattr(CommandStartedEvent, "server_connection_id")
+    else _command_id
+)
+"""The request id, the address and the server's own id of the connection.
+
+PyMongo gives that since 4.7, a server since MongoDB 4.2.
+"""
 
 
 def runs_in_background() -> bool:

@@ -79,6 +79,12 @@ def let_go(connection: HeldConnection) -> None:
     _held.set(tuple(each for each in _held.get() if each is not connection))
 
 
+def is_newest(connection: HeldConnection) -> bool:
+    """Whether that connection is the one which the current thread or task got last."""
+    held = _held.get()
+    return bool(held) and held[-1] is connection
+
+
 def held_connection(owner: object, command_id: CommandId) -> HeldConnection | None:
     """The connection that a command which starts now runs on.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 import weakref
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._process_state import keep_track, living
 from opentelemetry_mongo_events._readings import SUMS, round_trip_times, sums
+from opentelemetry_mongo_events._reality import Reality
 from opentelemetry_mongo_events._version import __version__
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from opentelemetry_mongo_events._readings import Reading
 
-_LOOK_AGAIN: Final = 0.1
 _MANY: Final = 1_000
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 _OUTAGES: Final = (0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300)
@@ -69,8 +68,8 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider | None) -> None:
         self._provider = _global_provider if provider is None else _reference(provider)
-        self._is_real = False
-        self._look_again = 0.0
+        self.are_real = Reality(self._provider, "opentelemetry.metrics")
+        """Whether anything is made of what is measured."""
         self._noted: deque[tuple[str, tuple[str | int | None, ...]]] = deque()
         self._counting = threading.Lock()
         self._tallies: dict[str, dict[tuple[str | int | None, ...], int]] = {name: {} for name in _TALLIES}
@@ -130,19 +129,6 @@ class Instruments:
     def are_those_of(self, other: Instruments) -> bool:
         """Whether both are of one provider: that of its own name, and the global one, may be the same by now."""
         return self is other or (self.provider is not None and self.provider is other.provider)
-
-    @property
-    def are_real(self) -> bool:
-        """Whether anything is made of what is measured: the API's own providers throw it away.
-
-        The global provider may be set later than the instruments are made. Since this is asked for each command, and to
-        look at the global provider takes longer than all else, it is looked at ten times a second.
-        """
-        if not self._is_real and time.perf_counter() >= self._look_again:
-            module = type(self.provider).__module__
-            self._is_real = module != "opentelemetry.metrics" and not module.startswith("opentelemetry.metrics.")
-            self._look_again = time.perf_counter() + _LOOK_AGAIN
-        return self._is_real
 
     def add(self, name: str, *values: str | int | None) -> None:
         """Count one more under a counter's name and the values of its attributes; one that is None is left out.

@@ -12,7 +12,7 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events._attributes import INTERRUPTED
 from opentelemetry_mongo_events._config import RAW
-from opentelemetry_mongo_events._held_connections import let_go
+from opentelemetry_mongo_events._held_connections import held_connection, holder, is_newest, let_go
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._process_state import keep_track
 from opentelemetry_mongo_events._semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
@@ -46,7 +46,7 @@ class OpenCommand:
     Attributes:
         command_id: Under which it is found.
         held: The connection it runs on.
-        incidents: What happened meanwhile to its server.
+        incidents: What happened meanwhile to its server, if anything did.
         operation_id: What its attempts share.
         txn_number: The number of the transaction or retryable write it is part of.
         attempt: 1, or a later attempt of its operation.
@@ -96,7 +96,7 @@ class OpenCommand:
         self.measured = measured
         self.context = context
         self.telemetry = telemetry
-        self.incidents: list[Incident] = []
+        self.incidents: list[Incident] | None = None
         self.since = time.monotonic()
 
     def close(self, outcome: Outcome, seconds: float | None = None) -> None:
@@ -118,7 +118,11 @@ class OpenCommand:
 
         The span has it at its end, from the thread that ends it: no other thread ever touches a span.
         """
-        if incident.at >= self.since and len(self.incidents) < _INCIDENTS:
+        if incident.at < self.since:
+            return
+        if self.incidents is None:
+            self.incidents = []
+        if len(self.incidents) < _INCIDENTS:
             self.incidents.append(incident)
 
     def interrupt(self) -> None:
@@ -133,7 +137,7 @@ class OpenCommand:
                 span.set_attribute(name, value)
             if outcome.error is not None:
                 span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
-            for incident in self.incidents:
+            for incident in self.incidents or ():
                 incident.add_to(span)
         finally:
             span.end()
@@ -182,7 +186,7 @@ class OpenCommands:
 
     def has_room(self) -> bool:
         """Whether one more command may be opened; if not, it is counted, and the first is a warning."""
-        if len(self) < LIMIT:
+        if len(self._commands) + len(self._twins) < LIMIT:
             return True
         self.unobserved = next(self._unobserved)
         if self.unobserved == 1:
@@ -197,6 +201,23 @@ class OpenCommands:
         command.held.command = command
         if self._commands.setdefault(command.command_id, command) is not command:
             self._twins[command.command_id, command.held] = command
+
+    def may_be_open(self, command_id: CommandId) -> bool:
+        """Whether a command with that id may be open."""
+        return command_id in self._commands or bool(self._twins)
+
+    def take_here(self, command_id: CommandId) -> OpenCommand | None:
+        """Take out the command that ends in the current thread or task."""
+        command = self._commands.get(command_id)
+        if command is None and not self._twins:
+            return None
+        if command is not None and is_newest(command.held):  # as a rule: the rest is slower
+            held: HeldConnection | None = command.held
+        else:
+            held = holder(self, command_id)
+            if held is None and held_connection(self, command_id) is not None:
+                return None  # it ran on that connection, and was not opened
+        return self.take(command_id, held)
 
     def take(self, command_id: CommandId, held: HeldConnection | None) -> OpenCommand | None:
         """Take a command out.

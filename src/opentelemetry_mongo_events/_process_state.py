@@ -16,14 +16,15 @@ class ProcessState(Protocol):
 
 S = TypeVar("S", bound=ProcessState)
 
-_known: Final[dict[weakref.ref[ProcessState], None]] = {}
+_known: Final[dict[type[ProcessState], dict[weakref.ref[ProcessState], None]]] = {}
 _watching: Final[dict[str, object]] = {}
 
 
 def keep_track(state: ProcessState) -> None:
     """Know `state` for as long as it lives."""
     # One operation of a dictionary each: a thread may come or go while another one looks.
-    _known[weakref.ref(state, lambda gone: _known.pop(gone, None))] = None
+    kind = _known.setdefault(type(state), {})
+    kind[weakref.ref(state, lambda gone: kind.pop(gone, None))] = None
     # What is registered with `os` can't be taken out again, so it is registered once, for all of them.
     this = object()
     if _watching.setdefault("forks", this) is this and hasattr(os, "register_at_fork"):  # not on Windows
@@ -32,11 +33,16 @@ def keep_track(state: ProcessState) -> None:
 
 def living(kind: type[S]) -> list[S]:
     """All states of that kind which are alive, the oldest first. Runs on any thread."""
-    return [state for reference in list(_known) if isinstance(state := reference(), kind)]
+    return [state for reference in list(_known.get(kind, ())) if isinstance(state := reference(), kind)]
+
+
+def is_one_of_several(state: ProcessState) -> bool:
+    """Whether others of its kind are alive. Runs on any thread."""
+    return len(_known[type(state)]) > 1
 
 
 def _forget_all() -> None:
-    for reference in list(_known):
+    for reference in [reference for kind in list(_known.values()) for reference in list(kind)]:
         state = reference()
         if state is not None:
             state.forget()

@@ -16,6 +16,7 @@ from opentelemetry.trace import Span, Tracer
 from opentelemetry_mongo_events._config import LOG_RECORDS, Config, config_from, shown
 from opentelemetry_mongo_events._instruments import Instruments, instruments
 from opentelemetry_mongo_events._log import warn
+from opentelemetry_mongo_events._reality import Reality
 from opentelemetry_mongo_events._semconv import SCHEMA_URL, SCOPE, old_names_wanted
 from opentelemetry_mongo_events._version import __version__
 
@@ -39,6 +40,8 @@ class Telemetry:
     """Where telemetry goes and what it holds."""
 
     tracer: Tracer
+    makes_spans: Reality
+    """Whether anything is made of spans."""
     instruments: Instruments
     meter_provider: MeterProvider | None
     """Kept alive, as the tracer keeps its own; None for the global one."""
@@ -94,6 +97,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     config = config_from(os.environ, options, base)
     return Telemetry(
         _tracer(tracer_provider or trace.get_tracer_provider()),
+        Reality(lambda: tracer_provider or trace.get_tracer_provider(), "opentelemetry.trace"),
         instruments(meter_provider),
         meter_provider,
         _logger(logger_provider, config),

@@ -14,7 +14,6 @@ from opentelemetry_mongo_events._attributes import (
     Outcome,
     collection_name,
     continued_cursor,
-    cursor_id,
     description,
     failure_outcome,
     is_retryable_write_error,
@@ -210,7 +209,7 @@ def test_a_getmore_goes_on_with_a_cursor(name: str, command: dict[str, Any], cur
     ],
 )
 def test_a_reply_tells_its_cursor(reply: Any, cursor: int | None) -> None:
-    assert cursor_id(reply) == cursor
+    assert reply_outcome("find", reply).cursor == cursor
 
 
 @pytest.mark.parametrize(
@@ -249,7 +248,7 @@ def test_a_reply_tells_whether_the_driver_writes_again(reply: Any, retried: bool
     ],
 )
 def test_a_reply_tells_how_many_rows_came(reply: Any, told: dict[str, Any]) -> None:
-    assert reply_outcome("find", reply) == Outcome(told, None)
+    assert reply_outcome("find", reply)[:3] == Outcome(told, None)[:3]
 
 
 def test_a_raw_reply_tells_the_same() -> None:

@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry_mongo_events import _process_state
-from opentelemetry_mongo_events._process_state import keep_track, living
+from opentelemetry_mongo_events._process_state import is_one_of_several, keep_track, living
 
 if TYPE_CHECKING:
     import pytest
@@ -30,10 +30,13 @@ def test_what_is_alive_is_known_by_its_kind_and_kept_alive_by_nobody() -> None:
     for state in (first, second, other):
         keep_track(state)
     assert living(OtherState) == [other]
-    assert living(State) == [first, second, other]
+    assert living(State) == [first, second]
+    assert is_one_of_several(first)
+    assert not is_one_of_several(other)
 
     del second, state
-    assert [state.kept for state in living(State)] == ["first", "other"]
+    assert [state.kept for state in living(State)] == ["first"]
+    assert not is_one_of_several(first)
 
 
 def test_after_a_fork_the_child_forgets_all_of_it() -> None:
@@ -48,7 +51,7 @@ def test_after_a_fork_the_child_forgets_all_of_it() -> None:
 
 def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     state = State("gone")
-    known = {weakref.ref(state): None}
+    known = {State: {weakref.ref(state): None}}
     del state
     monkeypatch.setattr(_process_state, "_known", known)
 

@@ -1,0 +1,38 @@
+"""Whether anything is made of telemetry: the API's own providers throw it away."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LOOK_AGAIN: Final = 0.1
+
+
+class Reality:
+    """True once a provider is another than those of the API's own.
+
+    The global provider may be set later than it is asked for. Since this is asked for each command, and to look at the
+    global provider takes longer than all else, it is looked at ten times a second until then.
+
+    Args:
+        provider: Gives the provider of now.
+        api: The module of the API that such providers are in.
+    """
+
+    __slots__ = ("_api", "_is_real", "_look_again", "_provider")
+
+    def __init__(self, provider: Callable[[], object], api: str) -> None:
+        self._provider = provider
+        self._api = api
+        self._is_real = False
+        self._look_again = 0.0
+
+    def __bool__(self) -> bool:
+        if not self._is_real and time.perf_counter() >= self._look_again:
+            module = type(self._provider()).__module__
+            self._is_real = module != self._api and not module.startswith(f"{self._api}.")
+            self._look_again = time.perf_counter() + _LOOK_AGAIN
+        return self._is_real
