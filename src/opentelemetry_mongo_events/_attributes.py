@@ -245,16 +245,16 @@ def _add_old_names(attributes: Attributes) -> None:
     attributes[names.OLD_STATEMENT] = attributes[names.DB_OPERATION_NAME]
 
 
-def continued_cursor(command_name: str, command: Mapping[str, Any]) -> int | None:
+def continued_cursor(command: Mapping[str, Any]) -> int | None:
     """The id of the cursor that a `getMore` goes on with."""
-    value = command.get("getMore") if command_name == "getMore" else None
+    value = command.get("getMore")
     return int(value) if isinstance(value, int) and value else None
 
 
 def transaction_number(command: Mapping[str, Any]) -> int | None:
     """The number of the transaction, or of the retryable write, that a command is part of."""
     number = command.get("txnNumber")
-    return int(number) if isinstance(number, int) else None
+    return None if number is None or not isinstance(number, int) else int(number)
 
 
 def killed_cursors(command: Mapping[str, Any]) -> list[int]:
@@ -291,6 +291,8 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
                 attributes[names.RETURNED_ROWS] = len(batch)
             if identifier:
                 attributes[names.CURSOR_ID] = identifier
+    if "writeErrors" not in reply and "writeConcernError" not in reply and command_name != "bulkWrite":
+        return Outcome(attributes, None, None, identifier)
     error, count = _write_error(command_name, reply, batch)
     if error is None:
         return Outcome(attributes, None, None, identifier)

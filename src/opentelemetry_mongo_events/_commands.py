@@ -87,7 +87,8 @@ class CommandEvents(CommandListener):
     @guarded
     def started(self, event: CommandStartedEvent) -> None:
         """Open the command: a span, unless it is excluded, traced by another or not sampled, and its metrics."""
-        if event.command_name == "killCursors":  # seen or not, its cursors are gone
+        command_name = event.command_name
+        if command_name == "killCursors":  # seen or not, its cursors are gone
             for cursor in killed_cursors(event.command):
                 self._cursors.pop(_cursor_key(event.connection_id, cursor))
         telemetry = self._switch.telemetry
@@ -100,13 +101,14 @@ class CommandEvents(CommandListener):
         context = get_current()
         if context and not is_instrumentation_enabled():
             return
-        if event.command_name in _BACKGROUND and runs_in_background():
+        if command_name in _BACKGROUND and runs_in_background():
             context = NO_PARENT
         identifier = command_id(event)
         has_rivals = is_one_of_several(self._open)
-        if has_rivals:
-            is_measured = is_measured and METRICS.take(identifier, self._open)
-        is_traced = is_traced and self._is_traced(event, identifier, context, telemetry, has_rivals)
+        if is_measured and has_rivals:
+            is_measured = METRICS.take(identifier, self._open)
+        if is_traced:
+            is_traced = self._is_traced(command_name, identifier, context, telemetry, has_rivals)
         if not is_measured and not is_traced:
             return
         held = held_connection(self._open, identifier)
@@ -115,7 +117,7 @@ class CommandEvents(CommandListener):
             if twin is not None and (held is None or held.connection_id == twin.connection_id):
                 return  # the client has this listener twice
         if self._open.has_room():
-            self._open_command(event, identifier, held, context, telemetry, is_traced, is_measured)
+            self._open_command(event, command_name, identifier, held, context, telemetry, is_traced, is_measured)
             # Again: a hook may have run commands of its own.
             if has_rivals:
                 if is_measured:
@@ -134,14 +136,18 @@ class CommandEvents(CommandListener):
             reply = event.reply
             outcome = reply_outcome(event.command_name, reply)
             if command.span is not None:
-                self._remember_cursor(command, outcome.cursor)
+                if outcome.cursor or command.continued_cursor is not None:
+                    self._remember_cursor(command, outcome.cursor)
                 if outcome.error is not None:
                     self._note_failure(command, outcome)
                 # Without a transaction number the driver doesn't write again, whatever the label says.
                 if command.txn_number is not None and is_retryable_write_error(reply):
                     self._remember_attempt(command, event.command_name)
         finally:
-            self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
+            if command.telemetry.response_hook is None:
+                command.close(outcome, None if command.measured is None else event.duration_micros / 1e6)
+            else:
+                self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
 
     @guarded
     def failed(self, event: CommandFailedEvent) -> None:
@@ -160,7 +166,7 @@ class CommandEvents(CommandListener):
 
     def _is_traced(
         self,
-        event: CommandStartedEvent,
+        command_name: str,
         identifier: CommandId,
         context: Context,
         telemetry: Telemetry,
@@ -172,13 +178,14 @@ class CommandEvents(CommandListener):
             return False
         if has_rivals and not SPANS.take(identifier, self._open):
             return False
-        if event.command_name in config.exclude_commands:
+        if command_name in config.exclude_commands:
             return False
         return not config.require_parent_span or get_current_span(context).get_span_context().is_valid
 
     def _open_command(
         self,
         event: CommandStartedEvent,
+        command_name: str,
         identifier: CommandId,
         held: HeldConnection | None,
         context: Context,
@@ -187,17 +194,16 @@ class CommandEvents(CommandListener):
         is_measured: bool,
     ) -> None:
         _, address, server_id = identifier
-        command_name = event.command_name
         command = event.command
-        collection = collection_name(command_name, command)
+        operation_id = event.operation_id
         attempt = 1
         txn_number = transaction_number(command)
-        continued = continued_cursor(command_name, command)
+        continued = continued_cursor(command) if command_name == "getMore" else None
         span = None
         wait_time = None
         if held is not None:
             wait_time, held.wait_time = held.wait_time, None
-        described = self._description(command_name, event.database_name, collection, address, telemetry)
+        described = self._description(command_name, event.database_name, command, address, telemetry.old_names)
         if is_traced:
             attributes = start_attributes(described, command_name, command)
             if server_id is not None:
@@ -209,7 +215,7 @@ class CommandEvents(CommandListener):
             outage = outage_on(address)
             links = [] if outage is None else [outage]
             if self._failed_attempts:
-                failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number))
+                failed_attempt = self._failed_attempts.pop((operation_id, command_name, txn_number))
                 if failed_attempt is not None:
                     attempt = failed_attempt[1] + 1
                     attributes[names.ATTEMPT] = attempt
@@ -230,7 +236,7 @@ class CommandEvents(CommandListener):
             OpenCommand(
                 identifier,
                 held,
-                event.operation_id,
+                operation_id,
                 txn_number,
                 attempt,
                 continued,
@@ -248,14 +254,15 @@ class CommandEvents(CommandListener):
             self.guard.run("request_hook", telemetry.request_hook, span, event)
 
     def _description(
-        self, command_name: str, database: str, collection: str | None, address: Address | None, telemetry: Telemetry
+        self, command_name: str, database: str, command: Mapping[str, Any], address: Address | None, old_names: bool
     ) -> Description:
         """The same object for the same kind of command: to make one each time costs as much as to start a span."""
+        collection = collection_name(command_name, command)
         # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
-        key = (command_name, database, collection, telemetry.old_names, *(address or ()))
+        key = (command_name, database, collection, old_names, *(address or ()))
         described = self._descriptions.get(key)
         if described is None:
-            described = description(command_name, database, collection, address, telemetry.old_names)
+            described = description(command_name, database, collection, address, old_names)
             self._descriptions.put(key, described)
         return described
 

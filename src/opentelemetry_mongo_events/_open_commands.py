@@ -211,12 +211,11 @@ class OpenCommands:
         command = self._commands.get(command_id)
         if command is None and not self._twins:
             return None
-        if command is not None and is_newest(command.held):  # as a rule: the rest is slower
-            held: HeldConnection | None = command.held
-        else:
-            held = holder(self, command_id)
-            if held is None and held_connection(self, command_id) is not None:
-                return None  # it ran on that connection, and was not opened
+        if command is not None and is_newest(command.held):  # as a rule
+            return self.take(command_id, command.held)
+        held = holder(self, command_id)
+        if held is None and held_connection(self, command_id) is not None:
+            return None  # it ran on that connection, and was not opened
         return self.take(command_id, held)
 
     def take(self, command_id: CommandId, held: HeldConnection | None) -> OpenCommand | None:
