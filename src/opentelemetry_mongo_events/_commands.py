@@ -37,7 +37,7 @@ from opentelemetry_mongo_events._episodes import outage_on
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
-from opentelemetry_mongo_events._process_state import is_one_of_several
+from opentelemetry_mongo_events._process_state import peers
 from opentelemetry_mongo_events._query_text import query_text
 from opentelemetry_mongo_events._recent import Recent
 from opentelemetry_mongo_events._server_states import note_failure
@@ -81,6 +81,7 @@ class CommandEvents(CommandListener):
         self._switch = switch
         self._open = open_commands
         self._cursors: Recent[tuple[Any, ...], SpanContext] = Recent(_REMEMBERED)
+        self._peers = peers(open_commands)
         self._failed_attempts: Recent[tuple[int | None, str, int | None], tuple[SpanContext, int]] = Recent(_REMEMBERED)
         self._descriptions: Recent[tuple[Any, ...], Description] = Recent(_REMEMBERED)
 
@@ -90,12 +91,13 @@ class CommandEvents(CommandListener):
         command_name = event.command_name
         if command_name == "killCursors":  # seen or not, its cursors are gone
             for cursor in killed_cursors(event.command):
-                self._cursors.pop(_cursor_key(event.connection_id, cursor))
+                self._cursors.pop(_cursor_key(event.connection_id, cursor), None)
         telemetry = self._switch.telemetry
         if telemetry is None or not telemetry.config.commands:
             return
-        is_measured = bool(telemetry.instruments.are_real)
-        is_traced = bool(telemetry.makes_spans)
+        metrics, spans = telemetry.instruments.are_real, telemetry.makes_spans
+        is_measured = metrics.is_real or bool(metrics)
+        is_traced = spans.is_real or bool(spans)
         if not is_measured and not is_traced:
             return
         context = get_current()
@@ -104,7 +106,7 @@ class CommandEvents(CommandListener):
         if command_name in _BACKGROUND and runs_in_background():
             context = NO_PARENT
         identifier = command_id(event)
-        has_rivals = is_one_of_several(self._open)
+        has_rivals = len(self._peers) > 1
         if is_measured and has_rivals:
             is_measured = METRICS.take(identifier, self._open)
         if is_traced:
@@ -142,7 +144,7 @@ class CommandEvents(CommandListener):
                     self._note_failure(command, outcome)
                 # Without a transaction number the driver doesn't write again, whatever the label says.
                 if command.txn_number is not None and is_retryable_write_error(reply):
-                    self._remember_attempt(command, event.command_name)
+                    self._remember_attempt(command, event)
         finally:
             if command.telemetry.response_hook is None:
                 command.close(outcome, None if command.measured is None else event.duration_micros / 1e6)
@@ -160,7 +162,7 @@ class CommandEvents(CommandListener):
             outcome = failure_outcome(event.command_name, event.failure)
             self._note_failure(command, outcome)
             self._remember_cursor(command, 0)
-            self._remember_attempt(command, event.command_name)
+            self._remember_attempt(command, event)
         finally:
             self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
 
@@ -195,14 +197,16 @@ class CommandEvents(CommandListener):
     ) -> None:
         _, address, server_id = identifier
         command = event.command
-        operation_id = event.operation_id
         attempt = 1
-        txn_number = transaction_number(command)
+        txn_number = command.get("txnNumber")
+        if txn_number is not None:
+            txn_number = transaction_number(command)
         continued = continued_cursor(command) if command_name == "getMore" else None
         span = None
         wait_time = None
         if held is not None:
-            wait_time, held.wait_time = held.wait_time, None
+            wait_time = held.wait_time
+            held.wait_time = None
         described = self._description(command_name, event.database_name, command, address, telemetry.old_names)
         if is_traced:
             attributes = start_attributes(described, command_name, command)
@@ -215,7 +219,7 @@ class CommandEvents(CommandListener):
             outage = outage_on(address)
             links = [] if outage is None else [outage]
             if self._failed_attempts:
-                failed_attempt = self._failed_attempts.pop((operation_id, command_name, txn_number))
+                failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number), None)
                 if failed_attempt is not None:
                     attempt = failed_attempt[1] + 1
                     attributes[names.ATTEMPT] = attempt
@@ -232,20 +236,14 @@ class CommandEvents(CommandListener):
             return
         if held is None:
             held = hold(self._open, address, None)
-        self._open.add(
-            OpenCommand(
-                identifier,
-                held,
-                operation_id,
-                txn_number,
-                attempt,
-                continued,
-                span,
-                described.measured if is_measured else None,
-                context,
-                telemetry,
-            )
-        )
+        opened = OpenCommand(identifier, held, span, described.measured if is_measured else None, context, telemetry)
+        if txn_number is not None:
+            opened.txn_number = txn_number
+        if attempt > 1:
+            opened.attempt = attempt
+        if continued is not None:
+            opened.continued_cursor = continued
+        self._open.add(opened)
         if span is None:
             return
         if telemetry.config.query_text != OFF:
@@ -257,18 +255,22 @@ class CommandEvents(CommandListener):
         self, command_name: str, database: str, command: Mapping[str, Any], address: Address | None, old_names: bool
     ) -> Description:
         """The same object for the same kind of command: to make one each time costs as much as to start a span."""
-        collection = collection_name(command_name, command)
+        target = command.get(command_name)
+        if type(target) is not str:
+            target = collection_name(command_name, command)
         # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
-        key = (command_name, database, collection, old_names, *(address or ()))
+        host, port = address or (None, None)
+        key = (command_name, database, target, host, port, old_names)
         described = self._descriptions.get(key)
         if described is None:
+            collection = collection_name(command_name, command)
             described = description(command_name, database, collection, address, old_names)
             self._descriptions.put(key, described)
         return described
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
-        if is_one_of_several(self._open):
+        if len(self._peers) > 1:
             give_up(self._open)
         return self._open.take_here(command_id(event))
 
@@ -281,17 +283,17 @@ class CommandEvents(CommandListener):
             if cursor:
                 self._cursors.put(_cursor_key(address, cursor), command.span.get_span_context())
         elif not cursor:
-            self._cursors.pop(_cursor_key(address, command.continued_cursor))
+            self._cursors.pop(_cursor_key(address, command.continued_cursor), None)
 
-    def _remember_attempt(self, command: OpenCommand, command_name: str) -> None:
+    def _remember_attempt(self, command: OpenCommand, event: CommandSucceededEvent | CommandFailedEvent) -> None:
         """Remember a failed attempt: the next one of its operation will link to it.
 
         A command that the driver never repeats has its own request id for an operation id. The batches of a bulk write
         share theirs, and each has a transaction number of its own, which its attempts keep.
         """
-        if command.span is not None and ATTEMPTS_SHARE_OPERATION_ID and command.operation_id != command.command_id[0]:
+        if command.span is not None and ATTEMPTS_SHARE_OPERATION_ID and event.operation_id != event.request_id:
             attempt = (command.span.get_span_context(), command.attempt)
-            self._failed_attempts.put((command.operation_id, command_name, command.txn_number), attempt)
+            self._failed_attempts.put((event.operation_id, event.command_name, command.txn_number), attempt)
 
     def _note_failure(self, command: OpenCommand, outcome: Outcome) -> None:
         """Remember what fails as commands do on a server that goes away: an outage may link to it."""

@@ -79,10 +79,10 @@ def let_go(connection: HeldConnection) -> None:
     _held.set(tuple(each for each in _held.get() if each is not connection))
 
 
-def is_newest(connection: HeldConnection) -> bool:
-    """Whether that connection is the one which the current thread or task got last."""
+def newest() -> HeldConnection | None:
+    """The connection which the current thread or task got last, of those that it holds."""
     held = _held.get()
-    return bool(held) and held[-1] is connection
+    return held[-1] if held else None
 
 
 def held_connection(owner: object, command_id: CommandId) -> HeldConnection | None:

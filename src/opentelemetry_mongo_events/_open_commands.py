@@ -12,13 +12,13 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events._attributes import INTERRUPTED
 from opentelemetry_mongo_events._config import RAW
-from opentelemetry_mongo_events._held_connections import held_connection, holder, is_newest, let_go
+from opentelemetry_mongo_events._held_connections import held_connection, holder, let_go, newest
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._process_state import keep_track
 from opentelemetry_mongo_events._semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from opentelemetry.trace import Span
 
@@ -46,41 +46,27 @@ class OpenCommand:
     Attributes:
         command_id: Under which it is found.
         held: The connection it runs on.
-        incidents: What happened meanwhile to its server, if anything did.
-        operation_id: What its attempts share.
-        txn_number: The number of the transaction or retryable write it is part of.
-        attempt: 1, or a later attempt of its operation.
-        continued_cursor: The cursor that a `getMore` goes on with.
         span: Its span; None where none is recorded.
         measured: The attributes of its metrics; None where it is not measured.
         context: Where it started, for metrics without a span of its own.
-        since: When it started, by `time.monotonic()`, as the driver's own times.
         telemetry: Where it ends: whatever is in force by then, what was opened is closed.
+        since: When it started, by `time.monotonic()`, as the driver's own times.
+        txn_number: The number of the transaction or retryable write it is part of.
+        attempt: 1, or a later attempt of its operation.
+        continued_cursor: The cursor that a `getMore` goes on with.
+        incidents: What happened meanwhile to its server.
     """
 
-    __slots__ = (
-        "attempt",
-        "command_id",
-        "context",
-        "continued_cursor",
-        "held",
-        "incidents",
-        "measured",
-        "operation_id",
-        "since",
-        "span",
-        "telemetry",
-        "txn_number",
-    )
+    # Those that few commands have are no instance's own until they are set: to set each takes its time.
+    txn_number: int | None = None
+    attempt: int = 1
+    continued_cursor: int | None = None
+    incidents: Sequence[Incident] = ()
 
     def __init__(
         self,
         command_id: CommandId,
         held: HeldConnection,
-        operation_id: int | None,
-        txn_number: int | None,
-        attempt: int,
-        continued_cursor: int | None,
         span: Span | None,
         measured: Attributes | None,
         context: Context,
@@ -88,15 +74,10 @@ class OpenCommand:
     ) -> None:
         self.command_id = command_id
         self.held = held
-        self.operation_id = operation_id
-        self.txn_number = txn_number
-        self.attempt = attempt
-        self.continued_cursor = continued_cursor
         self.span = span
         self.measured = measured
         self.context = context
         self.telemetry = telemetry
-        self.incidents: list[Incident] | None = None
         self.since = time.monotonic()
 
     def close(self, outcome: Outcome, seconds: float | None = None) -> None:
@@ -118,12 +99,8 @@ class OpenCommand:
 
         The span has it at its end, from the thread that ends it: no other thread ever touches a span.
         """
-        if incident.at < self.since:
-            return
-        if self.incidents is None:
-            self.incidents = []
-        if len(self.incidents) < _INCIDENTS:
-            self.incidents.append(incident)
+        if incident.at >= self.since and len(self.incidents) < _INCIDENTS:
+            self.incidents = (*self.incidents, incident)
 
     def interrupt(self) -> None:
         """End a command whose outcome will never be known."""
@@ -137,7 +114,7 @@ class OpenCommand:
                 span.set_attribute(name, value)
             if outcome.error is not None:
                 span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
-            for incident in self.incidents or ():
+            for incident in self.incidents:
                 incident.add_to(span)
         finally:
             span.end()
@@ -211,12 +188,15 @@ class OpenCommands:
         command = self._commands.get(command_id)
         if command is None and not self._twins:
             return None
-        if command is not None and is_newest(command.held):  # as a rule
-            return self.take(command_id, command.held)
-        held = holder(self, command_id)
-        if held is None and held_connection(self, command_id) is not None:
-            return None  # it ran on that connection, and was not opened
-        return self.take(command_id, held)
+        held = newest()
+        if command is None or command.held is not held or held.connection_id is None:  # an exception
+            held = holder(self, command_id)
+            if held is None and held_connection(self, command_id) is not None:
+                return None  # it ran on that connection, and was not opened
+            return self.take(command_id, held)
+        if self._commands.pop(command_id, None) is not None:
+            held.command = None
+        return command
 
     def take(self, command_id: CommandId, held: HeldConnection | None) -> OpenCommand | None:
         """Take a command out.

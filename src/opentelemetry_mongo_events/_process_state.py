@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
 
 
 class ProcessState(Protocol):
@@ -36,9 +39,9 @@ def living(kind: type[S]) -> list[S]:
     return [state for reference in list(_known.get(kind, ())) if isinstance(state := reference(), kind)]
 
 
-def is_one_of_several(state: ProcessState) -> bool:
-    """Whether others of its kind are alive. Runs on any thread."""
-    return len(_known[type(state)]) > 1
+def peers(state: ProcessState) -> Sized:
+    """All of its kind that are alive, itself among them, to be counted at any time and on any thread."""
+    return _known[type(state)]
 
 
 def _forget_all() -> None:

@@ -22,17 +22,18 @@ class Reality:
         api: The module of the API that such providers are in.
     """
 
-    __slots__ = ("_api", "_is_real", "_look_again", "_provider")
+    __slots__ = ("_api", "_look_again", "_provider", "is_real")
 
     def __init__(self, provider: Callable[[], object], api: str) -> None:
         self._provider = provider
         self._api = api
-        self._is_real = False
+        self.is_real = False
+        """What was seen last: once it is true it stays so, and is quicker to ask than this object itself."""
         self._look_again = 0.0
 
     def __bool__(self) -> bool:
-        if not self._is_real and time.perf_counter() >= self._look_again:
+        if not self.is_real and time.perf_counter() >= self._look_again:
             module = type(self._provider()).__module__
-            self._is_real = module != self._api and not module.startswith(f"{self._api}.")
+            self.is_real = module != self._api and not module.startswith(f"{self._api}.")
             self._look_again = time.perf_counter() + _LOOK_AGAIN
-        return self._is_real
+        return self.is_real

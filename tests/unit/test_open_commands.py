@@ -34,7 +34,7 @@ def open_command(spans: Spans, table: OpenCommands) -> Callable[..., OpenCommand
         command_id: CommandId = (request_id, ADDRESS, 42)
         span = spans.tracer.start_span(f"{request_id}")
         telemetry = telemetry_from({}, double_tracing=None)
-        return OpenCommand(command_id, held, request_id, None, 1, None, span, None, Context(), telemetry)
+        return OpenCommand(command_id, held, span, None, Context(), telemetry)
 
     return opened
 

@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry_mongo_events import _process_state
-from opentelemetry_mongo_events._process_state import is_one_of_several, keep_track, living
+from opentelemetry_mongo_events._process_state import keep_track, living, peers
 
 if TYPE_CHECKING:
     import pytest
@@ -31,12 +31,11 @@ def test_what_is_alive_is_known_by_its_kind_and_kept_alive_by_nobody() -> None:
         keep_track(state)
     assert living(OtherState) == [other]
     assert living(State) == [first, second]
-    assert is_one_of_several(first)
-    assert not is_one_of_several(other)
+    assert (len(peers(first)), len(peers(other))) == (2, 1)
 
     del second, state
     assert [state.kept for state in living(State)] == ["first"]
-    assert not is_one_of_several(first)
+    assert len(peers(first)) == 1
 
 
 def test_after_a_fork_the_child_forgets_all_of_it() -> None:

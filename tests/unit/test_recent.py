@@ -27,4 +27,4 @@ def test_what_is_popped_is_forgotten() -> None:
     recent: Recent[int, str] = Recent(2)
     recent.put(1, "1")
 
-    assert (recent.pop(1), recent.pop(1), len(recent)) == ("1", None, 0)
+    assert (recent.pop(1, None), recent.pop(1, None), len(recent)) == ("1", None, 0)
