@@ -121,7 +121,8 @@ COMMAND: Final = Place()
 """A command within another: its own place is that of its first key."""
 
 _DATA: Final = Place()
-_NAME: Final = Place(_name, others=_DATA, elements=_DATA)
+NAME: Final = Place(_name, others=_DATA, elements=_DATA)
+"""The name of a collection, or of a database and a collection."""
 _FIELD: Final = Place(_field, others=_DATA)
 # Atlas Search: `{value: "title", multi: "english"}`.
 _FIELD.fields["value"] = _FIELD
@@ -129,7 +130,7 @@ _FIELD.fields["value"] = _FIELD
 
 def _collection(**fields: Place) -> Place:
     """A collection's name, or `{db: "shop", coll: "orders"}` and the like."""
-    return Place(_name, {"db": _NAME, "coll": _NAME, **fields}, others=_DATA, elements=_DATA)
+    return Place(_name, {"db": NAME, "coll": NAME, **fields}, others=_DATA, elements=_DATA)
 
 
 _COLLECTION: Final = _collection()
@@ -251,7 +252,7 @@ _FIND_AND_MODIFY: Final = _command(query=_FILTER, sort=_ORDER, hint=_ORDER, fiel
 _MAP_REDUCE: Final = _command(
     query=_FILTER,
     sort=_ORDER,
-    out=_collection(replace=_NAME, merge=_NAME, reduce=_NAME),
+    out=_collection(replace=NAME, merge=NAME, reduce=NAME),
 )
 _PLAN: Final = {"query": _FILTER, "sort": _ORDER, "projection": _PROJECTION}
 
@@ -262,13 +263,13 @@ _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER) | {
             fields={"filter": _FILTER, "updateMods": _UPDATE, "sort": _ORDER, "hint": _ORDER},
             others=_DATA,
         ),
-        nsInfo=Place(fields={"ns": _NAME}, others=_DATA),
+        nsInfo=Place(fields={"ns": NAME}, others=_DATA),
     ),
     "collMod": _command(
-        index=Place(fields={"keyPattern": _ORDER}, others=_DATA), viewOn=_NAME, pipeline=_PIPELINE, validator=_FILTER
+        index=Place(fields={"keyPattern": _ORDER}, others=_DATA), viewOn=NAME, pipeline=_PIPELINE, validator=_FILTER
     ),
     "count": _command(query=_FILTER, hint=_ORDER, fields=_PROJECTION),
-    "create": _command(viewOn=_NAME, pipeline=_PIPELINE, validator=_FILTER),
+    "create": _command(viewOn=NAME, pipeline=_PIPELINE, validator=_FILTER),
     "createIndexes": _command(indexes=_INDEX),
     "delete": _command(deletes=Place(fields={"q": _FILTER, "hint": _ORDER}, others=_DATA)),
     "deleteIndexes": _command(index=_ORDER),
@@ -279,21 +280,21 @@ _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER) | {
     "findAndModify": _FIND_AND_MODIFY,
     "findandmodify": _FIND_AND_MODIFY,
     "geoNear": _command(query=_FILTER),
-    "getMore": _command(collection=_NAME),
+    "getMore": _command(collection=NAME),
     "mapReduce": _MAP_REDUCE,
     "mapreduce": _MAP_REDUCE,
     "planCacheClear": _command(**_PLAN),
     "planCacheClearFilters": _command(**_PLAN),
     "planCacheListPlans": _command(**_PLAN),
     "planCacheSetFilter": _command(**_PLAN, indexes=_ORDER),
-    "renameCollection": _command(renameCollection=_NAME, to=_NAME),
+    "renameCollection": _command(renameCollection=NAME, to=NAME),
     "update": _command(
         updates=Place(fields={"q": _FILTER, "u": _UPDATE, "sort": _ORDER, "hint": _ORDER}, others=_DATA),
     ),
 }
 for _command_name in COLLECTION_COMMANDS:
     _place = _COMMANDS[_command_name]
-    _COMMANDS[_command_name] = Place(fields={**_place.fields, _command_name: _NAME}, others=_DATA)
+    _COMMANDS[_command_name] = Place(fields={**_place.fields, _command_name: NAME}, others=_DATA)
 
 
 def command_place(command_name: str) -> Place:

@@ -22,6 +22,7 @@ from opentelemetry_mongo_events._masking import (
     HIDDEN,
     LEFT_OUT,
     MASK,
+    NAME,
     RAW_COMMAND,
     Place,
     command_place,
@@ -46,8 +47,9 @@ _CODEC_OPTIONS: Final[codec_options.CodecOptions[dict[str, Any]]] = codec_option
     **({} if _DATES is None else {"datetime_conversion": _DATES})
 )
 
-# By their keys. That is all that they are made of.
-_flat_texts: Final[Recent[tuple[str, ...], str]] = Recent(1_000)
+# What is remembered: no data, since all that these are made of is shown.
+_texts_of_keys: Final[Recent[tuple[str, ...], str]] = Recent(1_000)
+_texts_of_shapes: Final[Recent[tuple[Any, ...], str]] = Recent(1_000)
 
 
 def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limit: int) -> str | None:
@@ -65,10 +67,42 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
     if is_secret(command_name):
         return None
     text = _Text(is_raw, limit)
-    # What a class of the application's own may raise: the text ends before it.
+    shape = None
+    # A class of the application's own may raise anything: the text ends before it.
     with contextlib.suppress(Exception):
-        text.write(command, RAW_COMMAND if is_raw else command_place(command_name))
-    return text.closed()
+        place = RAW_COMMAND if is_raw else command_place(command_name)
+        shape = None if is_raw else _shape(command_name, command, place)
+        known = None if shape is None else _texts_of_shapes.get(shape)
+        if known is not None and len(known) <= limit:
+            return known
+        text.write(command, place)
+    written = text.closed()
+    # A masked key may be of any length, and is somebody's data.
+    if shape is not None and written is not None and text.is_whole and HIDDEN not in written:
+        _texts_of_shapes.put(shape, written)
+    return written
+
+
+def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple[Any, ...] | None:
+    """All that makes the masked text of a command which holds literals and documents of literals only; else None."""
+    if type(command) is not dict:
+        return None
+    parts: list[Any] = [command_name, tuple(command)]
+    for key, value in command.items():
+        kind = type(value)
+        child = place.fields.get(key)
+        if child is LEFT_OUT:
+            continue
+        if kind in _LITERALS:
+            if child is not None and child.leaf is not None:
+                if child is not NAME:
+                    return None
+                parts.append(value)
+        elif kind is dict and _is_flat(value, child or place.others):
+            parts.append(tuple(value))
+        else:
+            return None
+    return tuple(parts)
 
 
 class _Level:
@@ -117,11 +151,13 @@ class _Level:
 class _Text:
     """A text that is being written."""
 
-    __slots__ = ("_is_raw", "_levels", "_limit", "_pieces", "_raw_room")
+    __slots__ = ("_is_raw", "_levels", "_limit", "_pieces", "_raw_room", "is_whole")
 
     def __init__(self, is_raw: bool, limit: int) -> None:
         self._is_raw = is_raw
         self._limit = limit
+        self.is_whole = False
+        """Whether all of it is written."""
         self._pieces: list[str] = []
         self._levels: list[_Level] = []
         self._raw_room = limit  # how many bytes of raw documents may still be read
@@ -163,7 +199,7 @@ class _Text:
 
                 kind = type(value)
                 body = None if is_raw or kind in _LITERALS else _flat(value, kind, child)
-                if body is not None:
+                if body is not None and len(body) <= left:
                     values -= len(value) if kind is dict else 1
                 elif kind in _LITERALS or (inner := self._inner(value, kind)) is None:
                     if is_raw:
@@ -194,6 +230,7 @@ class _Text:
                 pieces.append("]" if level.is_array else "}")
                 levels.pop()
                 if not levels:
+                    self.is_whole = True
                     return
                 if level.once and not levels[-1].is_new("".join(pieces[level.start :])):
                     room = level.room
@@ -249,28 +286,31 @@ class _Text:
             return None
 
 
+def _is_flat(value: dict[Any, Any], place: Place) -> bool:
+    """Whether a document holds nothing but literals, none of which stays: then its keys are all that its text shows."""
+    return (
+        place.is_blank
+        and len(value) <= _KEYS
+        and _LITERALS.issuperset(map(type, value.values()))
+        and place.fields.keys().isdisjoint(value)
+    )
+
+
 def _flat(value: Any, kind: type, place: Place) -> str | None:
     """The masked text of a document or an array that holds nothing but literals, none of which stays; or None."""
     if kind is list:
         if place.elements.leaf is None and _LITERALS.issuperset(map(type, value[:_ELEMENTS])):
             return f"[{MASK}]" if value else "[]"
         return None
-    if (
-        kind is not dict
-        or not place.is_blank
-        or len(value) > _KEYS
-        or not _LITERALS.issuperset(map(type, value.values()))
-        or not place.fields.keys().isdisjoint(value)
-    ):
+    if kind is not dict or not _is_flat(value, place):
         return None
     keys = tuple(value)
-    text = _flat_texts.get(keys)
+    text = _texts_of_keys.get(keys)
     if text is None:
         names = dict.fromkeys(masked_key(_text(key)) for key in keys)
         text = "{" + ",".join([name + MASK for name in names]) + "}"
-        # A masked key may be of any length, and is somebody's data.
         if HIDDEN not in names:
-            _flat_texts.put(keys, text)
+            _texts_of_keys.put(keys, text)
     return text
 
 

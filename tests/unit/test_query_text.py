@@ -26,6 +26,7 @@ from bson import (
 from bson.raw_bson import RawBSONDocument
 from bson.son import SON
 
+from opentelemetry_mongo_events import _query_text
 from opentelemetry_mongo_events._query_text import query_text
 
 if TYPE_CHECKING:
@@ -971,11 +972,34 @@ def test_a_cut_repetition_is_not_shown() -> None:
 # What is remembered.
 
 
-def test_documents_of_one_shape_share_their_text_and_no_data_is_remembered() -> None:
-    from opentelemetry_mongo_events import _query_text
+def remembered() -> int:
+    return len(_query_text._texts_of_keys) + len(_query_text._texts_of_shapes)
 
-    before = len(_query_text._flat_texts)
+
+def test_commands_of_one_shape_share_their_text_and_no_data_is_remembered() -> None:
+    before = remembered()
     for number in range(10):
-        assert masked({"find": "a", "filter": {"remembered": number}})
-        assert masked({"find": "a", "filter": {f"{number}@example.org": 1}})
-    assert len(_query_text._flat_texts) == before + 1
+        assert masked({"find": "remembered", "filter": {"first": number}, "limit": number}) == (
+            '{"find":"remembered","filter":{"first":"?"},"limit":"?"}'
+        )
+        assert masked({"find": "remembered", "filter": {f"{number}@example.org": 1}})
+        assert masked({"distinct": "remembered", "key": f"{number}@example.org"})
+        assert masked({"insert": "remembered", "documents": [{f"{number}@example.org": 1}]})
+        assert masked({"insert": "remembered", "documents": [{"second": 1}]})
+    assert remembered() == before + 3  # and the first one's filter
+
+
+def test_a_text_that_is_remembered_is_not_longer_than_it_may_be() -> None:
+    command = {"find": "a", "filter": {"limited": 1}}
+    whole = masked(command)
+
+    assert whole == '{"find":"a","filter":{"limited":"?"}}'
+    assert masked(command, len(whole) - 1) == '{"find":"a","filter":{}}'
+    assert masked(command) == whole
+
+
+def test_a_cut_text_is_not_remembered() -> None:
+    command = {"find": "a", "filter": {"not_whole": 1}}
+
+    assert masked(command, 30) == '{"find":"a","filter":{}}'
+    assert masked(command) == '{"find":"a","filter":{"not_whole":"?"}}'
