@@ -148,7 +148,7 @@ def test_incidents_go_where_the_option_says(
         counting = threading.Thread(target=client.shop.command, args=("count", "orders"))
         counting.start()
         assert frozen.reached.wait(5)
-        address = next(iter(listeners[0]._open._commands.values())).command_id[1]
+        address = next(iter(listeners[0]._open.by_id.values())).command_id[1]
         heartbeats = next(each for each in listeners if type(each).__name__ == "HeartbeatEvents")
         heartbeats.started(heartbeat_started(address))
         heartbeats.failed(heartbeat_failed(address, TimeoutError("timed out"), duration=1.0))

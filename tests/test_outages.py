@@ -419,7 +419,7 @@ def test_a_topology_that_changes_is_told_on_the_commands_of_all_its_servers(
 
 
 def _open(listeners: Any) -> list[Any]:
-    return [*table_of(listeners)._commands.values(), *table_of(listeners)._twins.values()]
+    return [*table_of(listeners).by_id.values(), *table_of(listeners).twins.values()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -291,7 +291,7 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
                 attributes[names.RETURNED_ROWS] = len(batch)
             if identifier:
                 attributes[names.CURSOR_ID] = identifier
-    if "writeErrors" not in reply and "writeConcernError" not in reply and command_name != "bulkWrite":
+    if command_name != "bulkWrite" and "writeErrors" not in reply and "writeConcernError" not in reply:
         return Outcome(attributes, None, None, identifier)
     error, count = _write_error(command_name, reply, batch)
     if error is None:

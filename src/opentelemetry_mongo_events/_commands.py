@@ -106,26 +106,27 @@ class CommandEvents(CommandListener):
         if command_name in _BACKGROUND and runs_in_background():
             context = NO_PARENT
         identifier = command_id(event)
+        open_commands = self._open
         has_rivals = len(self._peers) > 1
         if is_measured and has_rivals:
-            is_measured = METRICS.take(identifier, self._open)
-        if is_traced:
+            is_measured = METRICS.take(identifier, open_commands)
+        if is_traced and (has_rivals or telemetry.asks_of_each):
             is_traced = self._is_traced(command_name, identifier, context, telemetry, has_rivals)
         if not is_measured and not is_traced:
             return
-        held = held_connection(self._open, identifier)
-        if self._open.may_be_open(identifier):
-            twin = holder(self._open, identifier)
+        held = held_connection(open_commands, identifier)
+        if identifier in open_commands.by_id or open_commands.twins:
+            twin = holder(open_commands, identifier)
             if twin is not None and (held is None or held.connection_id == twin.connection_id):
                 return  # the client has this listener twice
-        if self._open.has_room():
+        if open_commands.has_room():
             self._open_command(event, command_name, identifier, held, context, telemetry, is_traced, is_measured)
             # Again: a hook may have run commands of its own.
             if has_rivals:
                 if is_measured:
-                    METRICS.take(identifier, self._open)
+                    METRICS.take(identifier, open_commands)
                 if is_traced:
-                    SPANS.take(identifier, self._open)
+                    SPANS.take(identifier, open_commands)
 
     @guarded
     def succeeded(self, event: CommandSucceededEvent) -> None:
@@ -270,6 +271,8 @@ class CommandEvents(CommandListener):
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
+        if not self._open.by_id and not self._open.twins:
+            return None
         if len(self._peers) > 1:
             give_up(self._open)
         return self._open.take_here(command_id(event))

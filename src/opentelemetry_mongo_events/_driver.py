@@ -57,10 +57,9 @@ def runs_in_background() -> bool:
     """
     if threading.current_thread().name.startswith("pymongo_"):
         return True
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        return False
+    # Without a loop, `current_task()` raises, which costs more than to ask for the loop first.
+    loop = asyncio._get_running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
     return task is not None and task.get_name().startswith("pymongo_")
 
 

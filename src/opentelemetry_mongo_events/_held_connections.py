@@ -51,7 +51,8 @@ _held: ContextVar[tuple[HeldConnection, ...]] = ContextVar("opentelemetry_mongo_
 def hold(owner: object, address: Any, connection_id: int | None, *, being_made: bool = False) -> HeldConnection:
     """Note that the current thread or task got a connection."""
     connection = HeldConnection(owner, address, connection_id, being_made)
-    _held.set((*_held.get()[-_LIMIT + 1 :], connection))
+    held = _held.get()
+    _held.set((*held[-_LIMIT + 1 :], connection) if held else (connection,))
     return connection
 
 
@@ -76,7 +77,11 @@ def release(owner: object, address: Any, connection_id: int, *, being_made: bool
 
 def let_go(connection: HeldConnection) -> None:
     """Forget a connection."""
-    _held.set(tuple(each for each in _held.get() if each is not connection))
+    held = _held.get()
+    if held and held[-1] is connection:  # as a rule
+        _held.set(held[:-1])
+    else:
+        _held.set(tuple([each for each in held if each is not connection]))
 
 
 def newest() -> HeldConnection | None:

@@ -148,22 +148,24 @@ class OpenCommands:
     handler runs a command while it is held, and in the child of a process that forks meanwhile.
     """
 
-    __slots__ = ("__weakref__", "_commands", "_twins", "_unobserved", "unobserved")
+    __slots__ = ("__weakref__", "_unobserved", "by_id", "twins", "unobserved")
 
     def __init__(self) -> None:
-        self._commands: dict[CommandId, OpenCommand] = {}
-        self._twins: dict[tuple[CommandId, HeldConnection], OpenCommand] = {}
+        self.by_id: dict[CommandId, OpenCommand] = {}
+        """The commands by their ids, to be looked at."""
+        self.twins: dict[tuple[CommandId, HeldConnection], OpenCommand] = {}
+        """And those whose id was taken, by their connections too."""
         self._unobserved = itertools.count(1)
         self.unobserved = 0
         """How many commands were not observed because the table was full."""
         keep_track(self)
 
     def __len__(self) -> int:
-        return len(self._commands) + len(self._twins)
+        return len(self.by_id) + len(self.twins)
 
     def has_room(self) -> bool:
         """Whether one more command may be opened; if not, it is counted, and the first is a warning."""
-        if len(self._commands) + len(self._twins) < LIMIT:
+        if len(self.by_id) + len(self.twins) < LIMIT:
             return True
         self.unobserved = next(self._unobserved)
         if self.unobserved == 1:
@@ -176,17 +178,13 @@ class OpenCommands:
     def add(self, command: OpenCommand) -> None:
         """Note an open command, here and on its connection."""
         command.held.command = command
-        if self._commands.setdefault(command.command_id, command) is not command:
-            self._twins[command.command_id, command.held] = command
-
-    def may_be_open(self, command_id: CommandId) -> bool:
-        """Whether a command with that id may be open."""
-        return command_id in self._commands or bool(self._twins)
+        if self.by_id.setdefault(command.command_id, command) is not command:
+            self.twins[command.command_id, command.held] = command
 
     def take_here(self, command_id: CommandId) -> OpenCommand | None:
         """Take out the command that ends in the current thread or task."""
-        command = self._commands.get(command_id)
-        if command is None and not self._twins:
+        command = self.by_id.get(command_id)
+        if command is None and not self.twins:
             return None
         held = newest()
         if command is None or command.held is not held or held.connection_id is None:  # an exception
@@ -194,7 +192,7 @@ class OpenCommands:
             if held is None and held_connection(self, command_id) is not None:
                 return None  # it ran on that connection, and was not opened
             return self.take(command_id, held)
-        if self._commands.pop(command_id, None) is not None:
+        if self.by_id.pop(command_id, None) is not None:
             held.command = None
         return command
 
@@ -209,11 +207,11 @@ class OpenCommands:
         Returns:
             The command, or None where it isn't known: it was not observed when it started, or has ended before.
         """
-        command = self._commands.get(command_id)
+        command = self.by_id.get(command_id)
         if command is not None and (held is None or command.held is held):
-            command = self._commands.pop(command_id, None)
+            command = self.by_id.pop(command_id, None)
         else:
-            command = None if held is None else self._twins.pop((command_id, held), None)
+            command = None if held is None else self.twins.pop((command_id, held), None)
         if command is not None:
             command.held.command = None
             if command.held.connection_id is None:
@@ -227,10 +225,10 @@ class OpenCommands:
 
     def on(self, addresses: Collection[int]) -> list[OpenCommand]:
         """Those on servers whose addresses are these, by the driver's own tuples. Runs on any thread."""
-        tables = (self._commands.copy(), self._twins.copy())
+        tables = (self.by_id.copy(), self.twins.copy())
         return [command for table in tables for command in table.values() if id(command.command_id[1]) in addresses]
 
     def forget(self) -> None:
         """Drop all without ending them: after a fork they are the parent's."""
-        self._commands = {}
-        self._twins = {}
+        self.by_id = {}
+        self.twins = {}

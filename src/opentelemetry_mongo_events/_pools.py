@@ -175,7 +175,7 @@ class PoolEvents(ConnectionPoolListener):
 
     def _telemetry(self, pool: PoolState) -> Telemetry | None:
         """Where this pool reports, if anywhere."""
-        return None if pool.is_reported_by_another else self._pools.switch.of("pools")
+        return None if pool.others and pool.is_reported_by_another else self._pools.switch.of("pools")
 
     def _trace_failure(self, telemetry: Telemetry, pool: PoolState, reason: str, started: int, ended: int) -> None:
         """A span of the wait that was in vain, from and to the times in nanoseconds."""

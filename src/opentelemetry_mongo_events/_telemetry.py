@@ -54,6 +54,8 @@ class Telemetry:
     failed_hook: FailedHook | None
     double_tracing: DoubleTracing | None
     """None where the listeners were asked for by hand: then they trace whatever else does."""
+    asks_of_each: bool
+    """Whether it is asked of each command if it gets a span; if not, all do."""
 
 
 class Switch:
@@ -107,6 +109,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
         response_hook,
         failed_hook,
         double_tracing,
+        bool(double_tracing or config.exclude_commands or config.require_parent_span),
     )
 
 
