@@ -162,7 +162,9 @@ _stages: st.SearchStrategy[Any] = st.deferred(
     )
 )
 _pipelines: st.SearchStrategy[Any] = st.lists(_stages, max_size=3)
-_lookups: st.SearchStrategy[Any] = _fixed(let=expressions, pipeline=_pipelines, a=Hole()).map(lambda each: {"from": "b", "as": "c", **each})
+_lookups: st.SearchStrategy[Any] = _fixed(let=expressions, pipeline=_pipelines, a=Hole()).map(
+    lambda each: {"from": "b", "as": "c", **each}
+)
 _updates = data | _pipelines
 
 _driver_fields = {

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import bson
 from bson import codec_options
+from bson.binary import Binary
+from bson.code import Code
 from bson.dbref import DBRef
+from bson.decimal128 import Decimal128
 from bson.int64 import Int64
+from bson.max_key import MaxKey
+from bson.min_key import MinKey
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
+from bson.regex import Regex
+from bson.timestamp import Timestamp
 
 from opentelemetry_mongo_events import _extended_json as extended_json
 from opentelemetry_mongo_events._attributes import is_secret
@@ -38,7 +47,28 @@ _KEYS: Final = 100
 _NONE: Final = -1
 
 # Most values, told from documents and arrays by one look.
-_LITERALS: Final = frozenset({str, int, bool, float, type(None), bytes, datetime, Int64, ObjectId})
+_LITERALS: Final = frozenset(
+    {
+        type(None),
+        bool,
+        bytes,
+        datetime,
+        float,
+        int,
+        re.Pattern,
+        str,
+        uuid.UUID,
+        Binary,
+        Code,
+        Decimal128,
+        Int64,
+        MaxKey,
+        MinKey,
+        ObjectId,
+        Regex,
+        Timestamp,
+    }
+)
 
 # A date out of Python's range must not make a document unreadable; up to 4.2 it does.
 _DATES: Final = getattr(getattr(codec_options, "DatetimeConversion", None), "DATETIME_AUTO", None)
@@ -163,7 +193,8 @@ class _Text:
 
                 kind = type(value)
                 body = None if is_raw or kind in _LITERALS else _flat(value, kind, child)
-                if body is not None:
+                # Where it doesn't fit, as much of it is written as of one that isn't flat.
+                if body is not None and len(body) <= left and (kind is list or len(value) <= values):
                     values -= len(value) if kind is dict else 1
                 elif kind in _LITERALS or (inner := self._inner(value, kind)) is None:
                     if is_raw:
@@ -175,7 +206,10 @@ class _Text:
                     break
                 else:
                     if child is COMMAND and isinstance(inner, Mapping):
-                        child = RAW_COMMAND if is_raw else command_place(next(iter(inner), ""))
+                        command_name = _text(next(iter(inner), ""))
+                        if is_secret(command_name):  # the driver doesn't redact it in here
+                            return
+                        child = RAW_COMMAND if is_raw else command_place(command_name)
                     within = _Level(inner, child, len(pieces) + 1, once, room)
                     pieces.append(level.comma)
                     pieces.append(head + ("[" if within.is_array else "{"))
@@ -219,8 +253,10 @@ class _Text:
         """
         levels = self._levels
         for number, (around, level) in enumerate(itertools.pairwise(levels), 1):
+            if not level.once or not around.seen:
+                continue
             beginning = "".join(self._pieces[level.start :])
-            if level.once and any(item.startswith(beginning) for item in around.seen or ()):
+            if any(item.startswith(beginning) for item in around.seen):
                 del self._pieces[level.start - 1 :]
                 del levels[number:]
                 return level.room
