@@ -66,13 +66,16 @@ def test_masked_text_is_the_shape_of_a_command_and_nothing_else(template: dict[s
 @given(commands, seeds)
 def test_text_is_json_however_long_it_may_be(template: dict[str, Any], seed: int) -> None:
     chance = Random(seed)
-    whole = text_of(filled(template, chance))
+    one = filled(template, chance)
+    whole = text_of(one)
 
     for _ in range(FILLINGS):
         command = filled(template, chance)
         limit = chance.randint(40, len(whole) + 40)
         text = text_of(command, limit=limit)
         assert revealed(text) == []
+        # Where a text is cut tells nothing of the values either.
+        assert text == text_of(one, limit=limit)
         assert limit < len(whole) or text == whole
         text_of(command, is_raw=True, limit=limit + 100)
 

@@ -20,7 +20,11 @@ _SEGMENT_LENGTH: Final = 40
 # Longer than 8 characters and with 4 digits it is rather an id than a name that a programmer gave.
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_]\w{0,7}|[A-Za-z_]+(?:\d[A-Za-z_]*){0,3}", re.ASCII)
 # A field or an operator, an index of an array, or an update's `$`, `$[]` and `$[element]`.
-_SEGMENT: Final = re.compile(rf"\$?(?:{_IDENTIFIER.pattern})|\d{{1,3}}|\$(?:\[(?:{_IDENTIFIER.pattern})?\])?", re.ASCII)
+_SEGMENT: Final = re.compile(
+    rf"\$?(?:{_IDENTIFIER.pattern})|0|[1-9]\d{{0,2}}|\$(?:\[(?:{_IDENTIFIER.pattern})?\])?", re.ASCII
+)
+# An address, a date or a telephone number rather than indices: no path begins with one, nor are arrays nested so deep.
+_NUMBERS: Final = re.compile(r"\d+\.|.*\.\d+\.\d+\.\d", re.ASCII)
 _FLAGS: Final = frozenset({"text", "2d", "2dsphere", "hashed"})
 
 quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -34,12 +38,12 @@ def masked_key(key: str) -> str:
 
 @functools.lru_cache(2_048)
 def _masked_key(key: str) -> str:
-    return f'"{key}":' if _are_all(_SEGMENT, key) else HIDDEN
+    return f'"{key}":' if _are_all(_SEGMENT, key) and not _NUMBERS.match(key) else HIDDEN
 
 
 @functools.lru_cache(2_048)
 def _masked_path(text: str) -> str:
-    return f'"{text}"' if text[:1] == "$" and _are_all(_IDENTIFIER, text[2 if text[1:2] == "$" else 1 :]) else MASK
+    return f'"{text}"' if _are_all(_IDENTIFIER, text[2 if text[1:2] == "$" else 1 :]) else MASK
 
 
 def _are_all(pattern: re.Pattern[str], dotted: str) -> bool:
@@ -62,7 +66,8 @@ def _name(value: object) -> str:
 
 def _path(value: object) -> str:
     """A string of an aggregation expression: the path of a field, or a variable, or else data."""
-    return _masked_path(value) if type(value) is str and len(value) <= _KEY_LENGTH else MASK
+    # Looked at first, as what is cached stays in memory.
+    return _masked_path(value) if type(value) is str and value[:1] == "$" and len(value) <= _KEY_LENGTH else MASK
 
 
 def _flag(value: object) -> str:
@@ -119,6 +124,7 @@ LEFT_OUT: Final = Place()
 
 COMMAND: Final = Place()
 """A command within another: its own place is that of its first key."""
+COMMAND.is_blank = False
 
 _DATA: Final = Place()
 NAME: Final = Place(_name, others=_DATA, elements=_DATA)
@@ -145,7 +151,8 @@ _EXPRESSION: Final = Place(
     is_ordered=True,
 )
 _SORTS.others = _SORTS.operators = _SORTS.elements = _EXPRESSION
-_FILTER: Final = Place(fields={"$expr": _EXPRESSION})
+_FILTER: Final = Place(fields={"$expr": _EXPRESSION}, others=_DATA)
+_FILTER.operators = _FILTER
 _PROJECTION: Final = Place(
     others=Place(
         _flag_or_path,
@@ -158,7 +165,7 @@ _PROJECTION: Final = Place(
 
 # Atlas Search has paths of its own, under this key.
 _SEARCH: Final = Place(
-    fields={"path": _FIELD, "defaultPath": _FIELD, "like": _DATA, "sort": _ORDER},
+    fields={"path": _FIELD, "defaultPath": _FIELD, "like": _DATA, "query": _DATA, "value": _DATA, "sort": _ORDER},
 )
 
 _PIPELINE: Final = Place(others=_EXPRESSION, is_ordered=True)

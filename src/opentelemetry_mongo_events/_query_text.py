@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import bson
 from bson import codec_options
+from bson.binary import Binary
+from bson.code import Code
 from bson.dbref import DBRef
+from bson.decimal128 import Decimal128
 from bson.int64 import Int64
+from bson.max_key import MaxKey
+from bson.min_key import MinKey
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
+from bson.regex import Regex
+from bson.timestamp import Timestamp
 
 from opentelemetry_mongo_events import _extended_json as extended_json
 from opentelemetry_mongo_events._attributes import is_secret
@@ -39,7 +48,28 @@ _KEYS: Final = 100
 _NONE: Final = -1
 
 # Most values, told from documents and arrays by one look.
-_LITERALS: Final = frozenset({str, int, bool, float, type(None), bytes, datetime, Int64, ObjectId})
+_LITERALS: Final = frozenset(
+    {
+        type(None),
+        bool,
+        bytes,
+        datetime,
+        float,
+        int,
+        re.Pattern,
+        str,
+        uuid.UUID,
+        Binary,
+        Code,
+        Decimal128,
+        Int64,
+        MaxKey,
+        MinKey,
+        ObjectId,
+        Regex,
+        Timestamp,
+    }
+)
 
 # A date out of Python's range must not make a document unreadable; up to 4.2 it does.
 _DATES: Final = getattr(getattr(codec_options, "DatetimeConversion", None), "DATETIME_AUTO", None)
@@ -47,6 +77,7 @@ _CODEC_OPTIONS: Final[codec_options.CodecOptions[dict[str, Any]]] = codec_option
     **({} if _DATES is None else {"datetime_conversion": _DATES})
 )
 
+_REMEMBERED_LENGTH: Final = 1_000
 # What is remembered: no data, since all that these are made of is shown.
 _texts_of_keys: Final[Recent[tuple[str, ...], str]] = Recent(1_000)
 _texts_of_shapes: Final[Recent[tuple[Any, ...], str]] = Recent(1_000)
@@ -77,8 +108,7 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
             return known
         text.write(command, place)
     written = text.closed()
-    # A masked key may be of any length, and is somebody's data.
-    if shape is not None and written is not None and text.is_whole and HIDDEN not in written:
+    if shape is not None and written is not None and text.is_whole and _may_be_remembered(written):
         _texts_of_shapes.put(shape, written)
     return written
 
@@ -199,7 +229,8 @@ class _Text:
 
                 kind = type(value)
                 body = None if is_raw or kind in _LITERALS else _flat(value, kind, child)
-                if body is not None and len(body) <= left:
+                # Where it doesn't fit, as much of it is written as of one that isn't flat.
+                if body is not None and len(body) <= left and (kind is list or len(value) <= values):
                     values -= len(value) if kind is dict else 1
                 elif kind in _LITERALS or (inner := self._inner(value, kind)) is None:
                     if is_raw:
@@ -211,7 +242,10 @@ class _Text:
                     break
                 else:
                     if child is COMMAND and isinstance(inner, Mapping):
-                        child = RAW_COMMAND if is_raw else command_place(next(iter(inner), ""))
+                        command_name = _text(next(iter(inner), ""))
+                        if is_secret(command_name):  # the driver doesn't redact it in here
+                            return
+                        child = RAW_COMMAND if is_raw else command_place(command_name)
                     within = _Level(inner, child, len(pieces) + 1, once, room)
                     pieces.append(level.comma)
                     pieces.append(head + ("[" if within.is_array else "{"))
@@ -256,8 +290,10 @@ class _Text:
         """
         levels = self._levels
         for number, (around, level) in enumerate(itertools.pairwise(levels), 1):
+            if not level.once or not around.seen:
+                continue
             beginning = "".join(self._pieces[level.start :])
-            if level.once and any(item.startswith(beginning) for item in around.seen or ()):
+            if any(item.startswith(beginning) for item in around.seen):
                 del self._pieces[level.start - 1 :]
                 del levels[number:]
                 return level.room
@@ -286,6 +322,11 @@ class _Text:
             return None
 
 
+def _may_be_remembered(text: str) -> bool:
+    # A masked key may be of any length, and is somebody's data.
+    return len(text) <= _REMEMBERED_LENGTH and HIDDEN not in text
+
+
 def _is_flat(value: dict[Any, Any], place: Place) -> bool:
     """Whether a document holds nothing but literals, none of which stays: then its keys are all that its text shows."""
     return (
@@ -309,7 +350,7 @@ def _flat(value: Any, kind: type, place: Place) -> str | None:
     if text is None:
         names = dict.fromkeys(masked_key(_text(key)) for key in keys)
         text = "{" + ",".join([name + MASK for name in names]) + "}"
-        if HIDDEN not in names:
+        if _may_be_remembered(text):
             _texts_of_keys.put(keys, text)
     return text
 

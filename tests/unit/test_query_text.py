@@ -26,7 +26,7 @@ from bson import (
 from bson.raw_bson import RawBSONDocument
 from bson.son import SON
 
-from opentelemetry_mongo_events import _query_text
+from opentelemetry_mongo_events import _masking, _query_text
 from opentelemetry_mongo_events._query_text import query_text
 
 if TYPE_CHECKING:
@@ -114,6 +114,20 @@ COMMANDS: dict[str, tuple[dict[str, Any], str]] = {
     "find with an expression": (
         {"find": "orders", "filter": {"$expr": {"$gt": ["$spent", {"$add": ["$budget", 10]}]}, "note": "$spent"}},
         '{"find":"orders","filter":{"$expr":{"$gt":["$spent",{"$add":["$budget","?"]}]},"note":"?"}}',
+    ),
+    "find with an expression among others, and with what only looks like one": (
+        {
+            "find": "orders",
+            "filter": {
+                "$and": [{"$or": [{"$expr": {"$gt": ["$spent", "$budget"]}}]}],
+                "note": {"$expr": "$alice"},
+                "saved": {"$eq": {"$expr": ["$alice"]}},
+            },
+        },
+        (
+            '{"find":"orders","filter":{"$and":[{"$or":[{"$expr":{"$gt":["$spent","$budget"]}}]}],"note":{"$expr":"?"},'
+            '"saved":{"$eq":{"$expr":["?"]}}}}'
+        ),
     ),
     "find near a place": (
         {
@@ -307,6 +321,10 @@ COMMANDS: dict[str, tuple[dict[str, Any], str]] = {
             '"path":["title","plot"]}}],"filter":[{"equals":{"path":"public","value":"?"}}]},"sort":{"released":-1}}},'
             '{"$limit":"?"}],"cursor":{}}'
         ),
+    ),
+    "aggregate: search for a document": (
+        {"aggregate": "films", "pipeline": [{"$search": {"equals": {"path": "a", "value": {"path": "alice"}}}}]},
+        '{"aggregate":"films","pipeline":[{"$search":{"equals":{"path":"a","value":{"path":"?"}}}}]}',
     ),
     "aggregate: search by a vector": (
         {
@@ -540,6 +558,10 @@ COMMANDS: dict[str, tuple[dict[str, Any], str]] = {
         },
         '{"explain":{"find":"users","filter":{"name":"?"},"sort":{"name":1}},"verbosity":"?"}',
     ),
+    "explain what has no documents": (
+        {"explain": {"distinct": "users", "key": "name", "comment": "c", "lsid": 1}},
+        '{"explain":{"distinct":"users","key":"name"}}',
+    ),
     "create a view": (
         {"create": "adults", "viewOn": "users", "pipeline": [{"$match": {"age": {"$gte": 18}}}]},
         '{"create":"adults","viewOn":"users","pipeline":[{"$match":{"age":{"$gte":"?"}}}]}',
@@ -576,6 +598,8 @@ def test_a_command_is_shown_as_its_shape(command: dict[str, Any], text: str) -> 
         "x" * 40,
         "a.b",
         "a.0.b",
+        "a.10.0",
+        "a.0.b.1.0.c",
         "999",
         "items.$.count",
         "items.$[].count",
@@ -603,6 +627,12 @@ def test_a_key_that_a_programmer_gave_stays(key: str) -> None:
         "created_2025",
         "x" * 41,
         "1000",
+        "192.168.0.1",
+        "hits.192.168.0.1",
+        "visits.24.12.99",
+        "030.123.456",
+        "0.a",
+        "007",
         "65f0c0ffee65f0c0ffee65f0",
         "a5f0c0ffee65f0c0ffee65f0",
         "emails.alice@example.org",
@@ -848,6 +878,16 @@ def test_a_command_with_credentials_has_no_text(name: str) -> None:
     assert raw(command) is None
 
 
+@pytest.mark.parametrize("text_of", [masked, raw])
+def test_nor_has_one_that_explains_such_a_command(text_of: Callable[[Mapping[str, Any]], str | None]) -> None:
+    command = {"createUser": "alice", "pwd": "secret", "roles": []}
+
+    assert text_of({"explain": command}) is None
+    assert text_of({"explain": SON(command), "verbosity": "queryPlanner"}) is None
+    assert text_of({"explain": RawBSONDocument(encode(command))}) is None
+    assert text_of({"explain": {"explain": command}}) == '{"explain":{}}'
+
+
 def test_no_text_shows_how_a_client_authenticates() -> None:
     hello = {"hello": 1, "speculativeAuthenticate": {"saslStart": 1, "payload": b"secret", "user": "alice"}}
 
@@ -959,6 +999,19 @@ def test_a_long_text_is_cut_and_what_comes_after_is_not_shown() -> None:
     assert raw({"find": "a", "filter": {"b": re.compile("x" * 1_000)}}, 100) == '{"find":"a","filter":{"b":"?"}}'
 
 
+def test_a_text_is_cut_in_the_same_place_whatever_the_type_of_the_values() -> None:
+    class Money(float):
+        pass
+
+    def command(value: Any) -> dict[str, Any]:
+        return {"find": "a", "filter": {"b": value, "c": [value], "d": {"e": value}}}
+
+    for limit in range(80):
+        assert len({masked(command(value), limit) for value in (1, Decimal128("1"), b"1", Money(1))}) == 1
+    wide = [{f"a{number}": [value] * 16 for number in range(90)} for value in (1, Decimal128("1"), Binary(b"1", 6))]
+    assert len({masked({"insert": "a", "documents": [document]}) for document in wide}) == 1
+
+
 def test_a_cut_repetition_is_not_shown() -> None:
     documents = [{"name": 1, "address": {"city": 1, "lines": [{"a": 1}, 2]}}] * 3
     whole = masked({"insert": "a", "documents": documents})
@@ -1003,3 +1056,9 @@ def test_a_cut_text_is_not_remembered() -> None:
 
     assert masked(command, 30) == '{"find":"a","filter":{}}'
     assert masked(command) == '{"find":"a","filter":{"not_whole":"?"}}'
+
+
+def test_a_text_of_an_expression_is_not_remembered() -> None:
+    before = _masking._masked_path.cache_info()
+    assert masked(_project({"$eq": ["alice@example.org", 1]}))
+    assert _masking._masked_path.cache_info() == before
