@@ -75,7 +75,12 @@ def measuring() -> MeterProvider:
 
 
 def driven(
-    listeners: Any, command: Mapping[str, Any] = FIND, reply: Mapping[str, Any] = REPLY, *, checks_out: bool = False
+    listeners: Any,
+    command: Mapping[str, Any] = FIND,
+    reply: Mapping[str, Any] = REPLY,
+    *,
+    checks_out: bool = False,
+    first_request: int = 0,
 ) -> Work:
     """The driver's part: hand a client's listeners the events of a command on a connection of its pool.
 
@@ -98,7 +103,7 @@ def driven(
             events.started(command, request_id=number, address=address),
             events.succeeded(name, reply, request_id=number, address=address),
         )
-        for number in range(EVENTS)
+        for number in range(first_request, first_request + EVENTS)
     ]
 
     def hand_out() -> None:
@@ -156,33 +161,66 @@ POOL: Final[dict[str, Any]] = {"db.client.connection.pool.name": "127.0.0.1:2701
 TEXT: Final = query_text("find", FIND, is_raw=False, limit=4096)
 
 
+class Floor:
+    """The calls of the SDK that are made for a find, and no more."""
+
+    def __init__(
+        self,
+        provider: trace.TracerProvider,
+        meter: Meter | None = None,
+        *,
+        text: str | None = TEXT,
+        pools: bool = False,
+    ) -> None:
+        self._tracer = provider.get_tracer("floor")
+        self._attributes = {**AT_START, **ON_A_CONNECTION, **(WAITED if pools else {})}
+        self._text = text
+        self._duration, self._rows, self._wait, self._use = (
+            None if meter is None else meter.create_histogram(name) for name in ("duration", "rows", "wait", "use")
+        )
+        self._empty = Context()
+
+    def start(self) -> trace.Span:
+        """As a command starts."""
+        span = self._tracer.start_span("find orders", None, SpanKind.CLIENT, self._attributes)
+        if self._text is not None and span.is_recording():
+            span.set_attribute("db.query.text", self._text)
+        return span
+
+    def end(self, span: trace.Span) -> None:
+        """As it ends."""
+        if span.is_recording():
+            span.set_attribute("db.response.returned_rows", 1)
+            span.end()
+        if self._duration is not None and self._rows is not None:
+            context = set_span_in_context(span, self._empty)
+            self._rows.record(1, MEASURED, context)
+            self._duration.record(0.001, MEASURED, context)
+
+    def checked_out(self) -> None:
+        """As a connection is handed out for it."""
+        if self._wait is not None:
+            self._wait.record(0.001, POOL)
+
+    def checked_in(self) -> None:
+        """As the connection is given back."""
+        if self._use is not None:
+            self._use.record(0.001, POOL)
+
+
 def floor(
     provider: trace.TracerProvider, meter: Meter | None = None, *, text: str | None = None, pools: bool = False
 ) -> Work:
-    """The calls of the SDK that are made for a find, and no more."""
-    tracer = provider.get_tracer("floor")
-    attributes = {**AT_START, **ON_A_CONNECTION, **(WAITED if pools else {})}
-    duration, rows, wait, use = (
-        None if meter is None else meter.create_histogram(name) for name in ("duration", "rows", "wait", "use")
-    )
-    empty = Context()
+    """Those calls, that many times."""
+    calls = Floor(provider, meter, text=text, pools=pools)
 
     def work(loops: int) -> None:
         for _ in range(loops):
-            if pools and wait is not None:
-                wait.record(0.001, POOL)
-            span = tracer.start_span("find orders", None, SpanKind.CLIENT, attributes)
-            if span.is_recording():
-                if text is not None:
-                    span.set_attribute("db.query.text", text)
-                span.set_attribute("db.response.returned_rows", 1)
-                span.end()
-            if duration is not None and rows is not None:
-                context = set_span_in_context(span, empty)
-                rows.record(1, MEASURED, context)
-                duration.record(0.001, MEASURED, context)
-            if pools and use is not None:
-                use.record(0.001, POOL)
+            if pools:
+                calls.checked_out()
+            calls.end(calls.start())
+            if pools:
+                calls.checked_in()
 
     return work
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import inspect
 from typing import Any
 
@@ -39,9 +40,13 @@ _DURATION = datetime.timedelta(milliseconds=5)
 
 def _made(event: Any, *args: Any, **optional: Any) -> Any:
     """The event, with those of the optional arguments that this version of the driver has."""
-    parameters = inspect.signature(event).parameters
-    known = {name: value for name, value in optional.items() if name in parameters}
+    known = {name: value for name, value in optional.items() if name in _parameters(event)}
     return event(*args, **known)
+
+
+@functools.cache
+def _parameters(event: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(event).parameters)
 
 
 def _command_event(

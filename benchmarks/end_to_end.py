@@ -1,0 +1,160 @@
+"""What `find_one()` costs with a real driver over a socket, by who listens.
+
+The server is a process of its own that knows one answer, so that nothing else takes time. The floor is a listener that
+makes the calls of the SDK which this package makes, ready-made, and does nothing else.
+
+Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import socket
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import bson
+from opentelemetry.instrumentation.pymongo import CommandTracer
+from opentelemetry.sdk.trace import TracerProvider
+from pymongo import MongoClient
+from pymongo.monitoring import CommandListener, ConnectionPoolListener
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.commands import Floor, measuring
+from benchmarks.compare import Goal, Work, compare
+from opentelemetry_mongo_events import event_listeners
+from tests.servers.scripted import OP_MSG, OP_QUERY, read_request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+
+HELLO: Final = {
+    "ok": 1.0,
+    "helloOk": True,
+    "isWritablePrimary": True,
+    "ismaster": True,
+    "maxBsonObjectSize": 16 * 1024 * 1024,
+    "maxMessageSizeBytes": 48_000_000,
+    "maxWriteBatchSize": 100_000,
+    "minWireVersion": 0,
+    "maxWireVersion": 21,
+    "connectionId": 7,
+}
+FOUND: Final = bson.encode(
+    {"cursor": {"id": 0, "ns": "shop.orders", "firstBatch": [{"_id": 1, "email": "alice@example.org"}]}, "ok": 1.0}
+)
+_HEADER: Final = struct.Struct("<iiii")
+
+
+def serve(told: Connection) -> None:
+    """Answer each `find` with the same document, and everything else as a server would that is fine."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        told.send(listening.getsockname()[1])
+        while True:
+            connection, _ = listening.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+
+def answer(connection: socket.socket) -> None:
+    """Answer what comes on a connection."""
+    with contextlib.suppress(OSError, EOFError, ConnectionError), connection:
+        while True:
+            request = read_request(connection)
+            is_find = "find" in request.command
+            body = FOUND if is_find else bson.encode(HELLO)
+            if request.op_code == OP_QUERY:
+                op_code, body = 1, struct.pack("<iqii", 8, 0, 0, 1) + body
+            else:
+                op_code, body = OP_MSG, struct.pack("<IB", 0, 0) + body
+            connection.sendall(_HEADER.pack(_HEADER.size + len(body), 1, request.request_id, op_code) + body)
+
+
+@contextlib.contextmanager
+def server() -> Iterator[int]:
+    """The port of such a server."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        process.terminate()
+        process.join()
+
+
+class FloorListener(CommandListener, ConnectionPoolListener):
+    """Makes the calls of the SDK that are made for a find and its connection, and no more."""
+
+    def __init__(self) -> None:
+        self._floor = Floor(TracerProvider(shutdown_on_exit=False), measuring().get_meter("floor"), pools=True)
+
+    def started(self, event: Any) -> None:
+        self._span = self._floor.start()
+
+    def succeeded(self, event: Any) -> None:
+        self._floor.end(self._span)
+
+    def connection_checked_out(self, event: Any) -> None:
+        self._floor.checked_out()
+
+    def connection_checked_in(self, event: Any) -> None:
+        self._floor.checked_in()
+
+    def failed(self, event: Any) -> None: ...
+    def pool_created(self, event: Any) -> None: ...
+    def pool_ready(self, event: Any) -> None: ...
+    def pool_cleared(self, event: Any) -> None: ...
+    def pool_closed(self, event: Any) -> None: ...
+    def connection_created(self, event: Any) -> None: ...
+    def connection_ready(self, event: Any) -> None: ...
+    def connection_closed(self, event: Any) -> None: ...
+    def connection_check_out_started(self, event: Any) -> None: ...
+    def connection_check_out_failed(self, event: Any) -> None: ...
+
+
+def finding(client: MongoClient[Any]) -> Work:
+    """Find one document that many times."""
+    orders = client.shop.orders
+
+    def work(loops: int) -> None:
+        for _ in range(loops):
+            orders.find_one({"email": "alice@example.org"})
+
+    return work
+
+
+def main() -> None:
+    """Measure CPU time, and then the time on the wall."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a moment")
+    loops, rounds = (20, 3) if parser.parse_args().quick else (500, 31)
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("contrib")
+    listeners: dict[str, list[Any]] = {
+        "no listener": [],
+        "contrib (spans only)": [CommandTracer(tracer)],
+        "floor": [FloorListener()],
+        "ours": event_listeners(
+            tracer_provider=TracerProvider(shutdown_on_exit=False), meter_provider=measuring(), topology=False
+        ),
+    }
+    with server() as port, contextlib.ExitStack() as clients:
+        ways = {
+            name: finding(clients.enter_context(MongoClient("127.0.0.1", port, event_listeners=each)))
+            for name, each in listeners.items()
+        }
+        goals = (Goal("floor", 1.1),)
+        compare("find_one, everything on: CPU", ways, goals, loops=loops, rounds=rounds)
+        compare("find_one, everything on: wall", ways, goals, loops=loops, rounds=rounds, clock=time.perf_counter)
+
+
+if __name__ == "__main__":
+    main()

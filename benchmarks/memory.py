@@ -1,0 +1,52 @@
+"""How much memory this package holds as commands go by: a million, over ten thousand collections.
+
+Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tracemalloc
+from pathlib import Path
+
+from pymongo.monitoring import CommandListener
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from opentelemetry.metrics import NoOpMeterProvider
+
+from benchmarks.commands import ON, REPLY, SESSION
+from opentelemetry_mongo_events import event_listeners
+from tests import events
+
+COLLECTIONS = 10_000
+
+
+def main() -> None:
+    """Send the commands, and tell ten times how much is held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="ten thousand commands")
+    total = 10_000 if parser.parse_args().quick else 1_000_000
+    # The SDK's own metrics keep a series for each collection, up to its limit of 2,000: that is not measured here.
+    listeners = event_listeners(tracer_provider=ON, meter_provider=NoOpMeterProvider())
+    commands = next(each for each in listeners if isinstance(each, CommandListener))
+    tracemalloc.start()
+    print(f"{'commands':>12}{'KB held':>12}")
+    for number in range(1, total + 1):
+        collection = f"orders_{number % COLLECTIONS}"
+        filter_ = {f"field{number % 5_000}": number, f"user{number}@example.org": 1, "tags": ["a", number]}
+        command = {"find": collection, "filter": filter_, "limit": 1, **SESSION}
+        commands.started(events.started(command, request_id=number))
+        if number % 100:
+            commands.succeeded(events.succeeded("find", REPLY, request_id=number))
+        else:
+            commands.failed(events.failed("find", {"code": 11602, "errmsg": "interrupted"}, request_id=number))
+        if number % (total // 10) == 0:
+            gc.collect()
+            print(f"{number:12,}{tracemalloc.get_traced_memory()[0] / 1024:12,.0f}")
+
+
+if __name__ == "__main__":
+    main()
