@@ -127,6 +127,16 @@ def test_what_has_no_span_is_measured_all_the_same(
     assert metrics.values(DURATION, OPERATION)["ping"] == 3
 
 
+def test_a_command_without_a_span_that_fails_is_measured(server: ScriptedServer, metrics: Metrics) -> None:
+    made = event_listeners(tracer_provider=Spans(sampler=ALWAYS_OFF).provider, meter_provider=metrics.provider)
+    server.fail("ping", code=2)
+    with connect(server.uri, event_listeners=made) as client, pytest.raises(OperationFailure):
+        client.admin.command("ping")
+
+    (failed,) = (point for point in metrics.points(DURATION) if "error.type" in point.attributes)
+    assert (failed.attributes[OPERATION], failed.attributes["error.type"], failed.count) == ("ping", "2", 1)
+
+
 def test_what_is_suppressed_is_not_measured(client: MongoClient[Any], metrics: Metrics) -> None:
     with suppress_instrumentation():
         client.admin.command("ping")

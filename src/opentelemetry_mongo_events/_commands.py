@@ -138,19 +138,17 @@ class CommandEvents(CommandListener):
         try:
             reply = event.reply
             outcome = reply_outcome(event.command_name, reply)
-            if command.span is not None:
+            span = command.span
+            if span is not None:
                 if outcome.cursor or command.continued_cursor is not None:
-                    self._remember_cursor(command, outcome.cursor)
+                    self._remember_cursor(command, span, outcome.cursor)
                 if outcome.error is not None:
-                    self._note_failure(command, outcome)
+                    self._note_failure(command, span, outcome)
                 # Without a transaction number the driver doesn't write again, whatever the label says.
                 if command.txn_number is not None and is_retryable_write_error(reply):
-                    self._remember_attempt(command, event)
+                    self._remember_attempt(command, span, event)
         finally:
-            if command.telemetry.response_hook is None:
-                command.close(outcome, None if command.measured is None else event.duration_micros / 1e6)
-            else:
-                self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
+            self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
 
     @guarded
     def failed(self, event: CommandFailedEvent) -> None:
@@ -161,9 +159,11 @@ class CommandEvents(CommandListener):
         outcome = FAILED
         try:
             outcome = failure_outcome(event.command_name, event.failure)
-            self._note_failure(command, outcome)
-            self._remember_cursor(command, 0)
-            self._remember_attempt(command, event)
+            span = command.span
+            if span is not None:
+                self._note_failure(command, span, outcome)
+                self._remember_cursor(command, span, 0)
+                self._remember_attempt(command, span, event)
         finally:
             self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
 
@@ -277,31 +277,31 @@ class CommandEvents(CommandListener):
             give_up(self._open)
         return self._open.take_here(command_id(event))
 
-    def _remember_cursor(self, command: OpenCommand, cursor: int | None) -> None:
+    def _remember_cursor(self, command: OpenCommand, span: Span, cursor: int | None) -> None:
         """Remember which span opened a cursor, until the cursor is exhausted or broken."""
-        if command.span is None:
-            return
         address = command.command_id[1]
         if command.continued_cursor is None:
             if cursor:
-                self._cursors.put(_cursor_key(address, cursor), command.span.get_span_context())
+                self._cursors.put(_cursor_key(address, cursor), span.get_span_context())
         elif not cursor:
             self._cursors.pop(_cursor_key(address, command.continued_cursor), None)
 
-    def _remember_attempt(self, command: OpenCommand, event: CommandSucceededEvent | CommandFailedEvent) -> None:
+    def _remember_attempt(
+        self, command: OpenCommand, span: Span, event: CommandSucceededEvent | CommandFailedEvent
+    ) -> None:
         """Remember a failed attempt: the next one of its operation will link to it.
 
         A command that the driver never repeats has its own request id for an operation id. The batches of a bulk write
         share theirs, and each has a transaction number of its own, which its attempts keep.
         """
-        if command.span is not None and ATTEMPTS_SHARE_OPERATION_ID and event.operation_id != event.request_id:
-            attempt = (command.span.get_span_context(), command.attempt)
+        if ATTEMPTS_SHARE_OPERATION_ID and event.operation_id != event.request_id:
+            attempt = (span.get_span_context(), command.attempt)
             self._failed_attempts.put((event.operation_id, event.command_name, command.txn_number), attempt)
 
-    def _note_failure(self, command: OpenCommand, outcome: Outcome) -> None:
+    def _note_failure(self, command: OpenCommand, span: Span, outcome: Outcome) -> None:
         """Remember what fails as commands do on a server that goes away: an outage may link to it."""
-        if outcome.error is not None and command.span is not None and is_loss_of_server(outcome.attributes):
-            note_failure(command.command_id[1], command.span.get_span_context())
+        if is_loss_of_server(outcome.attributes):
+            note_failure(command.command_id[1], span.get_span_context())
 
     def _close(
         self,

@@ -34,14 +34,14 @@ POOL_EVENTS_HAVE_DURATIONS = version_tuple >= (4, 7)
 """Before 4.7 what the pool's events tell the end of is measured by ourselves."""
 
 
-def _command_id(event: CommandEvent) -> tuple[int, Any, None]:
+def _command_id_without_connection(event: CommandEvent) -> tuple[int, Any, None]:
     return event.request_id, event.connection_id, None
 
 
 command_id: Final[Callable[[CommandEvent], tuple[int, Any, int | None]]] = (
     operator.attrgetter("request_id", "connection_id", "server_connection_id")
     if hasattr(CommandStartedEvent, "server_connection_id")
-    else _command_id
+    else _command_id_without_connection
 )
 """The request id, the address and the server's own id of the connection.
 

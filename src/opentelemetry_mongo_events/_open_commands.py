@@ -192,9 +192,8 @@ class OpenCommands:
             if held is None and held_connection(self, command_id) is not None:
                 return None  # it ran on that connection, and was not opened
             return self.take(command_id, held)
-        if self.by_id.pop(command_id, None) is not None:
-            held.command = None
-        return command
+        held.command = None
+        return self.by_id.pop(command_id, None)
 
     def take(self, command_id: CommandId, held: HeldConnection | None) -> OpenCommand | None:
         """Take a command out.
