@@ -286,6 +286,18 @@ def cases() -> dict[str, Callable[[], tuple[dict[str, Work], tuple[Goal, ...]]]]
             },
             (Goal("floor", 1.2),),
         ),
+        "what a switch saves": lambda: (
+            {
+                "everything on": ours(ON, meter_provider=measuring(), checks_out=True),
+                'query_text="off"': ours(ON, meter_provider=measuring(), checks_out=True, query_text="off"),
+                "pools=False": ours(ON, meter_provider=measuring(), checks_out=True, pools=False),
+                "commands=False": ours(ON, meter_provider=measuring(), checks_out=True, commands=False),
+                "no MeterProvider": ours(ON, checks_out=True, **NO_METRICS),
+                "sampled out": ours(OFF, meter_provider=measuring(), checks_out=True),
+                "sampled out, no MeterProvider": ours(OFF, checks_out=True, **NO_METRICS),
+            },
+            (),
+        ),
         "masked text, small find": lambda: (
             {"contrib (raw)": contrib(ON, text=True), "floor": floor(ON, text=TEXT), "ours": ours(ON, **text)},
             (Goal("contrib (raw)", 1.1),),

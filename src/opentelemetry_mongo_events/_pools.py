@@ -143,7 +143,9 @@ class PoolEvents(ConnectionPoolListener):
         if not pool.take(event.connection_id):
             return  # the client has this listener twice
         if (telemetry := self._telemetry(pool)) is not None:
-            _record(telemetry.instruments.wait_time, duration(event, since), pool)
+            instruments = telemetry.instruments
+            if instruments.are_real:
+                _record(instruments.wait_time, duration(event, since), pool)
 
     @guarded
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
@@ -171,7 +173,9 @@ class PoolEvents(ConnectionPoolListener):
         now = time.perf_counter()
         pool.made[event.connection_id] = now
         if (telemetry := self._telemetry(pool)) is not None:
-            _record(telemetry.instruments.use_time, now - since, pool)
+            instruments = telemetry.instruments
+            if instruments.are_real:
+                _record(instruments.use_time, now - since, pool)
 
     def _telemetry(self, pool: PoolState) -> Telemetry | None:
         """Where this pool reports, if anywhere."""
