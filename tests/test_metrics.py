@@ -261,27 +261,36 @@ def test_without_a_meter_provider_nothing_is_opened_for_a_metric(server: Scripte
     assert len(table_of(made)) == 0
 
 
-def test_a_global_provider_that_is_set_later_gets_all(server: ScriptedServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "given", ["", "meter_provider=metrics.get_meter_provider(), tracer_provider=trace.get_tracer_provider()"]
+)
+def test_global_providers_that_are_set_later_get_all(server: ScriptedServer, tmp_path: Path, given: str) -> None:
     script = tmp_path / "later.py"
-    script.write_text(LATER)
+    script.write_text(LATER.replace("GIVEN", given))
     done = run_script(script, server.uri)
 
-    assert done == {"ping": 2, "pools": {"idle": 2, "used": 0}, "names": ["127.0.0.1"]}
+    assert done == {"ping": 2, "pools": {"idle": 2, "used": 0}, "names": ["127.0.0.1"], "spans": ["ping admin"] * 2}
 
 
 LATER = """
 import json, sys, time
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from pymongo import MongoClient
 
-MongoEventsInstrumentor().instrument()
+MongoEventsInstrumentor().instrument(GIVEN)
 with MongoClient(sys.argv[1]) as first:
     first.admin.command("ping")  # nobody measures yet
     reader = InMemoryMetricReader()
     metrics.set_meter_provider(MeterProvider([reader]))
+    exporter = InMemorySpanExporter()
+    trace.set_tracer_provider(TracerProvider())
+    trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
     time.sleep(0.1)
     first.admin.command("ping")
     # Asked for by the provider that is the global one by now: the same instruments.
@@ -296,6 +305,7 @@ print(json.dumps({
     "ping": sum(p.count for p in found["db.client.operation.duration"]),
     "pools": {p.attributes["db.client.connection.state"]: p.value for p in found["db.client.connection.count"]},
     "names": [p.attributes["server.address"] for p in found["db.client.operation.duration"]],
+    "spans": [span.name for span in exporter.get_finished_spans() if span.name == "ping admin"],
 }))
 """
 

@@ -99,7 +99,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     config = config_from(os.environ, options, base)
     return Telemetry(
         _tracer(tracer_provider or trace.get_tracer_provider()),
-        Reality(lambda: tracer_provider or trace.get_tracer_provider(), "opentelemetry.trace"),
+        _reality(tracer_provider),
         instruments(meter_provider),
         meter_provider,
         _logger(logger_provider, config),
@@ -115,6 +115,12 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
 
 def _tracer(provider: trace.TracerProvider) -> Tracer:
     return provider.get_tracer(SCOPE, __version__, SCHEMA_URL)
+
+
+def _reality(provider: trace.TracerProvider | None) -> Reality:
+    # What stands for the global provider until there is one may be given, too.
+    is_global = provider is None or isinstance(provider, trace.ProxyTracerProvider)
+    return Reality(trace.get_tracer_provider if is_global else lambda: provider, "opentelemetry.trace")
 
 
 def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:
