@@ -3,18 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz integration versions lint types layers docs wheel check clean
+.PHONY: demo test fuzz benchmarks integration versions lint types layers docs wheel check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/test.stamp
-	$(BIN)/pytest --ignore=tests/integration --cov --cov-report=term
+	$(BIN)/pytest --ignore=tests/integration --ignore=tests/benchmarks --cov --cov-report=term
 
 # A million commands, of 10,000 shapes; SHAPES=100000 makes ten.
 SHAPES ?= 10000
 fuzz: $(VENV)/test.stamp
 	FUZZ_SHAPES=$(SHAPES) $(BIN)/pytest --timeout 0 tests/test_privacy.py
+
+# That they run; `python benchmarks/commands.py` measures.
+benchmarks: $(VENV)/test.stamp
+	$(BIN)/pytest tests/benchmarks
 
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration
@@ -24,7 +28,7 @@ versions: $(patsubst tests/versions/%.txt,versions-%,$(wildcard tests/versions/*
 
 versions-%:
 	@$(MAKE) --no-print-directory VENV=.venv-$* CONSTRAINTS='-c tests/versions/$*.txt' .venv-$*/versions.stamp
-	.venv-$*/bin/pytest -m 'not nx' --ignore=tests/integration
+	.venv-$*/bin/pytest -m 'not nx' --ignore=tests/integration --ignore=tests/benchmarks
 
 lint: $(VENV)/check.stamp
 	$(BIN)/ruff check
@@ -42,7 +46,7 @@ docs: $(VENV)/docs.stamp
 wheel: $(VENV)/check.stamp
 	PYTHON=$(BIN)/python scripts/check-wheel
 
-check: test lint types layers integration docs wheel versions
+check: test lint types layers benchmarks integration docs wheel versions
 
 $(VENV)/%.stamp: pyproject.toml
 	@test -x $(BIN)/python || { \
