@@ -274,20 +274,22 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
 
     A write that failed is one: the command went well, its documents did not.
     """
-    if not _is_document(reply):
+    # First what is quicker to tell than by a call.
+    if type(reply) is not dict and not _is_document(reply):
         return SUCCEEDED
     attributes: Attributes = {}
     cursor = reply.get("cursor")
     identifier = batch = None
-    if cursor is not None and _is_document(cursor):
+    if type(cursor) is dict or (cursor is not None and _is_document(cursor)):
         identifier = cursor.get("id")
-        identifier = int(identifier) if isinstance(identifier, int) else None
+        if type(identifier) is not int:  # the driver's own Int64 is another one
+            identifier = int(identifier) if isinstance(identifier, int) else None
         batch = cursor.get("firstBatch")
         if batch is None:
             batch = cursor.get("nextBatch")
         if isinstance(batch, list):
             # The driver publishes a raw batch as one blob, whose documents it hasn't counted.
-            if not (len(batch) == 1 and isinstance(batch[0], bytes)):
+            if len(batch) != 1 or not isinstance(batch[0], bytes):
                 attributes[names.RETURNED_ROWS] = len(batch)
             if identifier:
                 attributes[names.CURSOR_ID] = identifier

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry import Switch, Telemetry
 
 _REMEMBERED: Final = 1_000
+_NO_ADDRESS: Final = (None, None)
 
 # What the driver sends by itself, besides what it sends for a caller: it may come from a background thread or task.
 _BACKGROUND: Final = frozenset({"authenticate", "endSessions", "killCursors", "saslContinue", "saslStart"})
@@ -208,7 +209,15 @@ class CommandEvents(CommandListener):
         if held is not None:
             wait_time = held.wait_time
             held.wait_time = None
-        described = self._description(command_name, event.database_name, command, address, telemetry.old_names)
+        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
+        host, port = address or _NO_ADDRESS
+        target = command.get(command_name)
+        if type(target) is not str:
+            target = collection_name(command_name, command)
+        kind = (command_name, event.database_name, target, host, port, telemetry.old_names)
+        described = self._descriptions.get(kind)
+        if described is None:
+            described = self._describe(kind, command, address)
         if is_traced:
             attributes = start_attributes(described, command_name, command)
             if server_id is not None:
@@ -252,21 +261,13 @@ class CommandEvents(CommandListener):
         if telemetry.request_hook is not None:
             self.guard.run("request_hook", telemetry.request_hook, span, event)
 
-    def _description(
-        self, command_name: str, database: str, command: Mapping[str, Any], address: Address | None, old_names: bool
-    ) -> Description:
-        """The same object for the same kind of command: to make one each time costs as much as to start a span."""
-        target = command.get(command_name)
-        if type(target) is not str:
-            target = collection_name(command_name, command)
-        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
-        host, port = address or (None, None)
-        key = (command_name, database, target, host, port, old_names)
-        described = self._descriptions.get(key)
-        if described is None:
-            collection = collection_name(command_name, command)
-            described = description(command_name, database, collection, address, old_names)
-            self._descriptions.put(key, described)
+    def _describe(self, kind: tuple[Any, ...], command: Mapping[str, Any], address: Address | None) -> Description:
+        """Describe commands of a kind, once: to do so each time would cost as much as to start a span."""
+        command_name, database, *_, old_names = kind
+        described = description(
+            command_name, database, collection_name(command_name, command), address, old_names=old_names
+        )
+        self._descriptions.put(kind, described)
         return described
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:

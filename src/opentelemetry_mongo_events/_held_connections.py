@@ -97,7 +97,10 @@ def held_connection(owner: object, command_id: CommandId) -> HeldConnection | No
     connection, where it is known, tells a pinned cursor's connection from another one.
     """
     _, address, server_connection_id = command_id
-    for connection in reversed(_held.get()):
+    held = _held.get()
+    if not held:
+        return None
+    for connection in reversed(held):
         # Without a number it was noted for one command, which has ended; a copied context may still hold it.
         if connection.connection_id is None:
             continue

@@ -165,7 +165,7 @@ class OpenCommands:
 
     def has_room(self) -> bool:
         """Whether one more command may be opened; if not, it is counted, and the first is a warning."""
-        if len(self.by_id) + len(self.twins) < LIMIT:
+        if len(self.by_id) < LIMIT - len(self.twins):
             return True
         self.unobserved = next(self._unobserved)
         if self.unobserved == 1:

@@ -95,17 +95,21 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
         is_raw: Whether values are shown; else they are masked.
         limit: How many characters the text may have.
     """
+    place = RAW_COMMAND if is_raw else command_place(command_name)
+    shape = known = None
+    # A class of the application's own may raise anything, and so does a dictionary that another thread changes.
+    try:
+        if not is_raw:
+            shape = _shape(command_name, command, place)
+            known = None if shape is None else _texts_of_shapes.get(shape)
+    except Exception:
+        shape = None
+    if known is not None and len(known) <= limit:
+        return known
     if is_secret(command_name):
         return None
     text = _Text(is_raw, limit)
-    shape = None
-    # A class of the application's own may raise anything: the text ends before it.
     with contextlib.suppress(Exception):
-        place = RAW_COMMAND if is_raw else command_place(command_name)
-        shape = None if is_raw else _shape(command_name, command, place)
-        known = None if shape is None else _texts_of_shapes.get(shape)
-        if known is not None and len(known) <= limit:
-            return known
         text.write(command, place)
     written = text.closed()
     if shape is not None and written is not None and text.is_whole and _may_be_remembered(written):

@@ -1062,3 +1062,22 @@ def test_a_text_of_an_expression_is_not_remembered() -> None:
     before = _masking._masked_path.cache_info()
     assert masked(_project({"$eq": ["alice@example.org", 1]}))
     assert _masking._masked_path.cache_info() == before
+
+
+class Unhashable(str):
+    """A key that a dictionary got before it forgot its hash."""
+
+    __slots__ = ()
+    broken = False
+
+    def __hash__(self) -> int:
+        if Unhashable.broken:
+            raise LookupError
+        return hash(str(self))
+
+
+def test_a_key_that_can_not_be_looked_up_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = {"find": "a", "filter": {Unhashable("odd"): 1}}
+    monkeypatch.setattr(Unhashable, "broken", True)
+
+    assert query_text("find", command, False, 4096) == '{"find":"a"}'
