@@ -12,6 +12,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import (
+    COLLECTION_COMMANDS,
     FAILED,
     SUCCEEDED,
     Outcome,
@@ -83,6 +84,7 @@ class CommandEvents(CommandListener):
         self._open = open_commands
         self._cursors: Recent[tuple[Any, ...], SpanContext] = Recent(_REMEMBERED)
         self._peers = peers(open_commands)
+        self._has_claimed = False
         self._failed_attempts: Recent[tuple[int | None, str, int | None], tuple[SpanContext, int]] = Recent(_REMEMBERED)
         self._descriptions: Recent[tuple[Any, ...], Description] = Recent(_REMEMBERED)
 
@@ -109,6 +111,8 @@ class CommandEvents(CommandListener):
         identifier = command_id(event)
         open_commands = self._open
         has_rivals = len(self._peers) > 1
+        if has_rivals:
+            self._has_claimed = True
         if is_measured and has_rivals:
             is_measured = METRICS.take(identifier, open_commands)
         if is_traced and (has_rivals or telemetry.asks_of_each):
@@ -212,7 +216,7 @@ class CommandEvents(CommandListener):
         # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
         host, port = address or _NO_ADDRESS
         target = command.get(command_name)
-        if type(target) is not str:
+        if type(target) is not str or command_name not in COLLECTION_COMMANDS:
             target = collection_name(command_name, command)
         kind = (command_name, event.database_name, target, host, port, telemetry.old_names)
         described = self._descriptions.get(kind)
@@ -272,10 +276,10 @@ class CommandEvents(CommandListener):
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
+        if self._has_claimed:  # whether or not it was opened, and the rivals still live
+            give_up(self._open)
         if not self._open.by_id and not self._open.twins:
             return None
-        if len(self._peers) > 1:
-            give_up(self._open)
         return self._open.take_here(command_id(event))
 
     def _remember_cursor(self, command: OpenCommand, span: Span, cursor: int | None) -> None:

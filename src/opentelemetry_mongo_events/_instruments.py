@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from opentelemetry_mongo_events._readings import Reading
 
+_LOOK_AGAIN: Final = 0.1
 _MANY: Final = 1_000
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 _OUTAGES: Final = (0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300)
@@ -68,7 +69,7 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider | None) -> None:
         self._provider = _global_provider if provider is None else _reference(provider)
-        self.are_real = Reality(self._provider, "opentelemetry.metrics")
+        self.are_real = Reality(self._provider, "opentelemetry.metrics", _LOOK_AGAIN)
         """Whether anything is made of what is measured."""
         self._noted: deque[tuple[str, tuple[str | int | None, ...]]] = deque()
         self._counting = threading.Lock()

@@ -128,10 +128,12 @@ def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple
         if child is LEFT_OUT:
             continue
         if kind in _LITERALS:
-            if child is not None and child.leaf is not None:
-                if child is not NAME:
-                    return None
+            if child is None or child.leaf is None:
+                parts.append(None)  # a part for each key, so that no two commands have the same
+            elif child is NAME:
                 parts.append(value)
+            else:
+                return None
         elif kind is dict and _is_flat(value, child or place.others):
             parts.append(tuple(value))
         else:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_LOOK_AGAIN: Final = 0.1
 
 
 class Reality:
     """True once a provider is another than those of the API's own.
 
-    The global provider may be set later than it is asked for. Since this is asked for each command, and to look at the
-    global provider takes longer than all else, it is looked at ten times a second until then.
+    The global provider may be set later than it is asked for.
 
     Args:
         provider: Gives the provider of now.
         api: The module of the API that such providers are in.
+        look_again: After how many seconds it is looked at again. This is asked for each command, and to look at the
+            global provider takes longer than all else.
     """
 
-    __slots__ = ("_api", "_look_again", "_provider", "is_real")
+    __slots__ = ("_api", "_every", "_look_again", "_provider", "is_real")
 
-    def __init__(self, provider: Callable[[], object], api: str) -> None:
+    def __init__(self, provider: Callable[[], object], api: str, look_again: float = 0.0) -> None:
         self._provider = provider
         self._api = api
+        self._every = look_again
         self.is_real = False
         """What was seen last: once it is true it stays so, and is quicker to ask than this object itself."""
         self._look_again = 0.0
@@ -35,5 +35,5 @@ class Reality:
         if not self.is_real and time.perf_counter() >= self._look_again:
             module = type(self._provider()).__module__
             self.is_real = module != self._api and not module.startswith(f"{self._api}.")
-            self._look_again = time.perf_counter() + _LOOK_AGAIN
+            self._look_again = time.perf_counter() + self._every
         return self.is_real

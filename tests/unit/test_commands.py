@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pymongo
@@ -581,3 +582,51 @@ def test_no_provider_at_all_is_no_span_and_no_trouble() -> None:
     commands_of(listeners).started(started({"find": "orders"}))
 
     assert len(table_of(listeners)) == 0
+
+
+def exhausted(*listeners: Any) -> None:
+    """One more reply of an exhaust cursor: all of them have the request id 0."""
+    for each in listeners:
+        each.started(started({"getMore": 5, "collection": "orders"}, request_id=0))
+    for each in listeners:
+        each.succeeded(succeeded("getMore", request_id=0))
+
+
+def test_what_a_listener_claimed_and_did_not_open_is_given_up_all_the_same() -> None:
+    spans = Spans()
+    first = commands_of(event_listeners(tracer_provider=Spans(ALWAYS_OFF).provider))
+    second = commands_of(event_listeners(tracer_provider=spans.provider))
+    exhausted(first, second)
+    assert spans.names == []
+
+    first._switch.telemetry = None
+    exhausted(first, second)
+    assert spans.names == ["getMore orders"]
+
+
+def test_a_claim_is_given_up_though_there_is_no_rival_any_more() -> None:
+    spans = Spans()
+    first = commands_of(event_listeners(tracer_provider=Spans().provider))
+    rivals = [event_listeners(tracer_provider=Spans().provider)]
+    first.started(started({"getMore": 5, "collection": "orders"}, request_id=0))
+    rivals.clear()
+    gc.collect()
+    first.succeeded(succeeded("getMore", request_id=0))
+
+    exhausted(commands_of(event_listeners(tracer_provider=spans.provider)))
+    assert spans.names == ["getMore orders"]
+
+
+def test_an_odd_command_spoils_the_name_of_no_other(commands: Any, spans: Spans) -> None:
+    odd_and_right: list[dict[str, Any]] = [
+        {"explain": "orders"},
+        {"explain": {"find": "orders"}},
+        {"getMore": "users", "collection": "orders"},
+        {"getMore": 7, "collection": "users"},
+    ]
+    for command in odd_and_right:
+        name = next(iter(command))
+        commands.started(started(command))
+        commands.succeeded(succeeded(name))
+
+    assert spans.names == ["explain shop", "explain orders", "getMore orders", "getMore users"]

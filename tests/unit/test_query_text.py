@@ -1042,6 +1042,15 @@ def test_commands_of_one_shape_share_their_text_and_no_data_is_remembered() -> N
     assert remembered() == before + 3  # and the first one's filter
 
 
+def test_a_document_and_a_literal_that_change_places_make_another_text() -> None:
+    assert masked({"configureFailPoint": "a", "mode": {"times": 1}, "data": 5}) == (
+        '{"configureFailPoint":"?","mode":{"times":"?"},"data":"?"}'
+    )
+    assert masked({"configureFailPoint": "a", "mode": 5, "data": {"times": 1}}) == (
+        '{"configureFailPoint":"?","mode":"?","data":{"times":"?"}}'
+    )
+
+
 def test_a_text_that_is_remembered_is_not_longer_than_it_may_be() -> None:
     command = {"find": "a", "filter": {"limited": 1}}
     whole = masked(command)
