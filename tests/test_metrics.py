@@ -291,7 +291,8 @@ with MongoClient(sys.argv[1]) as first:
     exporter = InMemorySpanExporter()
     trace.set_tracer_provider(TracerProvider())
     trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
-    first.admin.command("ping")  # a span at once
+    time.sleep(0.01)
+    first.admin.command("ping")  # it has a span by now
     time.sleep(0.1)
     first.admin.command("ping")
     # Asked for by the provider that is the global one by now: the same instruments.

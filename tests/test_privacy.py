@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SHAPES = int(os.environ.get("FUZZ_SHAPES", "0"))
 FILLINGS = 50 if SHAPES else 5
 chosen = settings(
-    max_examples=SHAPES or 100,
+    max_examples=SHAPES or 40,
     derandomize=not SHAPES,
     database=None,
     deadline=None,

@@ -23,7 +23,7 @@ class Reality:
 
     __slots__ = ("_api", "_every", "_look_again", "_provider", "is_real")
 
-    def __init__(self, provider: Callable[[], object], api: str, look_again: float = 0.0) -> None:
+    def __init__(self, provider: Callable[[], object], api: str, look_again: float) -> None:
         self._provider = provider
         self._api = api
         self._every = look_again

@@ -30,6 +30,9 @@ RequestHook = Callable[[Span, "CommandStartedEvent"], object]
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
 FailedHook = Callable[[Span, "CommandFailedEvent"], object]
 
+# To look costs some 3 us, and a command that starts just after the provider was set has no span.
+_LOOK_AGAIN: Final = 0.01
+
 # Not just an empty context: that is false, and an SDK that is given one takes the current span instead.
 NO_PARENT: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 """The context of what belongs to no caller."""
@@ -120,7 +123,7 @@ def _tracer(provider: trace.TracerProvider) -> Tracer:
 def _reality(provider: trace.TracerProvider | None) -> Reality:
     # What stands for the global provider until there is one may be given, too.
     is_global = provider is None or isinstance(provider, trace.ProxyTracerProvider)
-    return Reality(trace.get_tracer_provider if is_global else lambda: provider, "opentelemetry.trace")
+    return Reality(trace.get_tracer_provider if is_global else lambda: provider, "opentelemetry.trace", _LOOK_AGAIN)
 
 
 def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:
