@@ -151,7 +151,7 @@ class PoolState:
     @property
     def is_reported_by_another(self) -> bool:
         """Whether another listener, which saw this pool first, reports it."""
-        return any(switch.of("pools") for switch in self.others)
+        return bool(self.others) and any(switch.of("pools") for switch in self.others)
 
     @property
     def is_over(self) -> bool:

@@ -35,6 +35,7 @@ from opentelemetry_mongo_events._telemetry import NO_PARENT
 if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram
 
+    from opentelemetry_mongo_events._instruments import Instruments
     from opentelemetry_mongo_events._pool_states import PoolState, PoolStates
     from opentelemetry_mongo_events._server_states import ServerStates
     from opentelemetry_mongo_events._telemetry import Telemetry
@@ -104,8 +105,8 @@ class PoolEvents(ConnectionPoolListener):
         if event.connection_id in pool.made:
             return  # the client has this listener twice
         pool.made[event.connection_id] = time.perf_counter()
-        if (telemetry := self._telemetry(pool)) is not None:
-            _record(telemetry.instruments.create_time, duration(event, since), pool)
+        if (instruments := self._measuring(pool)) is not None:
+            _record(instruments.create_time, duration(event, since), pool)
 
     @guarded
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
@@ -142,10 +143,8 @@ class PoolEvents(ConnectionPoolListener):
         since = pool.waiters.end()
         if not pool.take(event.connection_id):
             return  # the client has this listener twice
-        if (telemetry := self._telemetry(pool)) is not None:
-            instruments = telemetry.instruments
-            if instruments.are_real:
-                _record(instruments.wait_time, duration(event, since), pool)
+        if (instruments := self._measuring(pool)) is not None:
+            _record(instruments.wait_time, duration(event, since), pool)
 
     @guarded
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
@@ -172,14 +171,17 @@ class PoolEvents(ConnectionPoolListener):
             return
         now = time.perf_counter()
         pool.made[event.connection_id] = now
-        if (telemetry := self._telemetry(pool)) is not None:
-            instruments = telemetry.instruments
-            if instruments.are_real:
-                _record(instruments.use_time, now - since, pool)
+        if (instruments := self._measuring(pool)) is not None:
+            _record(instruments.use_time, now - since, pool)
 
     def _telemetry(self, pool: PoolState) -> Telemetry | None:
         """Where this pool reports, if anywhere."""
-        return None if pool.others and pool.is_reported_by_another else self._pools.switch.of("pools")
+        return None if pool.is_reported_by_another else self._pools.switch.of("pools")
+
+    def _measuring(self, pool: PoolState) -> Instruments | None:
+        """What this pool is measured with; None where it reports nowhere, or nothing would come of it."""
+        telemetry = self._telemetry(pool)
+        return telemetry.instruments if telemetry is not None and telemetry.instruments.are_real else None
 
     def _trace_failure(self, telemetry: Telemetry, pool: PoolState, reason: str, started: int, ended: int) -> None:
         """A span of the wait that was in vain, from and to the times in nanoseconds."""
