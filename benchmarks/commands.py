@@ -9,7 +9,6 @@ Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import uuid
 from pathlib import Path
@@ -30,7 +29,7 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.compare import Goal, Work, compare
+from benchmarks.compare import Goal, Work, compare, parser
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._query_text import query_text
 from tests import events
@@ -145,17 +144,21 @@ class Nothing(CommandListener):
 # ---------------------------------------------------------------------------------------------------------------------
 # The floor.
 
-COMMON: Final[dict[str, Any]] = {"db.system.name": "mongodb", "db.namespace": "shop", "db.operation.name": "find"}
-SERVER: Final[dict[str, Any]] = {"server.address": "127.0.0.1", "server.port": 27017}
-COLLECTION: Final[dict[str, Any]] = {"db.collection.name": "orders"}
-MEASURED: Final[dict[str, Any]] = {**COMMON, **SERVER, **COLLECTION}
+MEASURED: Final[dict[str, Any]] = {
+    "db.system.name": "mongodb",
+    "db.namespace": "shop",
+    "db.operation.name": "find",
+    "db.collection.name": "orders",
+    "server.address": "127.0.0.1",
+    "server.port": 27017,
+}
 AT_START: Final[dict[str, Any]] = {
     **MEASURED,
     "db.query.summary": "find orders",
     "network.transport": "tcp",
     "db.mongodb.server_connection_id": 7,
+    "db.mongodb.driver_connection_id": 1,
 }
-ON_A_CONNECTION: Final[dict[str, Any]] = {"db.mongodb.driver_connection_id": 1}
 WAITED: Final[dict[str, Any]] = {"mongodb.client.connection.wait_time": 0.001}
 POOL: Final[dict[str, Any]] = {"db.client.connection.pool.name": "127.0.0.1:27017"}
 TEXT: Final = query_text("find", FIND, is_raw=False, limit=4096)
@@ -173,7 +176,7 @@ class Floor:
         pools: bool = False,
     ) -> None:
         self._tracer = provider.get_tracer("floor")
-        self._attributes = {**AT_START, **ON_A_CONNECTION, **(WAITED if pools else {})}
+        self._attributes = {**AT_START, **(WAITED if pools else {})}
         self._text = text
         self._duration, self._rows, self._wait, self._use = (
             None if meter is None else meter.create_histogram(name) for name in ("duration", "rows", "wait", "use")
@@ -316,11 +319,10 @@ LARGE: Final = ("text, $in of 10,000", "text, insert of 1,000 x 1 KB")
 
 def main() -> None:
     """Run the cases that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a moment for each case")
-    parser.add_argument("--only", default="", help="the cases whose name has this in it")
-    parser.add_argument("--output", help="a file for pyperf's own tools")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--only", default="", help="the cases whose name has this in it")
+    options.add_argument("--output", help="a file for pyperf's own tools")
+    arguments = options.parse_args()
     measured = []
     for title, case in cases().items():
         if arguments.only in title:

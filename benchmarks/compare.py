@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import time
 from collections.abc import Callable, Mapping
@@ -72,6 +73,13 @@ def compare(
         verdict = "" if ratio <= goal.factor else "  <- above"
         print(f"  {of} / {goal.base:<21}{ratio:9.3f}     goal {goal.factor:.3f}{verdict}")
     return list(benchmarks.values())
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What each benchmark takes on the command line."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="only show that it runs")
+    return made
 
 
 def _benchmark(name: str, values: list[float], loops: int) -> pyperf.Benchmark:

@@ -5,7 +5,6 @@ Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import threading
@@ -17,7 +16,7 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.commands import FIND, ON, REPLY, driven, measuring
-from benchmarks.compare import Goal, Work, compare
+from benchmarks.compare import Goal, Work, compare, parser
 from opentelemetry_mongo_events import event_listeners
 from tests import events
 
@@ -104,9 +103,7 @@ def in_tasks(tasks: int, listeners: Any) -> Work:
 
 def main() -> None:
     """Compare many with one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a moment")
-    rounds, pairs = (1, 1) if parser.parse_args().quick else (15, 10)
+    rounds, pairs = (1, 1) if parser(__doc__).parse_args().quick else (15, 10)
     compare(
         f"{OPEN:,} open commands",
         {"none open": driven(observed(), checks_out=True), "ours": beside_open_commands()},

@@ -8,18 +8,15 @@ Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import multiprocessing
 import socket
-import struct
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import bson
 from opentelemetry.instrumentation.pymongo import CommandTracer
 from opentelemetry.sdk.trace import TracerProvider
 from pymongo import MongoClient
@@ -28,9 +25,9 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.commands import Floor, measuring
-from benchmarks.compare import Goal, Work, compare
+from benchmarks.compare import Goal, Work, compare, parser
 from opentelemetry_mongo_events import event_listeners
-from tests.servers.scripted import OP_MSG, OP_QUERY, read_request
+from tests.servers.scripted import read_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,10 +45,10 @@ HELLO: Final = {
     "maxWireVersion": 21,
     "connectionId": 7,
 }
-FOUND: Final = bson.encode(
-    {"cursor": {"id": 0, "ns": "shop.orders", "firstBatch": [{"_id": 1, "email": "alice@example.org"}]}, "ok": 1.0}
-)
-_HEADER: Final = struct.Struct("<iiii")
+FOUND: Final = {
+    "cursor": {"id": 0, "ns": "shop.orders", "firstBatch": [{"_id": 1, "email": "alice@example.org"}]},
+    "ok": 1.0,
+}
 
 
 def serve(told: Connection) -> None:
@@ -69,13 +66,9 @@ def answer(connection: socket.socket) -> None:
     with contextlib.suppress(OSError, EOFError, ConnectionError), connection:
         while True:
             request = read_request(connection)
-            is_find = "find" in request.command
-            body = FOUND if is_find else bson.encode(HELLO)
-            if request.op_code == OP_QUERY:
-                op_code, body = 1, struct.pack("<iqii", 8, 0, 0, 1) + body
-            else:
-                op_code, body = OP_MSG, struct.pack("<IB", 0, 0) + body
-            connection.sendall(_HEADER.pack(_HEADER.size + len(body), 1, request.request_id, op_code) + body)
+            document = FOUND if "find" in request.command else HELLO
+            _, message = request.reply(document, request.request_id, more_to_come=False)
+            connection.sendall(message)
 
 
 @contextlib.contextmanager
@@ -134,9 +127,7 @@ def finding(client: MongoClient[Any]) -> Work:
 
 def main() -> None:
     """Measure CPU time, and then the time on the wall."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a moment")
-    loops, rounds = (20, 3) if parser.parse_args().quick else (500, 31)
+    loops, rounds = (20, 3) if parser(__doc__).parse_args().quick else (500, 31)
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("contrib")
     listeners: dict[str, list[Any]] = {
         "no listener": [],

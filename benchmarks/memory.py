@@ -5,7 +5,6 @@ Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 import tracemalloc
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from opentelemetry.metrics import NoOpMeterProvider
 
 from benchmarks.commands import ON, REPLY, SESSION
+from benchmarks.compare import parser
 from opentelemetry_mongo_events import event_listeners
 from tests import events
 
@@ -26,9 +26,7 @@ COLLECTIONS = 10_000
 
 def main() -> None:
     """Send the commands, and tell ten times how much is held."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a thousand commands")
-    total = 1_000 if parser.parse_args().quick else 1_000_000
+    total = 1_000 if parser(__doc__).parse_args().quick else 1_000_000
     # The SDK's own metrics keep a series for each collection, up to its limit of 2,000: that is not measured here.
     listeners = event_listeners(tracer_provider=ON, meter_provider=NoOpMeterProvider())
     commands = next(each for each in listeners if isinstance(each, CommandListener))
