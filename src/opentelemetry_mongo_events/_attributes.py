@@ -254,7 +254,7 @@ def continued_cursor(command: Mapping[str, Any]) -> int | None:
 def transaction_number(command: Mapping[str, Any]) -> int | None:
     """The number of the transaction, or of the retryable write, that a command is part of."""
     number = command.get("txnNumber")
-    return None if number is None or not isinstance(number, int) else int(number)
+    return int(number) if isinstance(number, int) else None
 
 
 def killed_cursors(command: Mapping[str, Any]) -> list[int]:

@@ -16,7 +16,8 @@ from bson.regex import Regex
 BINARY: Final = '{"$binary":"?"}'
 _UNKNOWN: Final = '"?"'
 
-_quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
+as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+"""A text as JSON."""
 _encoded: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -26,7 +27,7 @@ def quoted(text: str, room: int) -> str:
     if not text.isascii():
         # A lone surrogate would make exporters fail, and is nothing that a server ever got.
         text = text.encode(errors="replace").decode()
-    while len(json_text := _quoted(text)) > room and text:
+    while len(json_text := as_json(text)) > room and text:
         text = text[: len(text) * max(0, room - 2) // (len(json_text) - 2)]
     return json_text
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from opentelemetry_mongo_events._attributes import COLLECTION_COMMANDS
+from opentelemetry_mongo_events._extended_json import as_json
 
 MASK: Final = '"?"'
 HIDDEN: Final = '"?":'
@@ -26,9 +26,6 @@ _SEGMENT: Final = re.compile(
 # An address, a date or a telephone number rather than indices: no path begins with one, nor are arrays nested so deep.
 _NUMBERS: Final = re.compile(r"\d+\.|.*\.\d+\.\d+\.\d", re.ASCII)
 _FLAGS: Final = frozenset({"text", "2d", "2dsphere", "hashed"})
-
-quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
-"""A string as JSON."""
 
 
 def masked_key(key: str) -> str:
@@ -61,7 +58,7 @@ def _field(value: object) -> str:
 
 def _name(value: object) -> str:
     """Names a collection, a database or both."""
-    return quoted(value[:_KEY_LENGTH]) if type(value) is str else MASK
+    return as_json(value[:_KEY_LENGTH]) if type(value) is str else MASK
 
 
 def _path(value: object) -> str:
@@ -76,7 +73,7 @@ def _flag(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)) and value in (1, -1, 0):
         return str(int(value))
-    return quoted(value) if type(value) is str and value in _FLAGS else MASK
+    return as_json(value) if type(value) is str and value in _FLAGS else MASK
 
 
 def _flag_or_path(value: object) -> str:
