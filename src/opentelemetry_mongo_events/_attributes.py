@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
 from collections.abc import Mapping, Sized
@@ -64,7 +65,7 @@ COLLECTION_COMMANDS: Final = frozenset(
     }
 )
 
-_BATCHES: Final = {"insert": "documents", "update": "updates", "delete": "deletes", "bulkWrite": "ops"}
+BATCHES: Final = {"insert": "documents", "update": "updates", "delete": "deletes", "bulkWrite": "ops"}
 
 _SUMMARY_LENGTH: Final = 255
 
@@ -201,18 +202,16 @@ def description(
     return Description(name, attributes, measured)
 
 
-def start_attributes(described: Description, command_name: str, command: Mapping[str, Any]) -> Attributes:
-    """What is known of a command before it is sent, so that a sampler sees it."""
-    attributes = described.attributes.copy()
-    if command_name in _BATCHES:
-        batch = command.get(_BATCHES[command_name])
+def add_batch_and_transaction(attributes: Attributes, command_name: str, command: Mapping[str, Any]) -> None:
+    """Add how large a batch is, and which transaction a command is part of."""
+    if command_name in BATCHES:
+        batch = command.get(BATCHES[command_name])
         # The conventions leave the size out for one: that is no batch.
         if isinstance(batch, Sized) and len(batch) != 1:
             attributes[names.DB_OPERATION_BATCH_SIZE] = len(batch)
     # A retryable write has a transaction number too; `autocommit` is there in a transaction only.
     if command.get("autocommit") is False:
         _add_transaction(attributes, command)
-    return attributes
 
 
 def _add_transaction(attributes: Attributes, command: Mapping[str, Any]) -> None:
@@ -277,9 +276,8 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
     # First what is quicker to tell than by a call.
     if type(reply) is not dict and not _is_document(reply):
         return SUCCEEDED
-    attributes: Attributes = {}
     cursor = reply.get("cursor")
-    identifier = batch = None
+    identifier = batch = rows = None
     if type(cursor) is dict or (cursor is not None and _is_document(cursor)):
         identifier = cursor.get("id")
         if type(identifier) is not int:  # the driver's own Int64 is another one
@@ -287,20 +285,32 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
         batch = cursor.get("firstBatch")
         if batch is None:
             batch = cursor.get("nextBatch")
-        if isinstance(batch, list):
-            # The driver publishes a raw batch as one blob, whose documents it hasn't counted.
-            if len(batch) != 1 or not isinstance(batch[0], bytes):
-                attributes[names.RETURNED_ROWS] = len(batch)
-            if identifier:
-                attributes[names.CURSOR_ID] = identifier
+        # The driver publishes a raw batch as one blob, whose documents it hasn't counted.
+        if isinstance(batch, list) and (len(batch) != 1 or not isinstance(batch[0], bytes)):
+            rows = len(batch)
     if command_name != "bulkWrite" and "writeErrors" not in reply and "writeConcernError" not in reply:
-        return Outcome(attributes, None, None, identifier)
+        return _good(rows, identifier) if identifier else _remembered_good(rows, identifier)
     error, count = _write_error(command_name, reply, batch)
+    good = _good(rows, identifier)
     if error is None:
-        return Outcome(attributes, None, None, identifier)
+        return good
+    attributes = good.attributes.copy()
     if count:
         attributes[names.WRITE_ERRORS] = count
     return Outcome(attributes, _add_server_error(attributes, error), _message(command_name, error), identifier)
+
+
+def _good(rows: int | None, cursor: int | None) -> Outcome:
+    attributes: Attributes = {}
+    if rows is not None:
+        attributes[names.RETURNED_ROWS] = rows
+    if cursor:
+        attributes[names.CURSOR_ID] = cursor
+    return Outcome(attributes, None, None, cursor)
+
+
+# Most replies open no cursor and differ in a small number only.
+_remembered_good: Final = functools.lru_cache(1_000)(_good)
 
 
 def _write_error(command_name: str, reply: Mapping[str, Any], batch: object) -> tuple[object, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry.context import get_current
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
@@ -12,18 +12,18 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import (
+    BATCHES,
     COLLECTION_COMMANDS,
     FAILED,
     SUCCEEDED,
     Outcome,
+    add_batch_and_transaction,
     collection_name,
     continued_cursor,
-    description,
     failure_outcome,
     is_retryable_write_error,
     killed_cursors,
     reply_outcome,
-    start_attributes,
     transaction_number,
 )
 from opentelemetry_mongo_events._claims import METRICS, SPANS, give_up
@@ -34,25 +34,25 @@ from opentelemetry_mongo_events._driver import (
     is_loss_of_server,
     runs_in_background,
 )
-from opentelemetry_mongo_events._episodes import outage_on
+from opentelemetry_mongo_events._episodes import outage_on, outages
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
-from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._open_commands import LIMIT, CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._process_state import peers
 from opentelemetry_mongo_events._query_text import query_text
 from opentelemetry_mongo_events._recent import Recent
+from opentelemetry_mongo_events._semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID, WAIT_TIME
 from opentelemetry_mongo_events._server_states import note_failure
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from opentelemetry_mongo_events._attributes import Address, Description
+    from opentelemetry_mongo_events._attributes import Address, Attributes
     from opentelemetry_mongo_events._held_connections import HeldConnection
     from opentelemetry_mongo_events._telemetry import Switch, Telemetry
 
 _REMEMBERED: Final = 1_000
-_NO_ADDRESS: Final = (None, None)
 
 # What the driver sends by itself, besides what it sends for a caller: it may come from a background thread or task.
 _BACKGROUND: Final = frozenset({"authenticate", "endSessions", "killCursors", "saslContinue", "saslStart"})
@@ -75,8 +75,29 @@ def _show_text(span: Span, command_name: str, command: Mapping[str, Any], teleme
             span.set_attribute(names.OLD_STATEMENT, text)
 
 
+class _Past(NamedTuple):
+    """What a command goes on from.
+
+    Attributes:
+        links: To the spans of it; None where there are none.
+        attempt: 1, or a later attempt of its operation.
+        continued_cursor: The cursor that a `getMore` goes on with.
+    """
+
+    links: list[Link] | None = None
+    attempt: int = 1
+    continued_cursor: int | None = None
+
+
+_NO_PAST: Final = _Past()
+
+
 class CommandEvents(CommandListener):
-    """Opens and closes the spans. Runs on the thread, or in the task, that called the driver; never raises."""
+    """Opens and closes the spans. Runs on the thread, or in the task, that called the driver; never raises.
+
+    `started` and `succeeded` run for each command. What few commands need is in methods of its own, and what all need is
+    in as few as possible: next to the SDK's own code, each function more is one more for the processor to load.
+    """
 
     def __init__(self, switch: Switch, open_commands: OpenCommands, guard: Guard) -> None:
         self.guard = guard
@@ -86,74 +107,113 @@ class CommandEvents(CommandListener):
         self._peers = peers(open_commands)
         self._has_claimed = False
         self._failed_attempts: Recent[tuple[int | None, str, int | None], tuple[SpanContext, int]] = Recent(_REMEMBERED)
-        self._descriptions: Recent[tuple[Any, ...], Description] = Recent(_REMEMBERED)
 
-    @guarded
     def started(self, event: CommandStartedEvent) -> None:
         """Open the command: a span, unless it is excluded, traced by another or not sampled, and its metrics."""
-        command_name = event.command_name
-        if command_name == "killCursors":  # seen or not, its cursors are gone
-            for cursor in killed_cursors(event.command):
-                self._cursors.pop(_cursor_key(event.connection_id, cursor), None)
-        telemetry = self._switch.telemetry
-        if telemetry is None or not telemetry.config.commands:
-            return
-        metrics, spans = telemetry.instruments.are_real, telemetry.makes_spans
-        is_measured = metrics.is_real or bool(metrics)
-        is_traced = spans.is_real or bool(spans)
-        if not is_measured and not is_traced:
-            return
-        context = get_current()
-        if context and not is_instrumentation_enabled():
-            return
-        if command_name in _BACKGROUND and runs_in_background():
-            context = NO_PARENT
-        identifier = command_id(event)
-        open_commands = self._open
-        has_rivals = len(self._peers) > 1
-        if has_rivals:
-            self._has_claimed = True
-        if is_measured and has_rivals:
-            is_measured = METRICS.take(identifier, open_commands)
-        if is_traced and (has_rivals or telemetry.asks_of_each):
-            is_traced = self._is_traced(command_name, identifier, context, telemetry, has_rivals)
-        if not is_measured and not is_traced:
-            return
-        held = held_connection(open_commands, identifier)
-        if identifier in open_commands.by_id or open_commands.twins:
-            twin = holder(open_commands, identifier)
-            if twin is not None and (held is None or held.connection_id == twin.connection_id):
-                return  # the client has this listener twice
-        if open_commands.has_room():
-            self._open_command(event, command_name, identifier, held, context, telemetry, is_traced, is_measured)
-            # Again: a hook may have run commands of its own.
-            if has_rivals:
-                if is_measured:
-                    METRICS.take(identifier, open_commands)
-                if is_traced:
-                    SPANS.take(identifier, open_commands)
+        try:
+            command_name = event.command_name
+            may_be_own = command_name in _BACKGROUND
+            if may_be_own and command_name == "killCursors":  # seen or not, its cursors are gone
+                for cursor in killed_cursors(event.command):
+                    self._cursors.pop(_cursor_key(event.connection_id, cursor), None)
+            telemetry = self._switch.telemetry
+            if telemetry is None or not telemetry.config.commands:
+                return
+            metrics, spans = telemetry.instruments.are_real, telemetry.makes_spans
+            is_measured = metrics.is_real or bool(metrics)
+            is_traced = spans.is_real or bool(spans)
+            if not is_measured and not is_traced:
+                return
+            context = get_current()
+            if context and not is_instrumentation_enabled():
+                return
+            if may_be_own and runs_in_background():
+                context = NO_PARENT
+            identifier = command_id(event)
+            has_rivals = len(self._peers) > 1
+            if has_rivals or telemetry.asks_of_each:
+                is_measured = is_measured and self._is_measured(identifier, has_rivals)
+                is_traced = is_traced and self._is_traced(command_name, identifier, context, telemetry, has_rivals)
+                if not is_measured and not is_traced:
+                    return
+            table = self._open
+            held = held_connection(table, identifier)
+            is_odd = identifier in table.by_id or table.twins or len(table.by_id) >= LIMIT
+            if is_odd and (self._is_known(identifier, held) or not table.has_room()):
+                return
+            wait_time = None
+            if held is not None:
+                wait_time, held.wait_time = held.wait_time, None  # it is the first command's
 
-    @guarded
+            command, (_, address, server_id) = event.command, identifier
+            target = command.get(command_name)
+            if type(target) is not str or command_name not in COLLECTION_COMMANDS:
+                target = collection_name(command_name, command)
+            kind = (command_name, event.database_name, target, address)
+            described = telemetry.descriptions.get(kind) or telemetry.describe(*kind)
+            txn_number = command.get("txnNumber")
+            past = _NO_PAST
+            span = None
+            if is_traced:
+                attributes = described.attributes.copy()
+                if command_name in BATCHES or txn_number is not None:
+                    add_batch_and_transaction(attributes, command_name, command)
+                if server_id is not None:
+                    attributes[SERVER_CONNECTION_ID] = server_id
+                if held is not None:
+                    attributes[DRIVER_CONNECTION_ID] = held.connection_id
+                    if wait_time is not None:
+                        attributes[WAIT_TIME] = wait_time
+                if outages or self._failed_attempts or command_name == "getMore":
+                    past = self._past(event, attributes)
+                span = telemetry.tracer.start_span(described.name, context, SpanKind.CLIENT, attributes, past.links)
+                if not span.is_recording():
+                    span = None
+            if span is None and not is_measured:
+                return
+            if held is None:
+                held = hold(table, address, None)
+            opened = OpenCommand(
+                identifier, held, span, described.measured if is_measured else None, context, telemetry
+            )
+            if txn_number is not None:
+                opened.txn_number = transaction_number(command)
+            if past is not _NO_PAST:
+                opened.attempt, opened.continued_cursor = past.attempt, past.continued_cursor
+            table.add(opened)
+            if span is not None:
+                if telemetry.config.query_text != OFF:
+                    _show_text(span, command_name, command, telemetry)
+                if telemetry.request_hook is not None:
+                    self.guard.run("request_hook", telemetry.request_hook, span, event)
+            if has_rivals:  # again: a hook may have run commands of its own
+                self._claim_again(opened, is_traced=is_traced)
+        except Exception as error:
+            self.guard.failed("CommandEvents.started", error)
+
     def succeeded(self, event: CommandSucceededEvent) -> None:
         """Close the command's span, with what the reply tells."""
-        command = self._take(event)
-        if command is None:
-            return
-        outcome = SUCCEEDED
         try:
-            reply = event.reply
-            outcome = reply_outcome(event.command_name, reply)
-            span = command.span
-            if span is not None:
-                if outcome.cursor or command.continued_cursor is not None:
-                    self._remember_cursor(command, span, outcome.cursor)
-                if outcome.error is not None:
-                    self._note_failure(command, span, outcome)
-                # Without a transaction number the driver doesn't write again, whatever the label says.
-                if command.txn_number is not None and is_retryable_write_error(reply):
-                    self._remember_attempt(command, span, event)
-        finally:
-            self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
+            command = self._take(event)
+            if command is None:
+                return
+            outcome = SUCCEEDED
+            try:
+                outcome = reply_outcome(event.command_name, event.reply)
+                if command.span is not None and (
+                    outcome.cursor
+                    or outcome.error is not None
+                    or command.continued_cursor is not None
+                    or command.txn_number is not None
+                ):
+                    self._remember(command, command.span, outcome, event)
+            finally:
+                if command.telemetry.response_hook is None:
+                    command.close(outcome, None if command.measured is None else event.duration_micros / 1e6)
+                else:
+                    self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
+        except Exception as error:
+            self.guard.failed("CommandEvents.succeeded", error)
 
     @guarded
     def failed(self, event: CommandFailedEvent) -> None:
@@ -172,6 +232,12 @@ class CommandEvents(CommandListener):
         finally:
             self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
 
+    def _is_measured(self, identifier: CommandId, has_rivals: bool) -> bool:
+        """Whether the command is measured by this listener."""
+        if has_rivals:
+            self._has_claimed = True
+        return not has_rivals or METRICS.take(identifier, self._open)
+
     def _is_traced(
         self,
         command_name: str,
@@ -184,95 +250,45 @@ class CommandEvents(CommandListener):
         config = telemetry.config
         if telemetry.double_tracing is not None and telemetry.double_tracing.found(get_current_span(context)):
             return False
-        if has_rivals and not SPANS.take(identifier, self._open):
-            return False
+        if has_rivals:
+            self._has_claimed = True
+            if not SPANS.take(identifier, self._open):
+                return False
         if command_name in config.exclude_commands:
             return False
         return not config.require_parent_span or get_current_span(context).get_span_context().is_valid
 
-    def _open_command(
-        self,
-        event: CommandStartedEvent,
-        command_name: str,
-        identifier: CommandId,
-        held: HeldConnection | None,
-        context: Context,
-        telemetry: Telemetry,
-        is_traced: bool,
-        is_measured: bool,
-    ) -> None:
-        _, address, server_id = identifier
-        command = event.command
-        attempt = 1
-        txn_number = command.get("txnNumber")
-        if txn_number is not None:
-            txn_number = transaction_number(command)
-        continued = continued_cursor(command) if command_name == "getMore" else None
-        span = None
-        wait_time = None
-        if held is not None:
-            wait_time = held.wait_time
-            held.wait_time = None
-        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
-        host, port = address or _NO_ADDRESS
-        target = command.get(command_name)
-        if type(target) is not str or command_name not in COLLECTION_COMMANDS:
-            target = collection_name(command_name, command)
-        kind = (command_name, event.database_name, target, host, port, telemetry.old_names)
-        described = self._descriptions.get(kind)
-        if described is None:
-            described = self._describe(kind, command, address)
+    def _claim_again(self, command: OpenCommand, *, is_traced: bool) -> None:
+        if command.measured is not None:
+            METRICS.take(command.command_id, self._open)
         if is_traced:
-            attributes = start_attributes(described, command_name, command)
-            if server_id is not None:
-                attributes[names.SERVER_CONNECTION_ID] = server_id
-            if held is not None:
-                attributes[names.DRIVER_CONNECTION_ID] = held.connection_id
-            if wait_time is not None:
-                attributes[names.WAIT_TIME] = wait_time
-            outage = outage_on(address)
-            links = [] if outage is None else [outage]
-            if self._failed_attempts:
-                failed_attempt = self._failed_attempts.pop((event.operation_id, command_name, txn_number), None)
-                if failed_attempt is not None:
-                    attempt = failed_attempt[1] + 1
-                    attributes[names.ATTEMPT] = attempt
-                    links.append(Link(failed_attempt[0]))
-            if continued is not None:
-                attributes[names.CURSOR_ID] = continued
-                opener = self._cursors.get(_cursor_key(address, continued))
-                if opener is not None:
-                    links.append(Link(opener))
-            span = telemetry.tracer.start_span(described.name, context, SpanKind.CLIENT, attributes, links)
-            if not span.is_recording():
-                span = None
-        if span is None and not is_measured:
-            return
-        if held is None:
-            held = hold(self._open, address, None)
-        opened = OpenCommand(identifier, held, span, described.measured if is_measured else None, context, telemetry)
-        if txn_number is not None:
-            opened.txn_number = txn_number
-        if attempt > 1:
-            opened.attempt = attempt
-        if continued is not None:
-            opened.continued_cursor = continued
-        self._open.add(opened)
-        if span is None:
-            return
-        if telemetry.config.query_text != OFF:
-            _show_text(span, command_name, command, telemetry)
-        if telemetry.request_hook is not None:
-            self.guard.run("request_hook", telemetry.request_hook, span, event)
+            SPANS.take(command.command_id, self._open)
 
-    def _describe(self, kind: tuple[Any, ...], command: Mapping[str, Any], address: Address | None) -> Description:
-        """Describe commands of a kind, once: to do so each time would cost as much as to start a span."""
-        command_name, database, *_, old_names = kind
-        described = description(
-            command_name, database, collection_name(command_name, command), address, old_names=old_names
+    def _is_known(self, identifier: CommandId, held: HeldConnection | None) -> bool:
+        """Whether the command is open on its connection, as it is where the client has this listener twice."""
+        twin = holder(self._open, identifier)
+        return twin is not None and (held is None or held.connection_id == twin.connection_id)
+
+    def _past(self, event: CommandStartedEvent, attributes: Attributes) -> _Past:
+        """What the command goes on from: an outage, a failed attempt, a cursor."""
+        command_name, command, address = event.command_name, event.command, event.connection_id
+        outage = outage_on(address)
+        links = [] if outage is None else [outage]
+        attempt = 1
+        failed_attempt = self._failed_attempts.pop(
+            (event.operation_id, command_name, transaction_number(command)), None
         )
-        self._descriptions.put(kind, described)
-        return described
+        if failed_attempt is not None:
+            attempt = failed_attempt[1] + 1
+            attributes[names.ATTEMPT] = attempt
+            links.append(Link(failed_attempt[0]))
+        continued = continued_cursor(command) if command_name == "getMore" else None
+        if continued is not None:
+            attributes[names.CURSOR_ID] = continued
+            opener = self._cursors.get(_cursor_key(address, continued))
+            if opener is not None:
+                links.append(Link(opener))
+        return _Past(links, attempt, continued)
 
     def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
         """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
@@ -281,6 +297,16 @@ class CommandEvents(CommandListener):
         if not self._open.by_id and not self._open.twins:
             return None
         return self._open.take_here(command_id(event))
+
+    def _remember(self, command: OpenCommand, span: Span, outcome: Outcome, event: CommandSucceededEvent) -> None:
+        """Remember what later commands, or an outage, may link to."""
+        if outcome.cursor or command.continued_cursor is not None:
+            self._remember_cursor(command, span, outcome.cursor)
+        if outcome.error is not None:
+            self._note_failure(command, span, outcome)
+        # Without a transaction number the driver doesn't write again, whatever the label says.
+        if command.txn_number is not None and is_retryable_write_error(event.reply):
+            self._remember_attempt(command, span, event)
 
     def _remember_cursor(self, command: OpenCommand, span: Span, cursor: int | None) -> None:
         """Remember which span opened a cursor, until the cursor is exhausted or broken."""

@@ -194,12 +194,13 @@ class _Episodes:
 
     def __init__(self) -> None:
         self.guard = Guard()
+        self.outages: dict[int, Episode] = {}
         self.forget()
 
     def forget(self) -> None:
         """After a fork they are the parent's. The lock may have been held there."""
         self.open: dict[Episode, None] = {}
-        self.outages: dict[int, Episode] = {}
+        self.outages.clear()
         self.lock = threading.RLock()
         """Nothing that isn't this package's own is called while it is held."""
 
@@ -260,6 +261,9 @@ class _Episodes:
 
 _episodes: Final = _Episodes()
 
+outages: Final = _episodes.outages
+"""Those that are outages, by the identities of the addresses of their servers: always the same dictionary."""
+
 
 def begin_discovery(topology: TopologyState, telemetry: Telemetry, switch: Switch, started: float) -> None:
     """A client looks for its servers, since then, unless it has found one or this is known. Runs on any thread."""
@@ -308,8 +312,7 @@ def end_all(error: str, switch: Switch | None = None) -> None:
 
 def outage_on(address: Address | None) -> Link | None:
     """A link to the outage of that server's topology, if one is known to be open."""
-    outages = _episodes.outages
-    episode = outages.get(id(address)) if outages else None
+    episode = outages.get(id(address))
     # A server that the topology has no more may be forgotten, and its identity be that of another client's address.
     if episode is None or id(address) not in episode.topology.members:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
+from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from opentelemetry.context import Context
@@ -78,7 +78,7 @@ class OpenCommand:
         self.measured = measured
         self.context = context
         self.telemetry = telemetry
-        self.since = time.monotonic()
+        self.since = monotonic()
 
     def close(self, outcome: Outcome, seconds: float | None = None) -> None:
         """End the span, with what the outcome adds to it, and measure.
@@ -87,12 +87,21 @@ class OpenCommand:
             outcome: How it ended.
             seconds: How long it took, as the driver has it; None where the driver says nothing.
         """
+        span = self.span
         try:
-            if self.span is not None:
-                self._end(self.span, outcome)
+            if span is not None and span.is_recording():  # a hook may have ended it: then it stays as it is
+                try:
+                    for name, value in outcome.attributes.items():
+                        span.set_attribute(name, value)
+                    if outcome.error is not None:
+                        span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
+                    for incident in self.incidents:
+                        incident.add_to(span)
+                finally:
+                    span.end()
         finally:
             if self.measured is not None:
-                self._measure(self.measured, outcome, time.monotonic() - self.since if seconds is None else seconds)
+                self._measure(self.measured, outcome, monotonic() - self.since if seconds is None else seconds)
 
     def note(self, incident: Incident) -> None:
         """Keep what happened to its server, unless that was before it. Runs on a thread of the driver's own.
@@ -105,19 +114,6 @@ class OpenCommand:
     def interrupt(self) -> None:
         """End a command whose outcome will never be known."""
         self.close(INTERRUPTED)
-
-    def _end(self, span: Span, outcome: Outcome) -> None:
-        if not span.is_recording():  # a hook has ended it: then it stays as it is
-            return
-        try:
-            for name, value in outcome.attributes.items():
-                span.set_attribute(name, value)
-            if outcome.error is not None:
-                span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
-            for incident in self.incidents:
-                incident.add_to(span)
-        finally:
-            span.end()
 
     def _described(self, outcome: Outcome) -> str | None:
         config = self.telemetry.config
@@ -187,13 +183,15 @@ class OpenCommands:
         if command is None and not self.twins:
             return None
         held = newest()
-        if command is None or command.held is not held or held.connection_id is None:  # an exception
-            held = holder(self, command_id)
-            if held is None and held_connection(self, command_id) is not None:
-                return None  # it ran on that connection, and was not opened
-            return self.take(command_id, held)
-        held.command = None
-        return self.by_id.pop(command_id, None)
+        if command is not None and command.held is held:  # as a rule
+            held.command = None
+            if held.connection_id is None:
+                let_go(held)
+            return self.by_id.pop(command_id, None)
+        held = holder(self, command_id)
+        if held is None and held_connection(self, command_id) is not None:
+            return None  # it ran on that connection, and was not opened
+        return self.take(command_id, held)
 
     def take(self, command_id: CommandId, held: HeldConnection | None) -> OpenCommand | None:
         """Take a command out.

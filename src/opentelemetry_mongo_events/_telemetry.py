@@ -13,10 +13,12 @@ from opentelemetry._logs import Logger, LoggerProvider, get_logger
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 
+from opentelemetry_mongo_events._attributes import description
 from opentelemetry_mongo_events._config import LOG_RECORDS, Config, config_from, shown
 from opentelemetry_mongo_events._instruments import Instruments, instruments
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._reality import Reality
+from opentelemetry_mongo_events._recent import Recent
 from opentelemetry_mongo_events._semconv import SCHEMA_URL, SCOPE, old_names_wanted
 from opentelemetry_mongo_events._version import __version__
 
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
 
+    from opentelemetry_mongo_events._attributes import Address, Description
     from opentelemetry_mongo_events._double_tracing import DoubleTracing
 
 RequestHook = Callable[[Span, "CommandStartedEvent"], object]
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
 FailedHook = Callable[[Span, "CommandFailedEvent"], object]
+
+_REMEMBERED: Final = 1_000
 
 # To look costs some 3 us, and a command that starts just after the provider was set has no span.
 _LOOK_AGAIN: Final = 0.01
@@ -59,6 +64,18 @@ class Telemetry:
     """None where the listeners were asked for by hand: then they trace whatever else does."""
     asks_of_each: bool
     """Whether it is asked of each command if it gets a span; if not, all do."""
+    descriptions: Recent[tuple[Any, ...], Description] = dataclasses.field(default_factory=lambda: Recent(_REMEMBERED))
+    """Those of the commands that came last, by command name, database, collection and address."""
+
+    def describe(
+        self, command_name: str, database: str, collection: str | None, address: Address | None
+    ) -> Description:
+        """Describe commands of a kind, once: to do so each time would cost as much as to start a span."""
+        described = description(command_name, database, collection, address, self.old_names)
+        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
+        address = None if address is None else (address[0], address[1])
+        self.descriptions.put((command_name, database, collection, address), described)
+        return described
 
 
 class Switch:

@@ -12,6 +12,7 @@ from bson.raw_bson import RawBSONDocument
 
 from opentelemetry_mongo_events._attributes import (
     Outcome,
+    add_batch_and_transaction,
     collection_name,
     continued_cursor,
     description,
@@ -19,14 +20,15 @@ from opentelemetry_mongo_events._attributes import (
     is_retryable_write_error,
     reply_outcome,
     span_name,
-    start_attributes,
 )
 
 
 def start(command: dict[str, Any], address: Any = ("db.example", 27017), old_names: bool = False) -> dict[str, Any]:
     name = next(iter(command), "hello")
     collection = collection_name(name, command)
-    return start_attributes(description(name, "shop", collection, address, old_names), name, command)
+    attributes = description(name, "shop", collection, address, old_names).attributes
+    add_batch_and_transaction(attributes, name, command)
+    return attributes
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_a_reply_tells_whether_the_driver_writes_again(reply: Any, retried: bool
         ),
         # A raw batch is one blob.
         ({"ok": 1, "cursor": {"id": 12, "firstBatch": [b"..."]}}, {"db.mongodb.cursor_id": 12}),
-        ({"ok": 1, "cursor": {"id": 12, "firstBatch": 3}}, {}),
+        ({"ok": 1, "cursor": {"id": 12, "firstBatch": 3}}, {"db.mongodb.cursor_id": 12}),
         ({"ok": 1, "cursor": 3}, {}),
         ({"ok": 1, "nErrors": 3}, {}),
         (None, {}),
