@@ -180,8 +180,11 @@ class PoolEvents(ConnectionPoolListener):
 
     def _measuring(self, pool: PoolState) -> Instruments | None:
         """What this pool is measured with; None where it reports nowhere, or nothing would come of it."""
-        telemetry = self._telemetry(pool)
-        return telemetry.instruments if telemetry is not None and telemetry.instruments.are_real else None
+        telemetry = self._pools.switch.telemetry
+        if telemetry is None or not telemetry.config.pools or (pool.others and pool.is_reported_by_another):
+            return None
+        instruments = telemetry.instruments
+        return instruments if instruments.are_real.is_real or instruments.are_real else None
 
     def _trace_failure(self, telemetry: Telemetry, pool: PoolState, reason: str, started: int, ended: int) -> None:
         """A span of the wait that was in vain, from and to the times in nanoseconds."""
@@ -212,4 +215,5 @@ def _record(histogram: Histogram, seconds: float | None, pool: PoolState) -> Non
 
 def _context() -> Context:
     """That of the caller: the driver's background tasks copied a stranger's."""
-    return NO_PARENT if runs_in_background() else get_current()
+    context = get_current()
+    return NO_PARENT if context and runs_in_background() else context  # mostly empty, which is quicker to tell

@@ -11,10 +11,10 @@ import asyncio
 import gc
 import sys
 import threading
-import time
 import types
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,13 +28,23 @@ _MANY: Final = 64
 _CHECKOUT: Final = frozenset({"_get_conn", "_get_socket"})
 
 
-class _Waiter(NamedTuple):
-    since: float
-    thread: int
-    runs_in: weakref.ref[Any] | None
-    """The asyncio task or the greenlet; None for a thread."""
-    outer: _Waiter | None
-    """The wait around this one: while a connection is made, a hook may ask for another one."""
+class _Waiter:
+    """Somebody who waits.
+
+    Attributes:
+        since: Since when, by `time.perf_counter()`.
+        thread: In which thread.
+        runs_in: The asyncio task or the greenlet; None for a thread.
+        outer: The wait around this one: while a connection is made, a hook may ask for another one.
+    """
+
+    __slots__ = ("outer", "runs_in", "since", "thread")
+
+    def __init__(self, thread: int, runs_in: weakref.ref[Any] | None, outer: _Waiter | None) -> None:
+        self.since = perf_counter()
+        self.thread = thread
+        self.runs_in = runs_in
+        self.outer = outer
 
 
 class Waiters:
@@ -55,9 +65,7 @@ class Waiters:
         outer = self._waiting.get(key)
         if outer is not None:
             outer = _outermost(outer, sum(map(self._is_checkout, _frames(sys._getframe()))))
-        self._waiting[key] = _Waiter(
-            time.perf_counter(), thread, None if runs_in is None else weakref.ref(runs_in), outer
-        )
+        self._waiting[key] = _Waiter(thread, None if runs_in is None else weakref.ref(runs_in), outer)
         if len(self._waiting) > self._many:
             self.count()
             self._many = max(_MANY, 2 * len(self._waiting))
