@@ -240,10 +240,10 @@ def test_a_duration_is_never_negative(micros: int, listeners: Any, metrics: Metr
 def test_a_metric_that_cant_be_recorded_doesnt_keep_a_span_open(
     listeners: Any, spans: Spans, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(self: Any, *args: Any) -> None:
+    def broken(*_: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(_open_commands.OpenCommand, "_measure", broken)
+    monkeypatch.setattr(_open_commands, "set_span_in_context", broken)
     commands: Any = commands_of(listeners)
     for _ in range(2):
         commands.started(started({"find": "orders"}))

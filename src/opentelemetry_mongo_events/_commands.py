@@ -95,8 +95,8 @@ _NO_PAST: Final = _Past()
 class CommandEvents(CommandListener):
     """Opens and closes the spans. Runs on the thread, or in the task, that called the driver; never raises.
 
-    `started` and `succeeded` run for each command. What few commands need is in methods of its own, and what all need is
-    in as few as possible: next to the SDK's own code, each function more is one more for the processor to load.
+    `started` and `succeeded` run for each command. What few commands need is in methods of its own, and what all need
+    is in as few as possible: next to the SDK's own code, each function more is one more for the processor to load.
     """
 
     def __init__(self, switch: Switch, open_commands: OpenCommands, guard: Guard) -> None:
@@ -194,7 +194,11 @@ class CommandEvents(CommandListener):
     def succeeded(self, event: CommandSucceededEvent) -> None:
         """Close the command's span, with what the reply tells."""
         try:
-            command = self._take(event)
+            table = self._open
+            if self._has_claimed:  # whether or not it was opened, and the rivals still live
+                give_up(table)
+            # Whatever is off or suppressed by now, what was opened is closed.
+            command = table.take_here(command_id(event)) if table.by_id or table.twins else None
             if command is None:
                 return
             outcome = SUCCEEDED
@@ -218,7 +222,9 @@ class CommandEvents(CommandListener):
     @guarded
     def failed(self, event: CommandFailedEvent) -> None:
         """Close the command's span as an error."""
-        command = self._take(event)
+        if self._has_claimed:
+            give_up(self._open)
+        command = self._open.take_here(command_id(event))
         if command is None:
             return
         outcome = FAILED
@@ -289,14 +295,6 @@ class CommandEvents(CommandListener):
             if opener is not None:
                 links.append(Link(opener))
         return _Past(links, attempt, continued)
-
-    def _take(self, event: CommandSucceededEvent | CommandFailedEvent) -> OpenCommand | None:
-        """Take the command out of the table: whatever is off or suppressed by now, what was opened is closed."""
-        if self._has_claimed:  # whether or not it was opened, and the rivals still live
-            give_up(self._open)
-        if not self._open.by_id and not self._open.twins:
-            return None
-        return self._open.take_here(command_id(event))
 
     def _remember(self, command: OpenCommand, span: Span, outcome: Outcome, event: CommandSucceededEvent) -> None:
         """Remember what later commands, or an outage, may link to."""

@@ -47,6 +47,9 @@ class HeldConnection:
 # A tuple, not a list: a task starts with a copy of its parent's context, and what it holds is not its parent's.
 _held: ContextVar[tuple[HeldConnection, ...]] = ContextVar("opentelemetry_mongo_events_held_connections", default=())
 
+held_here: Final = _held.get
+"""Those which the current thread or task holds, the newest last."""
+
 
 def hold(owner: object, address: Any, connection_id: int | None, *, being_made: bool = False) -> HeldConnection:
     """Note that the current thread or task got a connection."""
@@ -82,12 +85,6 @@ def let_go(connection: HeldConnection) -> None:
         _held.set(held[:-1])
     else:
         _held.set(tuple([each for each in held if each is not connection]))
-
-
-def newest() -> HeldConnection | None:
-    """The connection which the current thread or task got last, of those that it holds."""
-    held = _held.get()
-    return held[-1] if held else None
 
 
 def held_connection(owner: object, command_id: CommandId) -> HeldConnection | None:

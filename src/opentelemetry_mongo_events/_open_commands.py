@@ -12,7 +12,7 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events._attributes import INTERRUPTED
 from opentelemetry_mongo_events._config import RAW
-from opentelemetry_mongo_events._held_connections import held_connection, holder, let_go, newest
+from opentelemetry_mongo_events._held_connections import held_connection, held_here, holder, let_go
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._process_state import keep_track
 from opentelemetry_mongo_events._semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
@@ -100,8 +100,20 @@ class OpenCommand:
                 finally:
                     span.end()
         finally:
-            if self.measured is not None:
-                self._measure(self.measured, outcome, monotonic() - self.since if seconds is None else seconds)
+            attributes = self.measured
+            if attributes is not None:
+                # The context makes the exemplar: it leads to this span.
+                context = self.context if span is None else set_span_in_context(span, _EMPTY)
+                instruments = self.telemetry.instruments
+                rows = outcome.attributes.get(RETURNED_ROWS)
+                if rows is not None:
+                    instruments.returned_rows.record(rows, attributes, context)  # type: ignore[arg-type]  # an int
+                if outcome.error is not None:
+                    errors: Attributes = {key: outcome.attributes[key] for key in _ERRORS if key in outcome.attributes}
+                    attributes = attributes | errors
+                if seconds is None:
+                    seconds = monotonic() - self.since
+                instruments.operation_duration.record(max(0.0, seconds), attributes, context)
 
     def note(self, incident: Incident) -> None:
         """Keep what happened to its server, unless that was before it. Runs on a thread of the driver's own.
@@ -119,17 +131,6 @@ class OpenCommand:
         config = self.telemetry.config
         message = outcome.message[: config.query_text_max_length] if outcome.message else None
         return f"{outcome.error}: {message}" if message and config.query_text == RAW else outcome.error
-
-    def _measure(self, attributes: Attributes, outcome: Outcome, seconds: float) -> None:
-        # The context makes the exemplar: it leads to this span.
-        context = self.context if self.span is None else set_span_in_context(self.span, _EMPTY)
-        instruments = self.telemetry.instruments
-        rows = outcome.attributes.get(RETURNED_ROWS)
-        if rows is not None:
-            instruments.returned_rows.record(rows, attributes, context)  # type: ignore[arg-type]  # it is an int
-        if outcome.error is not None:
-            attributes = attributes | {key: outcome.attributes[key] for key in _ERRORS if key in outcome.attributes}
-        instruments.operation_duration.record(max(0.0, seconds), attributes, context)
 
 
 class OpenCommands:
@@ -182,7 +183,8 @@ class OpenCommands:
         command = self.by_id.get(command_id)
         if command is None and not self.twins:
             return None
-        held = newest()
+        here = held_here()
+        held = here[-1] if here else None
         if command is not None and command.held is held:  # as a rule
             held.command = None
             if held.connection_id is None:
