@@ -34,6 +34,7 @@ PYMONGOS: Final = {
 OPENTELEMETRIES: Final = ("oldest", "newest")
 
 nox.options.error_on_missing_interpreters = False
+nox.options.default_venv_backend = "virtualenv"
 
 
 def executable(python: str) -> str | None:

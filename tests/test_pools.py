@@ -139,11 +139,14 @@ def test_who_waits_is_pending(server: ScriptedServer, listeners: Any, metrics: M
         assert metrics.connections() == held(client) == (1, 0)
 
 
-def test_the_wait_stands_on_the_command_that_it_delayed(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
+def test_the_wait_stands_on_the_command_that_it_delayed(
+    server: ScriptedServer, listeners: Any, spans: Spans, metrics: Metrics
+) -> None:
     with connect(server.uri, event_listeners=listeners, maxPoolSize=1) as client, ThreadPoolExecutor(1) as threads:
         client.admin.command("ping")
         with in_use(client, server):
             waiting = threads.submit(client.shop.command, "count", "orders")
+            until(lambda: pending(metrics) == 1)
             time.sleep(0.1)
         waiting.result()
 
