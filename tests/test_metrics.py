@@ -218,10 +218,10 @@ def test_what_the_driver_sends_in_the_background_has_no_exemplar(spans: Spans, m
     assert (found.count, list(found.exemplars)) == (1, [])
 
 
-def test_ten_thousand_collections_are_no_more_to_remember_than_one_thousand(metrics: Metrics) -> None:
+def test_no_more_than_a_thousand_collections_are_remembered(metrics: Metrics) -> None:
     made = event_listeners(tracer_provider=Spans(sampler=ALWAYS_OFF).provider, meter_provider=metrics.provider)
     commands: Any = commands_of(made)
-    for number in range(10_000):
+    for number in range(2_000):
         commands.started(started({"find": f"c{number}"}))
         commands.succeeded(succeeded("find"))
 
