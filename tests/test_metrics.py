@@ -269,7 +269,9 @@ def test_global_providers_that_are_set_later_get_all(server: ScriptedServer, tmp
     script.write_text(LATER.replace("GIVEN", given))
     done = run_script(script, server.uri)
 
-    assert done == {"ping": 2, "pools": {"idle": 2, "used": 0}, "names": ["127.0.0.1"], "spans": ["ping admin"] * 3}
+    # The second ping is measured too, where the machine takes its time.
+    assert done.pop("ping") in (2, 3)
+    assert done == {"pools": {"idle": 2, "used": 0}, "names": ["127.0.0.1"], "spans": ["ping admin"] * 3}
 
 
 LATER = """

@@ -34,9 +34,6 @@ ATTEMPTS_SHARE_OPERATION_ID = version_tuple >= (4, 18)
 POOL_EVENTS_HAVE_DURATIONS = version_tuple >= (4, 7)
 """Before 4.7 what the pool's events tell the end of is measured by ourselves."""
 
-CHECKOUT_FUNCTIONS: Final = frozenset({"_get_conn", "_get_socket"})
-"""What gets a connection out of a pool; the second is its name in 4.0 and 4.1."""
-
 # Up to 4.2 a date out of Python's range makes a document unreadable.
 _DATES: Final = getattr(getattr(codec_options, "DatetimeConversion", None), "DATETIME_AUTO", None)
 

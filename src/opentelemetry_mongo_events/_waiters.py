@@ -16,8 +16,6 @@ import weakref
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry_mongo_events._driver import CHECKOUT_FUNCTIONS
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,6 +23,9 @@ if TYPE_CHECKING:
 
 # Where nobody counts them, those that are gone are looked for when there are so many, and then at twice what is left.
 _MANY: Final = 64
+
+# What gets a connection out of a pool; the second is its name in PyMongo 4.0 and 4.1.
+_CHECKOUT: Final = frozenset({"_get_conn", "_get_socket"})
 
 
 class _Waiter:
@@ -99,8 +100,7 @@ class Waiters:
 
     def _is_checkout(self, frame: types.FrameType) -> bool:
         """Whether a frame is the driver's, and gets a connection out of this pool."""
-        module = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_name not in CHECKOUT_FUNCTIONS or not module.startswith("pymongo."):
+        if frame.f_code.co_name not in _CHECKOUT or not frame.f_globals.get("__name__", "").startswith("pymongo."):
             return False
         return getattr(frame.f_locals.get("self"), "address", None) is self._identity.address
 
