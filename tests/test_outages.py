@@ -43,6 +43,8 @@ COUNT = ("mongodb.client.server.count", "mongodb.client.server.type")
 
 # The shortest that the driver allows.
 OFTEN: dict[str, Any] = {"heartbeatFrequencyMS": 500}
+# A close waits as long as that for a server.
+CLOSED_WITHOUT_SERVER = OFTEN | {"serverSelectionTimeoutMS": 1000}
 
 is_asynchronous = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
 tells_of_its_end = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="PyMongo 4.9 tells of closed topologies")
@@ -603,7 +605,7 @@ def assert_ended(spans: Spans, metrics: Metrics, error: str) -> None:
 
 @tells_of_its_end
 def test_it_ends_with_its_client(server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics) -> None:
-    with connect(server.uri, event_listeners=watching, **OFTEN) as client:
+    with connect(server.uri, event_listeners=watching, **CLOSED_WITHOUT_SERVER) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -653,7 +655,7 @@ def test_an_outage_that_begins_while_the_instrumentation_is_taken_off_ends_at_on
     slow.goes_on.set()
     spans = Spans(slow)
     instrumentor.instrument(topology=True, tracer_provider=spans.provider)
-    with connect(server.uri, **OFTEN) as client:
+    with connect(server.uri, **CLOSED_WITHOUT_SERVER) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         slow.reached.clear()
@@ -725,7 +727,7 @@ def test_an_outage_whose_next_span_can_not_be_started_ends_all_the_same(
     sampler = Picky()
     spans = Spans(sampler)
     listeners = listeners_with(spans, metrics, episode_timeout=0.6)
-    with connect(server.uri, event_listeners=listeners, **OFTEN) as client:
+    with connect(server.uri, event_listeners=listeners, **CLOSED_WITHOUT_SERVER) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -749,7 +751,7 @@ def test_a_thread_that_was_ended_by_an_exporter_is_replaced(server: ScriptedServ
     exits = Exits()
     spans.provider.add_span_processor(exits)
     listeners = event_listeners(tracer_provider=spans.provider, topology=True, episode_timeout=0.6)
-    with connect(server.uri, event_listeners=listeners, **OFTEN) as client:
+    with connect(server.uri, event_listeners=listeners, **CLOSED_WITHOUT_SERVER) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -909,7 +911,7 @@ async def test_a_failover_under_asynchronous_writes(
 async def test_an_outage_ends_with_its_asynchronous_client(
     server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
-    client = aconnect(server.uri, event_listeners=watching, **OFTEN)
+    client = aconnect(server.uri, event_listeners=watching, **CLOSED_WITHOUT_SERVER)
     await client.admin.command("ping")
     await eventually(lambda: spans.named(DISCOVERY))
     server.stop()

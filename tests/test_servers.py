@@ -99,7 +99,9 @@ def test_a_failover_is_told_by_the_types(
 
 
 def test_a_heartbeat_that_fails_has_its_error(server: ScriptedServer, watching: list[Any], metrics: Metrics) -> None:
-    with connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=500) as client:
+    with connect(
+        server.uri, event_listeners=watching, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=1000
+    ) as client:
         client.admin.command("ping")
         until(lambda: metrics.values(COUNT, TYPE) == {"Standalone": 1})
         server.stop()
