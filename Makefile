@@ -9,7 +9,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/test.stamp
-	$(BIN)/pytest --ignore=tests/integration --ignore=tests/benchmarks --cov --cov-report=term
+	$(BIN)/pytest -n auto --dist worksteal --ignore=tests/integration --ignore=tests/benchmarks --cov --cov-report=term
 
 # A million commands, of 10,000 shapes; SHAPES=100000 makes ten.
 SHAPES ?= 10000
@@ -23,12 +23,9 @@ benchmarks: $(VENV)/test.stamp
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration
 
-# The tests that need no other server, with older versions of what this works with: tests/versions/NAME.txt.
-versions: $(patsubst tests/versions/%.txt,versions-%,$(wildcard tests/versions/*.txt))
-
-versions-%:
-	@$(MAKE) --no-print-directory VENV=.venv-$* CONSTRAINTS='-c tests/versions/$*.txt' .venv-$*/versions.stamp
-	.venv-$*/bin/pytest -m 'not nx' --ignore=tests/integration --ignore=tests/benchmarks
+# With older versions of what this works with: a diagonal through the grid of noxfile.py. All of it: .venv/bin/nox
+versions: $(VENV)/nox.stamp
+	$(BIN)/nox --tags diagonal
 
 lint: $(VENV)/check.stamp
 	$(BIN)/ruff check
@@ -54,8 +51,8 @@ $(VENV)/%.stamp: pyproject.toml
 	  && $(PYTHON) -m venv $(VENV) \
 	  && $(BIN)/python -m pip install -q 'pip >= 25.1'; }
 	@echo "Installing what '$*' needs into $(VENV) ..."
-	@$(BIN)/python -m pip install -q -e '.[instruments]' --group $* $(CONSTRAINTS)
+	@$(BIN)/python -m pip install -q -e '.[instruments]' --group $*
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* build dist docs/_build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .nox build dist docs/_build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

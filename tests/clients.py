@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def connect(uri: str, **options: Any) -> MongoClient[Any]:
     """A client that gives up after a while, where its server isn't there."""
-    return MongoClient(uri, **({"serverSelectionTimeoutMS": 5000} | options))
+    return MongoClient(uri, **({"serverSelectionTimeoutMS": 20_000} | options))
 
 
 def answers(client: MongoClient[Any]) -> bool:
@@ -29,4 +29,4 @@ def aconnect(uri: str, **options: Any) -> AsyncMongoClient[Any]:
     """The same for asyncio; for use where the driver has such a client."""
     from pymongo import AsyncMongoClient
 
-    return AsyncMongoClient(uri, **({"serverSelectionTimeoutMS": 5000} | options))
+    return AsyncMongoClient(uri, **({"serverSelectionTimeoutMS": 20_000} | options))

@@ -55,7 +55,7 @@ def pools_of(listeners: list[Any]) -> Any:
 
 
 def run_through_an_outage(server: ScriptedServer, listeners: list[Any], spans: Spans) -> None:
-    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=1000, **OFTEN) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         server.stop()

@@ -36,12 +36,15 @@ if TYPE_CHECKING:
 DISCOVERY = "mongodb.client.discovery"
 OUTAGE = "mongodb.client.outage"
 OUTAGES = "mongodb.client.outage.duration"
+CHANGED = "mongodb.client.server.changed"
 
 SECONDARY = pymongo.ReadPreference.SECONDARY
 COUNT = ("mongodb.client.server.count", "mongodb.client.server.type")
 
 # The shortest that the driver allows.
 OFTEN: dict[str, Any] = {"heartbeatFrequencyMS": 500}
+# A close waits as long as that for a server.
+CLOSED_WITHOUT_SERVER = OFTEN | {"serverSelectionTimeoutMS": 1000}
 
 is_asynchronous = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
 tells_of_its_end = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="PyMongo 4.9 tells of closed topologies")
@@ -97,7 +100,7 @@ def test_a_discovery_is_a_root_span_with_all_that_happened_in_it(
         "mongodb.client.topology.type": "Single",
     }
     heartbeat = event(discovery, "heartbeat.succeeded")
-    assert 0 < heartbeat.pop("mongodb.client.heartbeat.duration") < 1
+    assert 0 < heartbeat.pop("mongodb.client.heartbeat.duration") < (time.time_ns() - before) / 1e9
     assert heartbeat == about | topology | {"mongodb.client.heartbeat.awaited": False}
 
 
@@ -129,7 +132,7 @@ def test_a_discovery_ends_with_the_first_readable_server(
 
 def test_a_discovery_that_fails_at_first_tells_why(server: ScriptedServer, watching: list[Any], spans: Spans) -> None:
     server.stop()
-    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=1000, **OFTEN) as client:
         with pytest.raises(PyMongoError):
             client.admin.command("ping")
         server.start()
@@ -272,7 +275,7 @@ def test_commands_of_a_known_outage_link_to_it(
 def test_a_killed_standalone_is_an_outage_with_its_failed_heartbeats(
     server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
-    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=1000, **OFTEN) as client:
         client.shop.orders.insert_one({})
         spans.wait_for(DISCOVERY)
         server.stop()
@@ -307,7 +310,7 @@ def test_a_command_that_fails_on_the_network_is_linked_from_the_outage(
     server: ScriptedServer, watching: list[Any], spans: Spans
 ) -> None:
     with connect(
-        server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, retryReads=False, **OFTEN
+        server.uri, event_listeners=watching, serverSelectionTimeoutMS=1000, retryReads=False, **OFTEN
     ) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
@@ -330,7 +333,7 @@ def test_a_command_that_fails_on_the_network_is_linked_from_the_outage(
 def test_failed_checkouts_are_linked_from_the_outage(
     server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
-    options: dict[str, Any] = {"serverSelectionTimeoutMS": 300, "retryReads": False, "maxPoolSize": 1}
+    options: dict[str, Any] = {"serverSelectionTimeoutMS": 1000, "retryReads": False, "maxPoolSize": 1}
     with connect(server.uri, event_listeners=watching, **OFTEN, **options) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
@@ -431,7 +434,7 @@ def _open(listeners: Any) -> list[Any]:
 def test_a_sharded_cluster_is_out_once_its_last_mongos_is(watching: list[Any], spans: Spans) -> None:
     with ScriptedServer(role="mongos") as first, ScriptedServer(role="mongos") as second:
         uri = f"mongodb://127.0.0.1:{first.port},127.0.0.1:{second.port}"
-        with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+        with connect(uri, event_listeners=watching, **OFTEN) as client:
             client.admin.command("ping")
             discovery = spans.wait_for(DISCOVERY)
             until(lambda: len(client.nodes) == 2)
@@ -454,9 +457,7 @@ def test_a_set_without_any_primary_is_out_once_nothing_can_be_read(
     replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans
 ) -> None:
     replica_set.step_down()
-    with connect(
-        replica_set.uri, event_listeners=watching, readPreference="secondary", serverSelectionTimeoutMS=300, **OFTEN
-    ) as client:
+    with connect(replica_set.uri, event_listeners=watching, readPreference="secondary", **OFTEN) as client:
         spans.wait_for(DISCOVERY)
         until(lambda: len(client.nodes) == 3)
         for member in replica_set.members[:2]:
@@ -488,7 +489,7 @@ def test_a_direct_connection_to_a_secondary_is_out_when_it_is_gone(
 ) -> None:
     secondary = replica_set.members[1]
     uri = f"mongodb://127.0.0.1:{secondary.port}/?directConnection=true"
-    with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(uri, event_listeners=watching, **OFTEN) as client:
         client.admin.command("ping")
         replica_set.step_down()
         replica_set.elect(replica_set.members[2])
@@ -511,7 +512,7 @@ def test_another_set_than_the_one_that_is_asked_for_is_never_discovered(
     replica_set: ScriptedReplicaSet, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
     uri = replica_set.uri.replace(f"replicaSet={replica_set.name}", "replicaSet=another")
-    with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=300) as client:
+    with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=1000) as client:
         with pytest.raises(PyMongoError):
             client.admin.command("ping")
         until(lambda: metrics.values(*COUNT) == {"RSPrimary": 0})
@@ -544,7 +545,7 @@ def test_a_server_that_is_removed_from_its_set_is_told(
 def test_two_clients_of_one_server_have_an_outage_each(
     server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
-    options: dict[str, Any] = {"event_listeners": watching, "serverSelectionTimeoutMS": 300} | OFTEN
+    options: dict[str, Any] = {"event_listeners": watching} | OFTEN
     with connect(server.uri, **options) as one, connect(server.uri, **options) as two:
         assert answers(one)
         assert answers(two)
@@ -585,9 +586,13 @@ def test_nothing_is_remembered_of_clients_that_are_gone(server: ScriptedServer, 
 
 
 def lose(server: ScriptedServer) -> None:
-    """Make a server unreachable, and wait until that is an outage."""
+    """Make a server unreachable, and wait until that is an outage that knows of the change which began it."""
     server.stop()
-    until(lambda: _episodes._episodes.outages)
+    until(lambda: any(CHANGED in names_noted(outage) for outage in list(_episodes._episodes.outages.values())))
+
+
+def names_noted(episode: _episodes.Episode) -> list[str]:
+    return [incident.name for incident in list(episode._incidents)]
 
 
 def assert_ended(spans: Spans, metrics: Metrics, error: str) -> None:
@@ -600,7 +605,7 @@ def assert_ended(spans: Spans, metrics: Metrics, error: str) -> None:
 
 @tells_of_its_end
 def test_it_ends_with_its_client(server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics) -> None:
-    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, event_listeners=watching, **CLOSED_WITHOUT_SERVER) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -627,7 +632,7 @@ def test_it_ends_when_the_instrumentation_is_taken_off(
 ) -> None:
     providers: Any = {"tracer_provider": spans.provider, "meter_provider": metrics.provider}
     instrumentor.instrument(topology=True, **providers)
-    with connect(server.uri, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, **OFTEN) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -650,7 +655,7 @@ def test_an_outage_that_begins_while_the_instrumentation_is_taken_off_ends_at_on
     slow.goes_on.set()
     spans = Spans(slow)
     instrumentor.instrument(topology=True, tracer_provider=spans.provider)
-    with connect(server.uri, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, **CLOSED_WITHOUT_SERVER) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         slow.reached.clear()
@@ -666,7 +671,7 @@ def test_it_goes_on_in_another_span_when_it_takes_too_long(
     server: ScriptedServer, spans: Spans, metrics: Metrics
 ) -> None:
     listeners = listeners_with(spans, metrics, episode_timeout=0.6)
-    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, event_listeners=listeners, **OFTEN) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -722,7 +727,7 @@ def test_an_outage_whose_next_span_can_not_be_started_ends_all_the_same(
     sampler = Picky()
     spans = Spans(sampler)
     listeners = listeners_with(spans, metrics, episode_timeout=0.6)
-    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, event_listeners=listeners, **CLOSED_WITHOUT_SERVER) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -746,7 +751,7 @@ def test_a_thread_that_was_ended_by_an_exporter_is_replaced(server: ScriptedServ
     exits = Exits()
     spans.provider.add_span_processor(exits)
     listeners = event_listeners(tracer_provider=spans.provider, topology=True, episode_timeout=0.6)
-    with connect(server.uri, event_listeners=listeners, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, event_listeners=listeners, **CLOSED_WITHOUT_SERVER) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -779,8 +784,8 @@ def test_a_span_that_takes_long_to_start_holds_up_no_other_client(
 ) -> None:
     listeners = event_listeners(tracer_provider=Spans(slow).provider, topology=True)
     with (
-        connect("mongodb://127.0.0.1:1", event_listeners=listeners, serverSelectionTimeoutMS=300),
-        connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client,
+        connect("mongodb://127.0.0.1:1", event_listeners=listeners),
+        connect(server.uri, event_listeners=watching, **OFTEN) as client,
     ):
         assert slow.reached.wait(5)
         client.admin.command("ping")
@@ -798,7 +803,7 @@ def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes
 ) -> None:
     monkeypatch.setattr(_episodes, "_episodes", _episodes._Episodes())  # as in a process that had none
     listeners = event_listeners(tracer_provider=Spans(slow).provider, topology=True)
-    with connect("mongodb://127.0.0.1:1", event_listeners=listeners, serverSelectionTimeoutMS=300):
+    with connect("mongodb://127.0.0.1:1", event_listeners=listeners):
         assert slow.reached.wait(5)
 
         def child() -> bool:
@@ -818,7 +823,7 @@ def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes
 def test_a_child_has_no_part_in_its_parents_outage(
     server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
-    with connect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN) as client:
+    with connect(server.uri, event_listeners=watching, **OFTEN) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
         lose(server)
@@ -906,7 +911,7 @@ async def test_a_failover_under_asynchronous_writes(
 async def test_an_outage_ends_with_its_asynchronous_client(
     server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
-    client = aconnect(server.uri, event_listeners=watching, serverSelectionTimeoutMS=300, **OFTEN)
+    client = aconnect(server.uri, event_listeners=watching, **CLOSED_WITHOUT_SERVER)
     await client.admin.command("ping")
     await eventually(lambda: spans.named(DISCOVERY))
     server.stop()

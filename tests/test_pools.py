@@ -139,11 +139,14 @@ def test_who_waits_is_pending(server: ScriptedServer, listeners: Any, metrics: M
         assert metrics.connections() == held(client) == (1, 0)
 
 
-def test_the_wait_stands_on_the_command_that_it_delayed(server: ScriptedServer, listeners: Any, spans: Spans) -> None:
+def test_the_wait_stands_on_the_command_that_it_delayed(
+    server: ScriptedServer, listeners: Any, spans: Spans, metrics: Metrics
+) -> None:
     with connect(server.uri, event_listeners=listeners, maxPoolSize=1) as client, ThreadPoolExecutor(1) as threads:
         client.admin.command("ping")
         with in_use(client, server):
             waiting = threads.submit(client.shop.command, "count", "orders")
+            until(lambda: pending(metrics) == 1)
             time.sleep(0.1)
         waiting.result()
 
@@ -456,13 +459,18 @@ def test_an_interrupted_waiter_waits_no_more(server: ScriptedServer, listeners: 
         until(lambda: pending(metrics) == 1)
         seen.append("waiting")
         signal.pthread_kill(main, signal.SIGINT)
+        # One that comes just before the wait in the system begins is not seen before it ends.
+        while not interrupted.wait(10):
+            signal.pthread_kill(main, signal.SIGINT)
 
+    interrupted = threading.Event()
     main = threading.get_ident()
     with connect(server.uri, event_listeners=listeners, maxPoolSize=1) as client, in_use(client, server):
         interrupter = threading.Thread(target=interrupt)
         interrupter.start()
         with pytest.raises(KeyboardInterrupt):
             client.admin.command("ping")
+        interrupted.set()
         interrupter.join()
 
         assert (seen, pending(metrics)) == (["waiting"], 0)

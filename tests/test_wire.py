@@ -456,9 +456,13 @@ def interrupted(server: ScriptedServer, command_name: str, run: Callable[[], obj
     frozen = server.freeze(command_name)
 
     def interrupt() -> None:
-        assert frozen.reached.wait(5)
+        assert frozen.reached.wait(20)
         interrupt_main_thread()
+        # One that comes just before the wait in the system begins is not seen before it ends.
+        while not seen.wait(10):
+            interrupt_main_thread()
 
+    seen = threading.Event()
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     try:
@@ -466,7 +470,8 @@ def interrupted(server: ScriptedServer, command_name: str, run: Callable[[], obj
         with pytest.raises(KeyboardInterrupt):
             run()
     finally:
-        thread.join(5)
+        seen.set()
+        thread.join(20)
         signal.signal(signal.SIGINT, previous)
         frozen.release()
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 5) -> None:
+async def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait until `condition` is true, without holding up the event loop; AssertionError if it isn't in time."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
@@ -19,7 +19,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 5) -> Non
         await asyncio.sleep(0.01)
 
 
-def until(condition: Callable[[], object], seconds: float = 5) -> None:
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
     """The same in a thread that may be held up."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from bson import codec_options
 from pymongo import version_tuple
 from pymongo.errors import ConnectionFailure, NotPrimaryError
 from pymongo.monitoring import (
@@ -32,6 +33,14 @@ ATTEMPTS_SHARE_OPERATION_ID = version_tuple >= (4, 18)
 
 POOL_EVENTS_HAVE_DURATIONS = version_tuple >= (4, 7)
 """Before 4.7 what the pool's events tell the end of is measured by ourselves."""
+
+# Up to 4.2 a date out of Python's range makes a document unreadable.
+_DATES: Final = getattr(getattr(codec_options, "DatetimeConversion", None), "DATETIME_AUTO", None)
+
+CODEC_OPTIONS: Final[codec_options.CodecOptions[dict[str, Any]]] = codec_options.CodecOptions(
+    **({} if _DATES is None else {"datetime_conversion": _DATES})
+)
+"""How a raw document is read."""
 
 
 def _command_id_without_connection(event: CommandEvent) -> tuple[int, Any, None]:

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any, Final
 
 import bson
-from bson import codec_options
 from bson.binary import Binary
 from bson.code import Code
 from bson.dbref import DBRef
@@ -26,6 +25,7 @@ from bson.timestamp import Timestamp
 
 from opentelemetry_mongo_events import _extended_json as extended_json
 from opentelemetry_mongo_events._attributes import is_secret
+from opentelemetry_mongo_events._driver import CODEC_OPTIONS
 from opentelemetry_mongo_events._masking import (
     COMMAND,
     HIDDEN,
@@ -69,12 +69,6 @@ _LITERALS: Final = frozenset(
         Regex,
         Timestamp,
     }
-)
-
-# A date out of Python's range must not make a document unreadable; up to 4.2 it does.
-_DATES: Final = getattr(getattr(codec_options, "DatetimeConversion", None), "DATETIME_AUTO", None)
-_CODEC_OPTIONS: Final[codec_options.CodecOptions[dict[str, Any]]] = codec_options.CodecOptions(
-    **({} if _DATES is None else {"datetime_conversion": _DATES})
 )
 
 _REMEMBERED_LENGTH: Final = 1_000
@@ -323,7 +317,7 @@ class _Text:
             return None
         self._raw_room -= len(raw)
         try:
-            return bson.decode(bytes(raw), _CODEC_OPTIONS)
+            return bson.decode(bytes(raw), CODEC_OPTIONS)
         except bson.InvalidBSON:
             return None
 

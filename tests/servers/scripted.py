@@ -829,7 +829,7 @@ class ScriptedServer:
         with self._changed:
             return len(self._connections)
 
-    def wait_for(self, predicate: Callable[[ScriptedServer], object], timeout: float = 5.0) -> None:
+    def wait_for(self, predicate: Callable[[ScriptedServer], object], timeout: float = 20.0) -> None:
         """Wait until the predicate is true of this server.
 
         Raises:

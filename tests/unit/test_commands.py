@@ -249,7 +249,7 @@ def test_cursors_of_two_servers_are_two(commands: Any, spans: Spans) -> None:
 
 
 def test_the_memory_of_cursors_and_attempts_is_bounded(commands: Any) -> None:
-    for number in range(3000):
+    for number in range(1100):
         commands.started(started({"find": "orders"}))
         commands.succeeded(succeeded("find", {"cursor": {"id": number + 1, "firstBatch": []}}))
         commands.started(started({"find": "orders"}, operation_id=-number - 1))
