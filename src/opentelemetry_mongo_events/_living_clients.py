@@ -253,7 +253,9 @@ class _Inside:
         for server in topology._servers.values():
             self._look_at_pool(server._pool)
             _expect(server._monitor._listeners is self.listeners, "Monitor._listeners")
-            _expect(isinstance(getattr(server._monitor, "_publish", not _ASKS_EACH_TIME), bool), "Monitor._publish")
+            # Since 4.18 a monitor asks at each heartbeat; before, it has noted whether there are listeners.
+            notes = pymongo.version_tuple < (4, 18)
+            _expect(isinstance(getattr(server._monitor, "_publish", not notes), bool), "Monitor._publish")
 
     def _look_at_pool(self, pool: Any) -> None:
         _expect(pool.opts._event_listeners is self.listeners, "PoolOptions._event_listeners")
@@ -335,9 +337,8 @@ class _Inside:
         for server in self._topology._description.server_descriptions().values():
             signals.servers.take_over_server(server)
         self._append(signals.listeners("heartbeats"))
-        if not _ASKS_EACH_TIME:
-            for server in self._topology._servers.values():
-                server._monitor._publish = True
+        for server in self._topology._servers.values():
+            server._monitor._publish = True  # nobody asks for it since 4.18, but for the listeners at each heartbeat
 
     def _add_topology(self, signals: SignalListeners) -> None:
         topology = self._topology
@@ -364,10 +365,6 @@ class _Inside:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Where one version of the driver keeps what another one keeps elsewhere.
-
-# Since 4.18 a monitor looks for listeners at each heartbeat; before, it has noted whether there are any.
-_ASKS_EACH_TIME: Final = pymongo.version_tuple >= (4, 18)
-
 
 def _named(part: object, *names: str) -> Any:
     """What the module that a part's class is from, or one of those of its bases, has by one of those names."""
