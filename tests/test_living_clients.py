@@ -215,6 +215,26 @@ def test_it_is_added_while_threads_use_the_client(
     assert metrics.connections()[1] == 0
 
 
+def test_a_connection_that_somebody_keeps_though_it_is_closed(
+    living: MongoClient[Any], server: ScriptedServer, observe: Observe, metrics: Metrics
+) -> None:
+    closed = _connection(living)
+    _pool(living).reset()
+    _pool(living).ready()
+    with in_use(living, server):
+        assert closed.closed
+        observe(living)
+        assert metrics.connections() == held(living) == (0, 1)
+
+
+def test_commands_alone(living: MongoClient[Any], observe: Observe, spans: Spans, metrics: Metrics) -> None:
+    observe(living, pools=False, heartbeats=False)
+    living.admin.command("ping")
+
+    assert attributes(spans.one("ping admin"))["mongodb.client.connection.wait_time"] >= 0
+    assert metrics.points("db.client.connection.count") == []
+
+
 def test_pools_alone(living: MongoClient[Any], observe: Observe, spans: Spans, metrics: Metrics) -> None:
     observe(living, commands=False, heartbeats=False)
     living.admin.command("ping")

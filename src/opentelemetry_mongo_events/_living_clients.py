@@ -366,6 +366,7 @@ class _Inside:
 # ---------------------------------------------------------------------------------------------------------------------
 # Where one version of the driver keeps what another one keeps elsewhere.
 
+
 def _named(part: object, *names: str) -> Any:
     """What the module that a part's class is from, or one of those of its bases, has by one of those names."""
     for kind in type(part).__mro__:
@@ -472,11 +473,10 @@ def _take_over(pool: Any, connections: list[Any], state: PoolState, out: _Out) -
     """Tell what a pool holds."""
     state.has(pool.opts.non_default_options)
     state.is_ready = pool.state == _named(pool, "PoolState").READY
-    if pool.pid != os.getpid():
-        return  # those of a parent process are closed at the pool's first use
     idle = {id(connection) for connection in list(_idle(pool))}
     now = time.perf_counter()
-    for connection in connections:
+    # Those of a parent process are closed at the pool's first use.
+    for connection in connections if pool.pid == os.getpid() else []:
         number = connection.id
         if id(connection) in idle:
             state.made.setdefault(number, now - connection.idle_time_seconds())
