@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz benchmarks integration versions lint types layers docs wheel check clean
+.PHONY: demo test fuzz benchmarks integration versions lint types layers docs wheel audit check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
@@ -42,6 +42,12 @@ docs: $(VENV)/docs.stamp
 
 wheel: $(VENV)/check.stamp
 	PYTHON=$(BIN)/python scripts/check-wheel
+
+# Known faults of what this is installed with. It asks pypi.org, so it is no part of `check`. What it can't find there
+# would be left out and called well: --strict makes that a failure.
+audit: $(VENV)/audit.stamp
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt
 
 check: test lint types layers benchmarks integration docs wheel versions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry_mongo_events._guard import Guard
@@ -11,6 +12,8 @@ from opentelemetry_mongo_events._server_states import ServerStates
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from, usable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
     from pymongo.monitoring import (
@@ -76,7 +79,7 @@ def event_listeners(
         "failed_hook": failed_hook,
         **options,
     }
-    client_name = usable({"client_name": client_name}, "client_name", str.strip, "a text that isn't empty")
+    client_name = usable_client_name(client_name)
     telemetry = telemetry_from(keywords, double_tracing=None)
     signals = SignalListeners(Switch(telemetry), client_name)
     return [
@@ -84,8 +87,28 @@ def event_listeners(
     ]
 
 
+def usable_client_name(client_name: object) -> str | None:
+    """The name of a client; None, with a warning, for what is none."""
+    name: str | None = usable({"client_name": client_name}, "client_name", str.strip, "a text that isn't empty")
+    return name
+
+
 SIGNALS: Final = ("commands", "pools", "heartbeats", "topology")
 """What is observed, each by the name of its option, in the order in which the driver shall call the listeners."""
+
+
+_made: Final[weakref.WeakKeyDictionary[Listener, tuple[str, Switch]]] = weakref.WeakKeyDictionary()
+
+
+def are_observing(listeners: Iterable[object], signal: str) -> bool:
+    """Whether one of a client's listeners is of this package, for that signal, and switched on."""
+    for listener in listeners:
+        # Others may be of a kind that can be no key.
+        if type(listener).__module__.startswith(f"{__package__}."):
+            its_signal, switch = _made.get(listener, (None, None))  # type: ignore[call-overload]
+            if its_signal == signal and switch.of(signal) is not None:
+                return True
+    return False
 
 
 class SignalListeners:
@@ -93,16 +116,21 @@ class SignalListeners:
 
     They are imported when they are asked for: the package can be imported, and its entry point loaded, where PyMongo
     isn't installed.
+
+    Attributes:
+        pools: What the listeners for pools know.
+        servers: What those for heartbeats and topologies know.
     """
 
     def __init__(self, switch: Switch, client_name: str | None = None) -> None:
+        self.pools = PoolStates(switch, client_name)
+        self.servers = ServerStates(switch)
         self._switch = switch
-        self._client_name = client_name
-        self._servers = ServerStates(switch)
 
     def listeners(self, signal: str) -> list[Listener]:
         """New listeners for a signal."""
         made: list[Listener] = getattr(self, f"_{signal}")()
+        _made.update(dict.fromkeys(made, (signal, self._switch)))
         return made
 
     def _commands(self) -> list[Listener]:
@@ -116,14 +144,14 @@ class SignalListeners:
     def _pools(self) -> list[Listener]:
         from opentelemetry_mongo_events._pools import PoolEvents
 
-        return [PoolEvents(PoolStates(self._switch, self._client_name), self._servers, Guard())]
+        return [PoolEvents(self.pools, self.servers, Guard())]
 
     def _heartbeats(self) -> list[Listener]:
         from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
 
-        return [HeartbeatEvents(self._servers, Guard())]
+        return [HeartbeatEvents(self.servers, Guard())]
 
     def _topology(self) -> list[Listener]:
         from opentelemetry_mongo_events._topology import TopologyEvents
 
-        return [TopologyEvents(self._servers, Guard())]
+        return [TopologyEvents(self.servers, Guard())]

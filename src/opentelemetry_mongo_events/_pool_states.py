@@ -71,7 +71,7 @@ class PoolState:
     def __init__(self, identity: Identity, client_name: str | None, others: Sequence[Switch]) -> None:
         self.identity = identity
         self.target = target(identity.address)
-        self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
+        self.rename(client_name)
         self.maximum: int | None = None
         self.minimum = 0
         self.created = False
@@ -84,6 +84,18 @@ class PoolState:
         self.used: dict[tuple[int, int], float] = {}
         self.waiters = Waiters(identity)
         self.others = others
+
+    def rename(self, client_name: str | None) -> None:
+        """Its client is called that from now on."""
+        self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
+
+    def has(self, options: Mapping[str, Any]) -> None:
+        """Take its options: those that differ from the driver's defaults."""
+        self.created = True
+        self.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 is the driver's word for no limit
+        self.minimum = options.get("minPoolSize", _MIN_POOL_SIZE)
+        max_idle = options.get("maxIdleTimeMS")
+        self.max_idle = None if max_idle is None else max_idle / 1000
 
     def connections(self) -> tuple[int, int]:
         """How many connections are made and not checked out, and how many are checked out, at one moment."""
@@ -177,12 +189,7 @@ class PoolStates:
     def create(self, address: Address, options: Mapping[str, Any]) -> None:
         """A pool was created. A server that went away and came back has a new one of the same address."""
         self._sweep()
-        pool = self._add(address)
-        pool.created = True
-        pool.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 is the driver's word for no limit
-        pool.minimum = options.get("minPoolSize", _MIN_POOL_SIZE)
-        max_idle = options.get("maxIdleTimeMS")
-        pool.max_idle = None if max_idle is None else max_idle / 1000
+        self._add(address).has(options)
 
     def close(self, address: Address) -> None:
         """A pool was closed."""
@@ -204,6 +211,12 @@ class PoolStates:
         """All that may still hold something."""
         self._sweep()
         return list(self._pools)
+
+    def rename(self, client_name: str | None) -> None:
+        """Their client is called that from now on."""
+        self._client_name = client_name
+        for pool in list(self._pools):
+            pool.rename(client_name)
 
     def forget(self) -> None:
         """Drop all without a word: after a fork they are the parent's."""

@@ -349,6 +349,22 @@ class ServerStates:
             topology.note(incident)
         return server
 
+    def take_over(self, topology_id: ObjectId, description: TopologyDescription) -> None:
+        """Know a topology, and its servers, that have been what they are for a while."""
+        topology = self.topology(topology_id)
+        topology.is_new = False
+        topology.describe(description)
+        topology.is_discovered = topology.serves
+        for server in description.server_descriptions().values():
+            self.join(server.address, topology)
+
+    def take_over_server(self, description: ServerDescription) -> None:
+        """Know how a server's last heartbeat went, and how long its round trip is."""
+        server = self.server(description.address)
+        server.round_trip = description.round_trip_time
+        if description.is_server_type_known or description.error is not None:
+            server.is_failing = description.error is not None
+
     def close_topology(self, topology_id: ObjectId) -> None:
         """Its client was closed."""
         topology = self.topology(topology_id)
