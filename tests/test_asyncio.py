@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pymongo
 import pytest
 from opentelemetry.trace import StatusCode
+from pymongo import monitoring
+from pymongo.monitoring import TopologyListener
 
+from opentelemetry_mongo_events import MongoEventsInstrumentor, _episodes, _registration
+from opentelemetry_mongo_events._driver import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from tests.clients import aconnect
 from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, attributes, table_of
@@ -241,3 +245,68 @@ async def test_a_dropped_connection_ends_what_was_open(
 
     assert len(table_of(listeners)) == 0
     assert len(spans.named("find orders")) == len(server.received("find"))
+
+
+class Mine(TopologyListener):
+    """A listener of the application's own."""
+
+    def opened(self, event: Any) -> None: ...
+    def description_changed(self, event: Any) -> None: ...
+    def closed(self, event: Any) -> None: ...
+
+
+@pytest.mark.usefixtures("quick_driver")
+def test_a_client_can_be_made_where_no_loop_runs(
+    server: ScriptedServer,
+    instrumentor: MongoEventsInstrumentor,
+    spans: Spans,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_registration._TopologyListeners, "_has_warned", False)
+    monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY", "true")
+    instrumentor.instrument(tracer_provider=spans.provider)
+    clients = [aconnect(server.uri, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=1000) for _ in range(2)]
+    assert len(caplog.messages) == TOPOLOGY_LISTENERS_NEED_A_LOOP
+
+    observed = 1 if TOPOLOGY_LISTENERS_NEED_A_LOOP else 2
+
+    async def use() -> None:
+        instrumentor.instrument_client(clients[0])
+        for client in clients:
+            await client.admin.command("ping")
+        await asyncio.to_thread(server.stop)
+        await eventually(lambda: len(_episodes.outages) == observed)
+        for client in clients:
+            await client.close()
+
+    asyncio.run(use())
+
+    assert len(spans.named("ping admin")) == 2
+    assert len(spans.named("mongodb.client.outage")) == observed
+
+
+def test_listeners_of_others_are_as_they_would_be_without_this(
+    instrumentor: MongoEventsInstrumentor, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY", "true")
+    instrumentor.instrument(tracer_provider=spans.provider)
+    mine = Mine()
+    monitoring.register(mine)
+    registered: Any = monitoring._LISTENERS.topology_listeners
+
+    def made() -> list[Any]:
+        """What an asyncio client gets that is made here."""
+        namespace: dict[str, Any] = {"__name__": "pymongo.asynchronous.mongo_client", "registered": registered}
+        exec("listeners = registered[:]", namespace)  # as the driver's module does
+        return list(namespace["listeners"])
+
+    async def in_a_loop() -> list[Any]:
+        return made()
+
+    kinds = [type(each).__name__ for each in registered[:]]
+    assert kinds[-2:] == ["TopologyEvents", "Mine"]
+    assert [type(each).__name__ for each in asyncio.run(in_a_loop())] == kinds
+    if TOPOLOGY_LISTENERS_NEED_A_LOOP:
+        assert made() == [mine]
+    assert registered[-1] is mine

@@ -35,7 +35,7 @@ from opentelemetry_mongo_events._driver import (
     runs_in_background,
 )
 from opentelemetry_mongo_events._episodes import outage_on, outages
-from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import LIMIT, CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._process_state import peers
@@ -92,7 +92,7 @@ class _Past(NamedTuple):
 _NO_PAST: Final = _Past()
 
 
-class CommandEvents(CommandListener):
+class CommandEvents(OneOfItsKind, CommandListener):
     """Opens and closes the spans. Runs on the thread, or in the task, that called the driver; never raises.
 
     `started` and `succeeded` run for each command. What few commands need is in methods of its own, and what all need

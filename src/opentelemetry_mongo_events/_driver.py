@@ -31,6 +31,9 @@ CommandEvent = CommandStartedEvent | CommandSucceededEvent | CommandFailedEvent
 ATTEMPTS_SHARE_OPERATION_ID = version_tuple >= (4, 18)
 """Before 4.18 each attempt of an operation has an `operation_id` of its own."""
 
+TOPOLOGY_LISTENERS_NEED_A_LOOP = version_tuple >= (4, 11)
+"""Since 4.11 an `AsyncMongoClient` with topology listeners can be made only where an event loop runs."""
+
 POOL_EVENTS_HAVE_DURATIONS = version_tuple >= (4, 7)
 """Before 4.7 what the pool's events tell the end of is measured by ourselves."""
 

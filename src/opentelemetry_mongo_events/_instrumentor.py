@@ -105,12 +105,12 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         """Register a signal's listeners, once: PyMongo has no way to take one out, and a second one doubles all."""
         if signal in self._registered:
             return
-        from pymongo import monitoring
+        from opentelemetry_mongo_events._registration import register
 
         if self._listeners is None:
             MongoEventsInstrumentor._listeners = SignalListeners(self._switch)
         for listener in cast("SignalListeners", self._listeners).listeners(signal):
-            monitoring.register(listener)
+            register(listener)
         MongoEventsInstrumentor._registered |= {signal}
 
     def _uninstrument(self, **kwargs: Any) -> None:
