@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from opentelemetry_mongo_events import MongoEventsInstrumentor
+    from tests.metrics import Metrics
 
 # Before 4.18 the driver publishes the error as it was, before it wraps it.
 HANG_UP = "AutoReconnect" if pymongo.version_tuple >= (4, 18) else "OSError"
@@ -135,7 +136,7 @@ def test_two_exhaust_cursors_at_once_are_told_apart(listeners: Any, spans: Spans
 
 
 def test_an_exhaust_cursor_that_is_left_in_the_middle_leaves_nothing(
-    client: MongoClient[Any], listeners: Any, spans: Spans
+    client: MongoClient[Any], listeners: Any, spans: Spans, metrics: Metrics
 ) -> None:
     client.shop.orders.insert_many([{"_id": number} for number in range(10)])
     cursor = client.shop.orders.find(batch_size=2, cursor_type=CursorType.EXHAUST)
@@ -145,6 +146,9 @@ def test_an_exhaust_cursor_that_is_left_in_the_middle_leaves_nothing(
 
     assert len(table_of(listeners)) == 0
     assert spans.names[-1] == "ping admin"
+    # Its connection is closed, and only then given back.
+    uses, waits = (metrics.one(f"db.client.connection.{each}_time").count for each in ("use", "wait"))
+    assert uses == waits
 
 
 def test_a_duplicate_key_is_an_error(client: MongoClient[Any], server: ScriptedServer, spans: Spans) -> None:

@@ -121,10 +121,10 @@ class PoolState:
                 since = self.used.pop(key, None)
         return since
 
-    def forget(self, connection_id: int) -> None:
-        """A connection that is closed is out no more."""
-        for key in self._uses(connection_id):
-            self.used.pop(key, None)
+    def forget(self, connection_id: int) -> list[float]:
+        """A connection that is closed is out no more: since when it was, if it was."""
+        uses = [self.used.pop(key, None) for key in self._uses(connection_id)]
+        return [since for since in uses if since is not None]
 
     def _used(self) -> set[int]:
         return {connection_id for connection_id, _ in self.used.copy()}

@@ -120,7 +120,10 @@ class PoolEvents(OneOfItsKind, ConnectionPoolListener):
             event.connection_id in pool.closing,
         ]
         pool.closing.discard(event.connection_id)
-        pool.forget(event.connection_id)
+        # One that is closed while it is out, as by an exhaust cursor that is given up, comes back only afterwards.
+        for since in pool.forget(event.connection_id):
+            if (instruments := self._measuring(pool)) is not None:
+                _record(instruments.use_time, time.perf_counter() - since, pool)
         if not any(known):
             return
         if (telemetry := self._telemetry(pool)) is not None:
