@@ -1,0 +1,175 @@
+"""Rounds of load: what each is observed with, what must be true at its end, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.trace import SpanKind
+
+from opentelemetry_mongo_events import _episodes, event_listeners
+from opentelemetry_mongo_events._guard import Guard
+from opentelemetry_mongo_events._open_commands import OpenCommands
+from opentelemetry_mongo_events._semconv import SCOPE
+from tests.chaos.witness import Witness
+from tests.metrics import POOL, Metrics
+from tests.spans import Spans, table_of
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+_PACKAGE: Final = "opentelemetry_mongo_events"
+_POOLS: Final = tuple(
+    importlib.import_module(name).Pool
+    for name in ("pymongo.pool", "pymongo.synchronous.pool", "pymongo.asynchronous.pool")
+    if importlib.util.find_spec(name)
+)
+_SECONDS: Final = 15
+"""The driver may need some for what it does in the background."""
+
+
+class Round:
+    """What the clients of one round are observed with."""
+
+    def __init__(self, **options: Any) -> None:
+        self.spans = Spans()
+        self.metrics = Metrics()
+        self.witness = Witness()
+        self.observing = event_listeners(
+            tracer_provider=self.spans.provider,
+            meter_provider=self.metrics.provider,
+            topology=True,
+            **self.witness.hooks,
+            **options,
+        )
+
+    @property
+    def listeners(self) -> list[Any]:
+        """What a client of this round is to be made with."""
+        return [*self.witness.listeners, *self.observing]
+
+    @property
+    def ours(self) -> list[ReadableSpan]:
+        """The spans of the package."""
+        return [span for span in self.spans.finished if span.instrumentation_scope.name == SCOPE]
+
+    @property
+    def commands(self) -> list[ReadableSpan]:
+        """The spans of commands."""
+        return [span for span in self.ours if span.kind is SpanKind.CLIENT]
+
+    def held(self) -> tuple[int, int]:
+        """How many connections the driver's own pools have, idle and in use."""
+        return held(self.witness.pools)
+
+    def check_open_pools(self) -> None:
+        """While clients are open and nothing runs: what the metrics tell is what the driver's pools hold."""
+        # The driver fills its pools in the background. And a task that is cancelled just as it gets a connection may
+        # leave that to the garbage collector, in the driver's own pool too.
+        until(lambda: gc.collect() >= 0 and self.metrics.connections() == self.held(), _SECONDS)
+        assert self.held()[1] == 0
+        assert sum(self.metrics.values("db.client.connection.pending_requests", POOL).values()) == 0
+
+    def check(self) -> int:
+        """When no client is left: all that was started has ended, and was told once; how many were interrupted."""
+        until(lambda: gc.collect() >= 0 and not _episodes._episodes.open, _SECONDS)
+        until(lambda: gc.collect() >= 0 and self.metrics.points("db.client.connection.count") == [], _SECONDS)
+        assert len(table_of(self.observing)) == 0
+        interrupted = self.witness.compare(self.commands)
+        self._check_metrics()
+        assert failures() == {}
+        return interrupted
+
+    def _check_metrics(self) -> None:
+        seen = self.witness.pools.counts
+        assert len([span for span in self.ours if span.name.startswith("checkout ")]) == seen["failed"]
+        outages = [span for span in self.ours if span.name == "mongodb.client.outage"]
+        for name, expected in (
+            ("db.client.operation.duration", len(self.witness.commands.starts)),
+            ("db.client.connection.wait_time", seen["checked out"]),
+            ("db.client.connection.use_time", seen["checked in"]),
+            ("db.client.connection.create_time", seen["ready"]),
+            ("mongodb.client.connection.closed", seen["closed"]),
+            ("mongodb.client.connection.checkout_failures", seen["failed"]),
+            ("mongodb.client.pool.cleared", seen["pool cleared"]),
+            ("mongodb.client.outage.duration", len(outages)),
+        ):
+            assert sum(self.metrics.values(name, POOL).values()) == expected, name
+
+
+def held(listener: Any) -> tuple[int, int]:
+    """How many connections the driver's pools have, idle and in use: all pools that are alive and tell that listener."""
+    idle = used = 0
+    for pool in gc.get_objects():
+        if type(pool) in _POOLS and not _is_monitors(pool) and _tells(pool, listener):
+            idle += len(pool.conns if hasattr(pool, "conns") else pool.sockets)  # by its name before 4.2
+            used += pool.active_sockets
+    return idle, used
+
+
+def _is_monitors(pool: Any) -> bool:
+    return bool(pool.is_sdam if hasattr(pool, "is_sdam") else not pool.handshake)  # PyMongo 4.8
+
+
+def _tells(pool: Any, listener: Any) -> bool:
+    listeners = pool.opts._event_listeners
+    return listeners is not None and any(each is listener for each in listeners.event_listeners())
+
+
+def failures() -> dict[Any, int]:
+    """What went wrong in the package: the failures of all of its guards."""
+    return {kind: n for guard in gc.get_objects() if type(guard) is Guard for kind, n in guard.failures.items()}
+
+
+def what_lives() -> Counter[str]:
+    """How many objects of the package's classes there are, and how much its modules remember."""
+    gc.collect()
+    kinds = Counter(map(type, gc.get_objects()))
+    counts = Counter({str(kind): n for kind, n in kinds.items() if str(kind.__module__).startswith(f"{_PACKAGE}.")})
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{_PACKAGE}."):
+            for variable, value in vars(module).items():
+                if isinstance(value, Sized) and not isinstance(value, (str, type)):
+                    counts[f"{name}.{variable}"] = len(value)
+    return counts
+
+
+class Rounds:
+    """The seeds of rounds, at least two, until the time is over. After each, nothing of it may be left.
+
+    Args:
+        seed: That of the first round; each round's is the next number.
+        seconds: How long, in all.
+        each: How many seconds of load a round has.
+    """
+
+    def __init__(self, seed: int, seconds: float, each: float) -> None:
+        self.seed = seed
+        self.each = each
+        self.done = 0
+        self._until = time.monotonic() + seconds
+
+    def __iter__(self) -> Iterator[int]:
+        after_the_first: Counter[str] = Counter()
+        while self.done < 2 or time.monotonic() < self._until:
+            yield self.seed + self.done
+            self.done += 1
+            until(lambda: not any(thread.name == _PACKAGE for thread in threading.enumerate()), _SECONDS)
+            left = what_lives()
+            if self.done == 1:
+                after_the_first = left
+            elif left != after_the_first:
+                # What a thread or a finalizer of the driver's is just about to let go of.
+                with contextlib.suppress(AssertionError):
+                    until(lambda: what_lives() == after_the_first, _SECONDS)
+                assert what_lives() == after_the_first

@@ -1,0 +1,58 @@
+"""Threads and tasks under load through a proxy that delays, resets, truncates and garbles."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.chaos.load import OPERATIONS, Load, prepare, run_through
+from tests.chaos.rounds import Round, Rounds
+from tests.clients import connect
+from tests.servers import proxy
+from tests.servers.proxy import FaultyProxy
+from tests.servers.scripted import ScriptedServer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.usefixtures("quick_driver"),
+]
+
+
+def play(seed: int, seconds: float) -> Counter[str]:
+    """One round; how often each fault was injected."""
+    observed = Round()
+    with ScriptedServer() as server, FaultyProxy(server.port or 0, seed, 0) as network:
+        with connect(network.uri, event_listeners=observed.listeners) as client:
+            run_through(prepare(client))
+        load = Load(network.uri, observed.listeners, observed.spans.tracer, seed)
+        network.every = 15
+        load.start()
+        threading.Event().wait(seconds)
+        import time
+
+        t = time.monotonic()
+        print("calm")
+        network.every = 0
+        load.stop()
+        print("stopped", time.monotonic() - t)
+        observed.check_open_pools()
+        print("pools", time.monotonic() - t)
+        for client in load.clients:
+            client.close()
+        ours, happened = load.ours, load.failures
+        del load, client
+        interrupted = observed.check()
+        print("checked", time.monotonic() - t)
+        print(len(observed.commands), interrupted, dict(happened), dict(network.injected))
+        assert ours == []
+        return network.injected
+
+
+def test_a_faulty_network(rounds: Rounds) -> None:
+    injected: Counter[str] = Counter()
+    for seed in rounds:
+        injected += play(seed, rounds.each)
+    assert set(injected) == set(proxy.FAULTS)
