@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ def rounds() -> Rounds:
 @pytest.fixture(autouse=True)
 def nothing_is_said(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """The package logs nothing, and nothing goes wrong in it."""
+    # A record of the driver's keeps an exception, with all that is in its frames.
+    caplog.set_level(logging.CRITICAL + 1, "pymongo")
     yield
     messages = [record.getMessage() for record in caplog.get_records("call") if record.name.startswith("opentelemetry")]
     assert messages == []

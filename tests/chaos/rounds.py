@@ -104,7 +104,8 @@ class Round:
             ("mongodb.client.pool.cleared", seen["pool cleared"]),
             ("mongodb.client.outage.duration", len(outages)),
         ):
-            assert sum(self.metrics.values(name, POOL).values()) == expected, name
+            told = sum(self.metrics.values(name, POOL).values())
+            assert told == expected, f"{name} tells {told} in place of {expected}; {seen}"
 
 
 def held(listener: Any) -> tuple[int, int]:
@@ -139,7 +140,7 @@ def what_lives() -> Counter[str]:
     for name, module in list(sys.modules.items()):
         if name.startswith(f"{_PACKAGE}."):
             for variable, value in vars(module).items():
-                if isinstance(value, Sized) and not isinstance(value, (str, type)):
+                if isinstance(value, Sized) and not isinstance(value, (str, type)) and not variable.startswith("__"):
                     counts[f"{name}.{variable}"] = len(value)
     return counts
 
@@ -172,4 +173,5 @@ class Rounds:
                 # What a thread or a finalizer of the driver's is just about to let go of.
                 with contextlib.suppress(AssertionError):
                     until(lambda: what_lives() == after_the_first, _SECONDS)
-                assert what_lives() == after_the_first
+                left = what_lives()
+                assert left == after_the_first, f"{left - after_the_first} more, {after_the_first - left} fewer"

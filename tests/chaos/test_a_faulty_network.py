@@ -31,22 +31,16 @@ def play(seed: int, seconds: float) -> Counter[str]:
         network.every = 15
         load.start()
         threading.Event().wait(seconds)
-        import time
 
         t = time.monotonic()
-        print("calm")
         network.every = 0
         load.stop()
-        print("stopped", time.monotonic() - t)
         observed.check_open_pools()
-        print("pools", time.monotonic() - t)
         for client in load.clients:
             client.close()
         ours, happened = load.ours, load.failures
         del load, client
-        interrupted = observed.check()
-        print("checked", time.monotonic() - t)
-        print(len(observed.commands), interrupted, dict(happened), dict(network.injected))
+        observed.check()
         assert ours == []
         return network.injected
 
