@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.chaos.rounds import Rounds, failures
+from tests.chaos.rounds import Rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 # `make chaos` sets both; without it the rounds are short ones, and always the same.
 SEED = int(os.environ.get("CHAOS_SEED", "1"))

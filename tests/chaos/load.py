@@ -134,12 +134,16 @@ async def _ping(client: Any, chance: random.Random) -> None:
 
 
 OPERATIONS: Final[tuple[Any, ...]] = (
-    *(_find, _find, _aggregate, _insert, _insert_duplicates, _update, _modify),
+    *(_find, _exhaust, _aggregate, _insert, _insert_duplicates, _update, _modify),
     *(_write_in_bulk, _in_session, _fail, _ping),
 )
-EXHAUST: Final = (_exhaust,)
-TRANSACTIONS: Final = (_transact,)
-"""For replica sets."""
+ON_REPLICA_SETS: Final = (*OPERATIONS, _transact)
+
+
+def cancellable(operations: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Those that may be cancelled: 4.20.0 never takes the connection of a cancelled exhaust cursor back."""
+    left_out = {_exhaust} if pymongo.version_tuple[:3] == (4, 20, 0) else set()
+    return tuple(operation for operation in operations if operation not in left_out)
 
 
 def run_through(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -183,7 +187,6 @@ class Load:
         clients: Those that live as long as the load, of threads; others come and go meanwhile.
         failures: The classes of the exceptions that the operations raised.
         ours: Exceptions that came through the package.
-        operations_done: How many were run, well or not.
         cancelled: How many tasks were cancelled.
     """
 
@@ -210,7 +213,6 @@ class Load:
         self.failures: Counter[str] = Counter()
         self.ours: list[BaseException] = []
         self.cancelled = 0
-        self.operations_done = 0
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(threads)]
         self._threads.append(threading.Thread(target=self._run_clients_that_come_and_go))
         if tasks and pymongo.version_tuple >= (4, 9):
@@ -226,33 +228,28 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    async def _do(self, client: Any, chance: random.Random) -> None:
-        operation = chance.choice(self._operations)
+    async def do(self, client: Any, chance: random.Random, operations: tuple[Any, ...]) -> None:
+        """Run an operation."""
+        operation = chance.choice(operations)
         try:
             with self._tracer.start_as_current_span("operation"):
                 await operation(client, chance)
         except Exception as error:  # the driver's, of many classes where replies are garbled
-            self.note(error)
-        finally:
-            self.operations_done += 1
-
-    def note(self, error: BaseException) -> None:
-        """Count an exception that came out of an operation."""
-        self.failures[type(error).__name__] += 1
-        if passes_through(error):
-            self.ours.append(error)
+            self.failures[type(error).__name__] += 1
+            if passes_through(error):
+                self.ours.append(error)
 
     def _run(self, number: int) -> None:
         chance = random.Random(f"{self._seed} thread {number}")
         while not self._over.is_set():
-            run_through(self._do(chance.choice(self.clients), chance))
+            run_through(self.do(chance.choice(self.clients), chance, self._operations))
 
     def _run_clients_that_come_and_go(self) -> None:
         chance = random.Random(f"{self._seed} clients")
         while not self._over.is_set():
             client = connect(self._uri, **self._options)
             for _ in range(chance.randrange(5)):
-                run_through(self._do(client, chance))
+                run_through(self.do(client, chance, self._operations))
             if chance.random() < 0.5:
                 client.close()
             del client
@@ -266,7 +263,10 @@ class Load:
                         await self._run_some_tasks(client, chance)
 
     async def _run_some_tasks(self, client: Any, chance: random.Random) -> None:
-        tasks = [asyncio.create_task(self._do(client, random.Random(chance.random()))) for _ in range(self._tasks)]
+        operations = cancellable(self._operations)
+        tasks = [
+            asyncio.create_task(self.do(client, random.Random(chance.random()), operations)) for _ in range(self._tasks)
+        ]
         await asyncio.sleep(chance.random() * 0.05)
         for task in chance.sample(tasks, len(tasks) // 3):
             self.cancelled += task.cancel()

@@ -16,7 +16,6 @@ from opentelemetry.trace import SpanKind
 
 from opentelemetry_mongo_events import _episodes, event_listeners
 from opentelemetry_mongo_events._guard import Guard
-from opentelemetry_mongo_events._open_commands import OpenCommands
 from opentelemetry_mongo_events._semconv import SCOPE
 from tests.chaos.witness import Witness
 from tests.metrics import POOL, Metrics
@@ -68,6 +67,11 @@ class Round:
         """The spans of commands."""
         return [span for span in self.ours if span.kind is SpanKind.CLIENT]
 
+    @property
+    def outages(self) -> list[ReadableSpan]:
+        """The spans of outages."""
+        return [span for span in self.ours if span.name == "mongodb.client.outage"]
+
     def held(self) -> tuple[int, int]:
         """How many connections the driver's own pools have, idle and in use."""
         return held(self.witness.pools)
@@ -93,7 +97,6 @@ class Round:
     def _check_metrics(self) -> None:
         seen = self.witness.pools.counts
         assert len([span for span in self.ours if span.name.startswith("checkout ")]) == seen["failed"]
-        outages = [span for span in self.ours if span.name == "mongodb.client.outage"]
         for name, expected in (
             ("db.client.operation.duration", len(self.witness.commands.starts)),
             ("db.client.connection.wait_time", seen["checked out"]),
@@ -102,14 +105,14 @@ class Round:
             ("mongodb.client.connection.closed", seen["closed"]),
             ("mongodb.client.connection.checkout_failures", seen["failed"]),
             ("mongodb.client.pool.cleared", seen["pool cleared"]),
-            ("mongodb.client.outage.duration", len(outages)),
+            ("mongodb.client.outage.duration", len(self.outages)),
         ):
             told = sum(self.metrics.values(name, POOL).values())
             assert told == expected, f"{name} tells {told} in place of {expected}; {seen}"
 
 
 def held(listener: Any) -> tuple[int, int]:
-    """How many connections the driver's pools have, idle and in use: all pools that are alive and tell that listener."""
+    """How many connections the driver's pools have, idle and in use: all that are alive and tell that listener."""
     idle = used = 0
     for pool in gc.get_objects():
         if type(pool) in _POOLS and not _is_monitors(pool) and _tells(pool, listener):
@@ -157,8 +160,13 @@ class Rounds:
     def __init__(self, seed: int, seconds: float, each: float) -> None:
         self.seed = seed
         self.each = each
+        self.is_long = seconds > 0
         self.done = 0
         self._until = time.monotonic() + seconds
+
+    def times(self, count: int) -> int:
+        """So many in a short round, and ten times as many in a long one."""
+        return count * 10 if self.is_long else count
 
     def __iter__(self) -> Iterator[int]:
         after_the_first: Counter[str] = Counter()
@@ -166,12 +174,15 @@ class Rounds:
             yield self.seed + self.done
             self.done += 1
             until(lambda: not any(thread.name == _PACKAGE for thread in threading.enumerate()), _SECONDS)
-            left = what_lives()
             if self.done == 1:
-                after_the_first = left
-            elif left != after_the_first:
-                # What a thread or a finalizer of the driver's is just about to let go of.
-                with contextlib.suppress(AssertionError):
-                    until(lambda: what_lives() == after_the_first, _SECONDS)
-                left = what_lives()
-                assert left == after_the_first, f"{left - after_the_first} more, {after_the_first - left} fewer"
+                after_the_first = what_lives()
+            else:
+                _check_for_growth(after_the_first)
+
+
+def _check_for_growth(before: Counter[str]) -> None:
+    # A thread or a finalizer of the driver's may be just about to let go of something.
+    with contextlib.suppress(AssertionError):
+        until(lambda: what_lives() == before, _SECONDS)
+    now = what_lives()
+    assert now == before, f"{now - before} more, {before - now} fewer"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.chaos.load import OPERATIONS, Load, prepare, run_through
+from tests.chaos.load import Load, prepare, run_through
 from tests.chaos.rounds import Round, Rounds
 from tests.clients import connect
 from tests.servers import proxy
@@ -31,14 +30,12 @@ def play(seed: int, seconds: float) -> Counter[str]:
         network.every = 15
         load.start()
         threading.Event().wait(seconds)
-
-        t = time.monotonic()
         network.every = 0
         load.stop()
         observed.check_open_pools()
         for client in load.clients:
             client.close()
-        ours, happened = load.ours, load.failures
+        ours = load.ours
         del load, client
         observed.check()
         assert ours == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +128,16 @@ def _server_connection(event: Any) -> Any:
 
 
 class _Pools(ConnectionPoolListener):
+    """Counts events of pools.
+
+    Where the driver closes a connection before it gives it back, as after a cancelled command, it tells twice that it
+    is closed, and there is no time of its use; where it gives one back without a word, as where the task is cancelled then, none of the next wait for it.
+    """
+
     def __init__(self) -> None:
         self._events: list[str] = []
+        self._made: dict[tuple[int, int], None] = {}
+        self._out: dict[tuple[int, int, int], None] = {}
 
     @property
     def counts(self) -> Counter[str]:
@@ -149,12 +158,15 @@ class _Pools(ConnectionPoolListener):
 
     def connection_created(self, event: ConnectionCreatedEvent) -> None:
         self._events.append("created")
+        self._forget(event)  # its pool may have the address of one that is gone
+        self._made[_connection(event)] = None
 
     def connection_ready(self, event: ConnectionReadyEvent) -> None:
         self._events.append("ready")
 
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
-        self._events.append("closed")
+        self._events.append("closed" if _connection(event) in self._made else "closed again")
+        self._forget(event)
 
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
         # PyMongo 4.0 tells a failure here.
@@ -164,7 +176,26 @@ class _Pools(ConnectionPoolListener):
         self._events.append("failed")
 
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
-        self._events.append("checked out")
+        key = (*_connection(event), threading.get_ident())
+        self._events.append("checked out again" if key in self._out else "checked out")
+        self._out[key] = None
 
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
-        self._events.append("checked in")
+        known = self._known(event)
+        mine = (*_connection(event), threading.get_ident())
+        for key in [mine] if mine in known else known[:1]:
+            self._out.pop(key, None)
+        self._events.append("checked in" if known else "checked in after its end")
+
+    def _known(self, event: Any) -> list[tuple[int, int, int]]:
+        return [key for key in self._out.copy() if key[:2] == _connection(event)]
+
+    def _forget(self, event: Any) -> None:
+        self._made.pop(_connection(event), None)
+        for key in self._known(event):
+            self._out.pop(key, None)
+
+
+def _connection(event: Any) -> tuple[int, int]:
+    # Not the address itself: by the references to it the package knows whether a pool lives.
+    return id(event.address), event.connection_id
