@@ -56,6 +56,5 @@ def test_cancelled_tasks(rounds: Rounds) -> None:
         with ScriptedServer() as server:
             load = asyncio.run(cancel_tasks(server.uri, observed, seed, rounds.times(500)))
             observed.check()
-            print(load.cancelled, len(observed.commands), dict(load.failures))
             assert load.ours == []
             del load

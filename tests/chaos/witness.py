@@ -70,14 +70,24 @@ class Witness:
 
         return {"request_hook": started, "response_hook": ended, "failed_hook": ended}
 
-    def compare(self, spans: list[ReadableSpan]) -> int:
-        """Hold the spans of commands against what was seen; how many were ended without an end of their command."""
-        starts, ends = self.commands.starts, self.commands.ends
-        told = [dict(span.attributes or {}) for span in spans]
-        assert sorted(each[START] for each in told) == sorted(starts), "one span for each command"
-        assert sorted(each[END] for each in told if END in each) == sorted(ends), "one span for each end"
+    def compare(self, spans: list[ReadableSpan], since: int = 0) -> int:
+        """Hold the spans of commands against what was seen; how many were ended without an end of their command.
+
+        Args:
+            spans: All of them.
+            since: The number after which commands count.
+        """
+        starts = {number: start for number, start in self.commands.starts.items() if number > since}
+        told = [
+            (span, attributes) for span in spans if (attributes := dict(span.attributes or {})).get(START, -1) > since
+        ]
+        ends = {number: end for number, end in self.commands.ends.items() if number > since}
+        assert sorted(attributes[START] for _, attributes in told) == sorted(starts), "one span for each command"
+        ended = sorted(attributes[END] for _, attributes in told if END in attributes)
+        unknown = [] if since else sorted(ends.keys() - set(ended))  # else it may be that of a command before it
+        assert sorted(ended + unknown) == sorted(set(ended)), "one span for each end"
         connections: dict[tuple[Any, Any], set[Any]] = {}
-        for span, attributes in zip(spans, told, strict=True):
+        for span, attributes in told:
             name, request_id, server, parent = starts[attributes[START]]
             assert attributes["db.operation.name"] == name
             if END in attributes:
@@ -91,12 +101,14 @@ class Witness:
                 key = attributes["server.port"], server_connection
                 connections.setdefault(key, set()).add(attributes["db.mongodb.driver_connection_id"])
         assert [several for several in connections.values() if len(several) > 1] == [], "one connection has one number"
-        return len(starts) - len(ends)
+        return len(starts) - len(ended)
 
 
 class _Commands(CommandListener):
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+        self.last = 0
+        """The newest number."""
         self.starts: dict[int, tuple[str, int, Any, int]] = {}
         """The name, the ids of request and server connection, and the caller's span, by the command's number."""
         self.ends: dict[int, tuple[str, int, Any]] = {}
@@ -119,7 +131,7 @@ class _Commands(CommandListener):
 
     def _number(self, event: Any) -> int:
         # An identity that comes again is that of another event, which is numbered before anybody asks.
-        number = self.now[id(event)] = next(self._numbers)
+        number = self.last = self.now[id(event)] = next(self._numbers)
         return number
 
 
@@ -131,7 +143,8 @@ class _Pools(ConnectionPoolListener):
     """Counts events of pools.
 
     Where the driver closes a connection before it gives it back, as after a cancelled command, it tells twice that it
-    is closed, and there is no time of its use; where it gives one back without a word, as where the task is cancelled then, none of the next wait for it.
+    is closed, and there is no time of its use. Where it gives one back without a word, as where the task is cancelled
+    then, there is no time of the next wait for it.
     """
 
     def __init__(self) -> None:
