@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
+import itertools
 import sys
 import threading
 import time
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 _PACKAGE: Final = "opentelemetry_mongo_events"
-_POOLS: Final = tuple(
-    importlib.import_module(name).Pool
+_POOLS: Final = {
+    sys.modules[name].__dict__.get("Pool")
     for name in ("pymongo.pool", "pymongo.synchronous.pool", "pymongo.asynchronous.pool")
-    if importlib.util.find_spec(name)
-)
+    if name in sys.modules
+}
+_NEW_KINDS: Final = 50
+"""Some commands are sent after a failure only. The shape of a command is remembered when it comes first."""
 _SECONDS: Final = 15
 """The driver may need some for what it does in the background."""
 
@@ -60,7 +62,7 @@ class Round:
     @property
     def ours(self) -> list[ReadableSpan]:
         """The spans of the package."""
-        return [span for span in self.spans.finished if span.instrumentation_scope.name == SCOPE]
+        return [span for span in self.spans.finished if scope_name(span) == SCOPE]
 
     @property
     def commands(self) -> list[ReadableSpan]:
@@ -76,12 +78,19 @@ class Round:
         """How many connections the driver's own pools have, idle and in use."""
         return held(self.witness.pools)
 
+    def collect_for(self, seconds: float) -> None:
+        """Collect metrics again and again, for so long, while the pools change."""
+        over = time.monotonic() + seconds
+        while (left := over - time.monotonic()) > 0:
+            self.metrics.collected()
+            time.sleep(min(left, 0.05))
+
     def check_open_pools(self) -> None:
         """While clients are open and nothing runs: what the metrics tell is what the driver's pools hold."""
         # The driver fills its pools in the background. And a task that is cancelled just as it gets a connection may
         # leave that to the garbage collector, in the driver's own pool too.
         until(lambda: gc.collect() >= 0 and self.metrics.connections() == self.held(), _SECONDS)
-        assert self.held()[1] == 0
+        until(lambda: gc.collect() >= 0 and self.metrics.connections()[1] == self.held()[1] == 0, _SECONDS)
         assert sum(self.metrics.values("db.client.connection.pending_requests", POOL).values()) == 0
 
     def check(self) -> int:
@@ -111,6 +120,11 @@ class Round:
             assert told == expected, f"{name} tells {told} in place of {expected}; {seen}"
 
 
+def scope_name(span: ReadableSpan) -> str | None:
+    """The name of the instrumentation that made a span."""
+    return None if span.instrumentation_scope is None else span.instrumentation_scope.name
+
+
 def held(listener: Any) -> tuple[int, int]:
     """How many connections the driver's pools have, idle and in use: all that are alive and tell that listener."""
     idle = used = 0
@@ -136,53 +150,69 @@ def failures() -> dict[Any, int]:
 
 
 def what_lives() -> Counter[str]:
-    """How many objects of the package's classes there are, and how much its modules remember."""
+    """How many objects of the package's classes there are."""
     gc.collect()
     kinds = Counter(map(type, gc.get_objects()))
-    counts = Counter({str(kind): n for kind, n in kinds.items() if str(kind.__module__).startswith(f"{_PACKAGE}.")})
-    for name, module in list(sys.modules.items()):
-        if name.startswith(f"{_PACKAGE}."):
-            for variable, value in vars(module).items():
-                if isinstance(value, Sized) and not isinstance(value, (str, type)) and not variable.startswith("__"):
-                    counts[f"{name}.{variable}"] = len(value)
-    return counts
+    return Counter({str(kind): n for kind, n in kinds.items() if str(kind.__module__).startswith(f"{_PACKAGE}.")})
+
+
+def remembered() -> int:
+    """How much the modules of the package remember, in all."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(f"{_PACKAGE}.")]
+    return sum(
+        len(value)
+        for module in modules
+        for variable, value in vars(module).items()
+        if isinstance(value, Sized) and not isinstance(value, (str, type)) and not variable.startswith("__")
+    )
 
 
 class Rounds:
-    """The seeds of rounds, at least two, until the time is over. After each, nothing of it may be left.
+    """The seeds of rounds, until the time is over.
+
+    As an iterable they are two at least, and after each nothing may be left of it.
 
     Args:
         seed: That of the first round; each round's is the next number.
-        seconds: How long, in all.
+        seconds: How long, in all; 0 for as few short rounds as there may be.
         each: How many seconds of load a round has.
+
+    Attributes:
+        is_long: Whether the rounds are long ones.
     """
 
     def __init__(self, seed: int, seconds: float, each: float) -> None:
-        self.seed = seed
-        self.each = each
         self.is_long = seconds > 0
-        self.done = 0
+        self.each = each
+        self._seed = seed
         self._until = time.monotonic() + seconds
 
     def times(self, count: int) -> int:
         """So many in a short round, and ten times as many in a long one."""
         return count * 10 if self.is_long else count
 
+    def seeds(self, at_least: int = 1) -> Iterator[int]:
+        """Those of rounds of which each has a process of its own."""
+        for number in itertools.count():
+            if number >= at_least and time.monotonic() >= self._until:
+                return
+            yield self._seed + number
+
     def __iter__(self) -> Iterator[int]:
-        after_the_first: Counter[str] = Counter()
-        while self.done < 2 or time.monotonic() < self._until:
-            yield self.seed + self.done
-            self.done += 1
+        before: tuple[Counter[str], int] | None = None
+        for seed in self.seeds(2):
+            yield seed
             until(lambda: not any(thread.name == _PACKAGE for thread in threading.enumerate()), _SECONDS)
-            if self.done == 1:
-                after_the_first = what_lives()
+            if before is None:
+                before = what_lives(), remembered()
             else:
-                _check_for_growth(after_the_first)
+                _check_for_growth(*before)
 
 
-def _check_for_growth(before: Counter[str]) -> None:
+def _check_for_growth(lived: Counter[str], was_remembered: int) -> None:
     # A thread or a finalizer of the driver's may be just about to let go of something.
     with contextlib.suppress(AssertionError):
-        until(lambda: what_lives() == before, _SECONDS)
-    now = what_lives()
-    assert now == before, f"{now - before} more, {before - now} fewer"
+        until(lambda: what_lives() == lived, _SECONDS)
+    lives = what_lives()
+    assert lives == lived, f"{lives - lived} more, {lived - lives} fewer"
+    assert remembered() <= was_remembered + _NEW_KINDS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 
 import pytest
@@ -29,7 +28,7 @@ def play(seed: int, seconds: float) -> Counter[str]:
         load = Load(network.uri, observed.listeners, observed.spans.tracer, seed)
         network.every = 15
         load.start()
-        threading.Event().wait(seconds)
+        observed.collect_for(seconds)
         network.every = 0
         load.stop()
         observed.check_open_pools()

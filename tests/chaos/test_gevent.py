@@ -35,7 +35,7 @@ print(*play(uri, seed, float(seconds), interrupt, 8, gevent.getcurrent))
 
 def test_interrupted_greenlets(rounds: Rounds) -> None:
     harmless = 0
-    for seed in rounds:
+    for seed in rounds.seeds():
         with ScriptedServer() as server:
             harmless += int(run_program(PROGRAM, server.uri, seed, rounds.each).split()[-1])
     assert harmless

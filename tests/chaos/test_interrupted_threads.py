@@ -33,7 +33,7 @@ print(*play(uri, seed, float(seconds), raise_in if kind == "threads" else press_
 @pytest.mark.parametrize("kind", ["threads", "main thread"])
 def test_interrupted_threads(rounds: Rounds, kind: str) -> None:
     harmless = 0
-    for seed in rounds:
+    for seed in rounds.seeds():
         with ScriptedServer() as server:
             harmless += int(run_program(PROGRAM, kind, server.uri, seed, rounds.each).split()[-1])
     assert harmless

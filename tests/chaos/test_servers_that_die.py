@@ -62,7 +62,7 @@ def play(seed: int, seconds: float) -> None:
         load.start()
         for fault in chance.sample(FAULTS, len(FAULTS)):
             inject(fault, servers, chance, seconds / len(FAULTS) / 2)
-            threading.Event().wait(seconds / len(FAULTS) / 2)
+            observed.collect_for(seconds / len(FAULTS) / 2)
         load.stop()
         observed.check_open_pools()
         for client in load.clients:

@@ -27,6 +27,8 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
+from tests.spans import attributes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -78,28 +80,28 @@ class Witness:
             since: The number after which commands count.
         """
         starts = {number: start for number, start in self.commands.starts.items() if number > since}
-        told = [
-            (span, attributes) for span in spans if (attributes := dict(span.attributes or {})).get(START, -1) > since
-        ]
+        all_told = [(span, attributes(span)) for span in spans]
+        told = [(span, values) for span, values in all_told if values.get(START, -1) > since]
         ends = {number: end for number, end in self.commands.ends.items() if number > since}
-        assert sorted(attributes[START] for _, attributes in told) == sorted(starts), "one span for each command"
-        ended = sorted(attributes[END] for _, attributes in told if END in attributes)
-        unknown = [] if since else sorted(ends.keys() - set(ended))  # else it may be that of a command before it
-        assert sorted(ended + unknown) == sorted(set(ended)), "one span for each end"
+        assert sorted(values[START] for _, values in told) == sorted(starts), "one span for each command"
+        ended = [values[END] for _, values in told if END in values]
+        assert len(ended) == len(set(ended)), "one span for each end"
+        if not since:  # else there are ends of commands that started before
+            assert set(ended) == set(ends)
         connections: dict[tuple[Any, Any], set[Any]] = {}
-        for span, attributes in told:
-            name, request_id, server, parent = starts[attributes[START]]
-            assert attributes["db.operation.name"] == name
-            if END in attributes:
-                assert ends[attributes[END]] == (name, request_id, server)
+        for span, values in told:
+            name, request_id, server, parent = starts[values[START]]
+            assert values["db.operation.name"] == name
+            if END in values:
+                assert ends[values[END]] == (name, request_id, server)
             else:
-                assert attributes["error.type"] == "interrupted"
+                assert values["error.type"] == "interrupted"
             if name not in _BACKGROUND:
                 assert (span.parent.span_id if span.parent else 0) == parent, span.name
-            server_connection = attributes.get("db.mongodb.server_connection_id")
-            if server_connection is not None and "db.mongodb.driver_connection_id" in attributes:
-                key = attributes["server.port"], server_connection
-                connections.setdefault(key, set()).add(attributes["db.mongodb.driver_connection_id"])
+            server_connection = values.get("db.mongodb.server_connection_id")
+            if server_connection is not None and "db.mongodb.driver_connection_id" in values:
+                key = values["server.port"], server_connection
+                connections.setdefault(key, set()).add(values["db.mongodb.driver_connection_id"])
         assert [several for several in connections.values() if len(several) > 1] == [], "one connection has one number"
         return len(starts) - len(ended)
 
