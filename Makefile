@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz benchmarks integration versions lint types layers docs wheel check clean
+.PHONY: demo test fuzz chaos benchmarks integration versions lint types layers docs wheel check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
@@ -15,6 +15,12 @@ test: $(VENV)/test.stamp
 SHAPES ?= 10000
 fuzz: $(VENV)/test.stamp
 	FUZZ_SHAPES=$(SHAPES) $(BIN)/pytest --timeout 0 tests/test_privacy.py
+
+# Faults under load, so many seconds of each kind, in rounds: SEED is that of the first one.
+SECONDS ?= 60
+SEED ?= $(shell date +%s)
+chaos: $(VENV)/test.stamp
+	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/pytest --timeout 0 -v tests/chaos
 
 # That they run; `python benchmarks/commands.py` measures.
 benchmarks: $(VENV)/test.stamp
