@@ -138,16 +138,17 @@ class FaultyProxy:
             # What a cancellation and a connection that breaks have in common: this one is over.
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 if self._fault(_CONNECTION):
-                    await self._refuse()
+                    await self._refuse(writer)
                 else:
                     await _Connection(self, reader, writer).serve(self._target)
         finally:
             _reset(writer)
             self._serving.discard(task)
 
-    async def _refuse(self) -> None:
+    async def _refuse(self, writer: asyncio.StreamWriter) -> None:
         if self._server.is_serving():
             self._server.close()
+            _reset(writer)
             while not self._server.is_serving():
                 await asyncio.sleep(_REFUSING_SECONDS)
                 with contextlib.suppress(OSError):  # somebody's connection has the port meanwhile
