@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.chaos.load import OPERATIONS, Load, prepare, run_through
 from tests.chaos.rounds import Round, failures
-from tests.chaos.witness import START
+from tests.chaos.witness import START, check_connections
 from tests.clients import connect
 from tests.spans import table_of
 from tests.waiting import until
@@ -158,6 +158,7 @@ def play(
     # One that comes in the middle of the package tears apart what it is about to tell of one command. All others are
     # told, and what comes after it is as if it hadn't been.
     assert observed.witness.compare(observed.commands, calm_since[0]) == 0
+    check_connections(observed.commands)
     numbers = [(span.attributes or {}).get(START, -1) for span in observed.commands]
     untold = observed.witness.commands.starts.keys() - set(numbers)
     assert len(numbers) - len(set(numbers)) <= torn

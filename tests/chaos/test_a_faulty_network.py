@@ -8,6 +8,7 @@ import pytest
 
 from tests.chaos.load import Load, prepare, run_through
 from tests.chaos.rounds import Round, Rounds
+from tests.chaos.witness import check_connections
 from tests.clients import connect
 from tests.servers import proxy
 from tests.servers.proxy import FaultyProxy
@@ -37,6 +38,7 @@ def play(seed: int, seconds: float) -> Counter[str]:
         ours = load.ours
         del load, client
         observed.check()
+        check_connections(observed.commands)
         assert ours == []
         return network.injected
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.chaos.load import OPERATIONS, Load, cancellable, prepare
 from tests.chaos.rounds import Round
+from tests.chaos.witness import check_connections
 from tests.clients import aconnect
 from tests.servers.scripted import ScriptedServer
 
@@ -56,5 +57,6 @@ def test_cancelled_tasks(rounds: Rounds) -> None:
         with ScriptedServer() as server:
             load = asyncio.run(cancel_tasks(server.uri, observed, seed, rounds.times(500)))
             observed.check()
+            check_connections(observed.commands)
             assert load.ours == []
             del load

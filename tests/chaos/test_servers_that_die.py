@@ -10,6 +10,7 @@ import pytest
 
 from tests.chaos.load import ON_REPLICA_SETS, Load, prepare, run_through
 from tests.chaos.rounds import Round
+from tests.chaos.witness import check_connections
 from tests.clients import connect
 from tests.servers.scripted import ScriptedReplicaSet
 
@@ -70,6 +71,7 @@ def play(seed: int, seconds: float) -> None:
         ours, failures = load.ours, load.failures
         del load, client
         observed.check()
+        check_connections(observed.commands)
         assert ours == []
         assert failures
         assert observed.outages

@@ -88,7 +88,6 @@ class Witness:
         assert len(ended) == len(set(ended)), "one span for each end"
         if not since:  # else there are ends of commands that started before
             assert set(ended) == set(ends)
-        connections: dict[tuple[Any, Any], set[Any]] = {}
         for span, values in told:
             name, request_id, server, parent = starts[values[START]]
             assert values["db.operation.name"] == name
@@ -98,12 +97,19 @@ class Witness:
                 assert values["error.type"] == "interrupted"
             if name not in _BACKGROUND:
                 assert (span.parent.span_id if span.parent else 0) == parent, span.name
-            server_connection = values.get("db.mongodb.server_connection_id")
-            if server_connection is not None and "db.mongodb.driver_connection_id" in values:
-                key = values["server.port"], server_connection
-                connections.setdefault(key, set()).add(values["db.mongodb.driver_connection_id"])
-        assert [several for several in connections.values() if len(several) > 1] == [], "one connection has one number"
         return len(starts) - len(ended)
+
+
+def check_connections(spans: list[ReadableSpan]) -> None:
+    """A connection has one number of the server's and one of the driver's. FerretDB gives all of them the same."""
+    connections: dict[tuple[Any, Any], set[Any]] = {}
+    for span in spans:
+        values = attributes(span)
+        server_connection = values.get("db.mongodb.server_connection_id")
+        if server_connection is not None and "db.mongodb.driver_connection_id" in values:
+            key = values["server.port"], server_connection
+            connections.setdefault(key, set()).add(values["db.mongodb.driver_connection_id"])
+    assert [several for several in connections.values() if len(several) > 1] == []
 
 
 class _Commands(CommandListener):
