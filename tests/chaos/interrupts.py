@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import gc
+import os
 import random
 import sys
 import threading
@@ -22,12 +24,15 @@ from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 # Where an interrupt tears nothing apart: the driver waits for a reply.
 _WAITS: Final = frozenset({"network.py", "network_layer.py"})
 _OURS: Final = ("opentelemetry", "tests/chaos/witness.py")
-_CALM: Final = 50
+_CALM: Final = 30
 """So many operations each worker runs after the interrupts."""
+_PATIENCE: Final = 30
+STUCK: Final = "stuck"
 
 
 class Worker:
@@ -91,6 +96,39 @@ def _waits(interrupt: BaseException) -> bool:
     return bool(drivers) and drivers[-1] in _WAITS and not ours
 
 
+class _Watch:
+    """Ends the program where it is stuck: an interrupt may leave a lock of the driver's held for good.
+
+    Its conditions take their lock in a function, which an interrupt may end when it has it. That is no fault, and is
+    told by a word; a lock that this package or OpenTelemetry waits for is one.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.is_over = threading.Event()
+        threading.Thread(target=self._watch, args=(seconds,), name="watch", daemon=True).start()
+
+    def _watch(self, seconds: float) -> None:
+        if self.is_over.wait(seconds):
+            return
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        stuck = {names.get(identity): _waits_in(frame) for identity, frame in sys._current_frames().items()}
+        faulthandler.dump_traceback()
+        ours = [
+            file for name, file in stuck.items() if "opentelemetry" in file and name != "opentelemetry_mongo_events"
+        ]
+        drivers = [file for file in stuck.values() if "pymongo" in file]
+        if drivers and not ours:
+            print(STUCK, flush=True)  # noqa: T201  # the program's way to tell
+        os._exit(0 if drivers and not ours else 1)
+
+
+def _waits_in(frame: FrameType | None) -> str:
+    """The file of whoever waits there, but for the interpreter's own."""
+    while frame is not None and frame.f_code.co_filename == threading.__file__:
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_filename
+
+
 def play(
     uri: str,
     seed: object,
@@ -109,6 +147,7 @@ def play(
         workers: How many; one alone runs in the current thread.
         current: What identifies the thread or greenlet that is the current one.
     """
+    watch = _Watch(seconds + _PATIENCE)
     observed = Round()
     load = Load(uri, observed.listeners, observed.spans.tracer, 0, threads=0, tasks=0)
     with connect(uri, event_listeners=observed.listeners) as client:
@@ -153,6 +192,7 @@ def play(
         until(lambda: gc.collect() >= 0 and _differences(observed) <= torn)
     for client in load.clients:
         client.close()
+    watch.is_over.set()
     assert load.ours == []
     load.clients.clear()
     # One that comes in the middle of the package tears apart what it is about to tell of one command. All others are

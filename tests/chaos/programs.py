@@ -12,8 +12,8 @@ from tests.servers.processes import environment
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_program(program: str, *arguments: object) -> str:
-    """Run a program, which finds the tests' own modules; what it printed."""
+def run_program(program: str, *arguments: object) -> list[str]:
+    """Run a program, which finds the tests' own modules; the words that it printed."""
     inherited = environment()
     python_path = os.pathsep.join(filter(None, [str(_ROOT), str(_ROOT / "src"), inherited.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -21,8 +21,8 @@ def run_program(program: str, *arguments: object) -> str:
         env=inherited | {"PYTHONPATH": python_path},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return done.stdout
+    return done.stdout.split()

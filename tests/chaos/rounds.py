@@ -150,21 +150,29 @@ def failures() -> dict[Any, int]:
 
 
 def what_lives() -> Counter[str]:
-    """How many objects of the package's classes there are."""
+    """How many objects of the package's classes there are, but for those in bounded memos, which are emptied."""
+    for memo in _memos():
+        memo.cache_clear()
     gc.collect()
     kinds = Counter(map(type, gc.get_objects()))
     return Counter({str(kind): n for kind, n in kinds.items() if str(kind.__module__).startswith(f"{_PACKAGE}.")})
 
 
 def remembered() -> int:
-    """How much the modules of the package remember, in all."""
+    """How much the modules of the package remember in all, but for memos that know their own bounds."""
+    return sum(len(value) for value in _variables() if isinstance(value, Sized) and not isinstance(value, (str, type)))
+
+
+def _memos() -> list[Any]:
+    memos = [value for value in _variables() if hasattr(value, "cache_clear")]
+    assert all(memo.cache_parameters()["maxsize"] for memo in memos)
+    return memos
+
+
+def _variables() -> list[Any]:
+    """The values of all variables of the package's modules."""
     modules = [module for name, module in list(sys.modules.items()) if name.startswith(f"{_PACKAGE}.")]
-    return sum(
-        len(value)
-        for module in modules
-        for variable, value in vars(module).items()
-        if isinstance(value, Sized) and not isinstance(value, (str, type)) and not variable.startswith("__")
-    )
+    return [value for module in modules for name, value in vars(module).items() if not name.startswith("__")]
 
 
 class Rounds:
