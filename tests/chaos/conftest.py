@@ -21,7 +21,7 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "0"))
 @pytest.fixture
 def rounds() -> Rounds:
     """The seeds of rounds of load."""
-    return Rounds(SEED, SECONDS, 5.0 if SECONDS else 0.8)
+    return Rounds(SEED, SECONDS, 5.0 if SECONDS else 0.5)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pymongo import common
+
 from tests.chaos.load import OPERATIONS, Load, prepare, run_through
 from tests.chaos.rounds import Round, failures
 from tests.chaos.witness import START, check_connections
@@ -147,9 +149,10 @@ def play(
         workers: How many; one alone runs in the current thread.
         current: What identifies the thread or greenlet that is the current one.
     """
+    common.EVENTS_QUEUE_FREQUENCY = 0.1  # type: ignore[assignment]  # a client's close waits for half of it
     watch = _Watch(seconds + _PATIENCE)
     observed = Round()
-    load = Load(uri, observed.listeners, observed.spans.tracer, 0, threads=0, tasks=0)
+    load = Load(uri, observed.listeners, observed.spans.tracer, 0, clients=0, threads=0, tasks=0)
     with connect(uri, event_listeners=observed.listeners) as client:
         run_through(prepare(client))
         team = [Worker(load, client, f"{seed} {number}") for number in range(workers)]
@@ -190,11 +193,8 @@ def play(
             thread.join()
         torn, harmless = sum(each.torn for each in team), sum(each.harmless for each in team)
         until(lambda: gc.collect() >= 0 and _differences(observed) <= torn)
-    for client in load.clients:
-        client.close()
     watch.is_over.set()
     assert load.ours == []
-    load.clients.clear()
     # One that comes in the middle of the package tears apart what it is about to tell of one command. All others are
     # told, and what comes after it is as if it hadn't been.
     assert observed.witness.compare(observed.commands, calm_since[0]) == 0

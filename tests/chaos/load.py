@@ -198,6 +198,7 @@ class Load:
         seed: int,
         operations: tuple[Any, ...] = OPERATIONS,
         *,
+        clients: int = 2,
         threads: int = 8,
         tasks: int = 10,
         **options: Any,
@@ -209,12 +210,13 @@ class Load:
         self._operations = operations
         self._tasks = tasks
         self._over = threading.Event()
-        self.clients = [connect(uri, minPoolSize=number, **self._options) for number in range(2)]
+        self.clients = [connect(uri, minPoolSize=number, **self._options) for number in range(clients)]
         self.failures: Counter[str] = Counter()
         self.ours: list[BaseException] = []
         self.cancelled = 0
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(threads)]
-        self._threads.append(threading.Thread(target=self._run_clients_that_come_and_go))
+        if clients:
+            self._threads.append(threading.Thread(target=self._run_clients_that_come_and_go))
         if tasks and pymongo.version_tuple >= (4, 9):
             self._threads.append(threading.Thread(target=lambda: asyncio.run(self._run_tasks())))
 

@@ -196,8 +196,8 @@ class Rounds:
         self._until = time.monotonic() + seconds
 
     def times(self, count: int) -> int:
-        """So many in a short round, and ten times as many in a long one."""
-        return count * 10 if self.is_long else count
+        """So many in a short round, and twenty times as many in a long one."""
+        return count * 20 if self.is_long else count
 
     def seeds(self, at_least: int = 1) -> Iterator[int]:
         """Those of rounds of which each has a process of its own."""
