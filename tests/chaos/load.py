@@ -214,11 +214,11 @@ class Load:
         self.failures: Counter[str] = Counter()
         self.ours: list[BaseException] = []
         self.cancelled = 0
-        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(threads)]
+        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(threads)]
         if clients:
-            self._threads.append(threading.Thread(target=self._run_clients_that_come_and_go))
+            self._threads.append(threading.Thread(target=self._run_clients_that_come_and_go, daemon=True))
         if tasks and pymongo.version_tuple >= (4, 9):
-            self._threads.append(threading.Thread(target=lambda: asyncio.run(self._run_tasks())))
+            self._threads.append(threading.Thread(target=lambda: asyncio.run(self._run_tasks()), daemon=True))
 
     def start(self) -> None:
         for thread in self._threads:
