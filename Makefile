@@ -3,25 +3,36 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz benchmarks integration versions lint types layers docs wheel audit check clean
+.PHONY: demo test fuzz chaos benchmarks integration versions lint types layers docs wheel audit check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
 
+# Those that need no other programs, and no time of their own.
+QUICK := --ignore=tests/integration --ignore=tests/benchmarks --ignore=tests/chaos
+
 test: $(VENV)/test.stamp
-	$(BIN)/pytest -n auto --dist worksteal --ignore=tests/integration --ignore=tests/benchmarks --cov --cov-report=term
+	$(BIN)/pytest -n auto --dist worksteal $(QUICK) --cov --cov-report=term
 
 # A million commands, of 10,000 shapes; SHAPES=100000 makes ten.
 SHAPES ?= 10000
 fuzz: $(VENV)/test.stamp
 	FUZZ_SHAPES=$(SHAPES) $(BIN)/pytest --timeout 0 tests/test_privacy.py
 
+CHAOS := tests/integration/test_chaos_on_real_servers.py
+
+# Faults under load, so many seconds of each kind, in rounds: SEED is that of the first one.
+SECONDS ?= 60
+SEED ?= $(shell date +%s)
+chaos: $(VENV)/test.stamp
+	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/pytest --timeout 0 -v tests/chaos $(CHAOS)
+
 # That they run; `python benchmarks/commands.py` measures.
 benchmarks: $(VENV)/test.stamp
 	$(BIN)/pytest tests/benchmarks
 
 integration: $(VENV)/test.stamp
-	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration
+	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration --ignore=$(CHAOS)
 
 # With older versions of what this works with: a diagonal through the grid of noxfile.py. All of it: .venv/bin/nox
 versions: $(VENV)/nox.stamp

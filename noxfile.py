@@ -108,5 +108,5 @@ def tests(session: nox.Session, pymongo: str, opentelemetry: str) -> None:
             versions.append("motor >= 3.7")  # which needs PyMongo 4.9
         session.install("-e", ".[instruments]", "--group", "versions", *versions)
         chosen = ["-m", "not nx"]
-    ignored = ("--ignore=tests/integration", "--ignore=tests/benchmarks")
+    ignored = ("--ignore=tests/integration", "--ignore=tests/benchmarks", "--ignore=tests/chaos")
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ignored, *chosen, *session.posargs)

@@ -31,6 +31,7 @@ class Claim(threading.local):
         """Give the claim up, if it is `owner`'s: it has served its purpose, and its request id may come again."""
         if self.owner is owner:
             self.key = None
+            self.owner = None  # which lives no longer for having claimed something once
 
 
 # Two, for a listener whose spans stand down still counts.

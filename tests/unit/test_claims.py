@@ -25,3 +25,11 @@ def test_only_the_owner_gives_a_claim_up() -> None:
     claim.give_up(first)
     assert claim.take("a command", second)
     claim.give_up(second)
+
+
+def test_an_owner_is_let_go_of_with_its_claim() -> None:
+    claim, owner = Claim(), object()
+    assert claim.take("a command", owner)
+
+    claim.give_up(owner)
+    assert claim.owner is None
