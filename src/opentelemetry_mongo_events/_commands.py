@@ -130,13 +130,15 @@ class CommandEvents(OneOfItsKind, CommandListener):
             if may_be_own and runs_in_background():
                 context = NO_PARENT
             identifier = command_id(event)
-            has_rivals = len(self._peers) > 1
-            if has_rivals or telemetry.asks_of_each:
-                is_measured = is_measured and self._is_measured(identifier, has_rivals)
-                is_traced = is_traced and self._is_traced(command_name, identifier, context, telemetry, has_rivals)
-                if not is_measured and not is_traced:
-                    return
             table = self._open
+            has_rivals = len(self._peers) > 1
+            if has_rivals:
+                self._has_claimed = True
+                is_measured = is_measured and METRICS.take(identifier, table)
+            if is_traced and (has_rivals or telemetry.asks_of_each):
+                is_traced = self._is_traced(command_name, identifier, context, telemetry, has_rivals)
+            if not is_measured and not is_traced:
+                return
             held = held_connection(table, identifier)
             is_odd = identifier in table.by_id or table.twins or len(table.by_id) >= LIMIT
             if is_odd and (self._is_known(identifier, held) or not table.has_room()):
@@ -238,12 +240,6 @@ class CommandEvents(OneOfItsKind, CommandListener):
         finally:
             self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
 
-    def _is_measured(self, identifier: CommandId, has_rivals: bool) -> bool:
-        """Whether the command is measured by this listener."""
-        if has_rivals:
-            self._has_claimed = True
-        return not has_rivals or METRICS.take(identifier, self._open)
-
     def _is_traced(
         self,
         command_name: str,
@@ -256,10 +252,8 @@ class CommandEvents(OneOfItsKind, CommandListener):
         config = telemetry.config
         if telemetry.double_tracing is not None and telemetry.double_tracing.found(get_current_span(context)):
             return False
-        if has_rivals:
-            self._has_claimed = True
-            if not SPANS.take(identifier, self._open):
-                return False
+        if has_rivals and not SPANS.take(identifier, self._open):
+            return False
         if command_name in config.exclude_commands:
             return False
         return not config.require_parent_span or get_current_span(context).get_span_context().is_valid

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import StatusCode
 from pymongo.monitoring import ConnectionCheckOutFailedEvent, PoolClearedEvent
 
@@ -109,6 +110,17 @@ def test_a_connection_may_be_given_back_by_another_thread(pools: Any, metrics: M
 
     assert metrics.connections() == (1, 0)
     assert metrics.one("db.client.connection.use_time").count == 2  # one ended as its connection was closed
+
+
+def test_what_is_closed_while_it_is_out_is_measured_only_where_anything_is() -> None:
+    pools: Any = next(
+        each for each in event_listeners(meter_provider=NoOpMeterProvider()) if isinstance(each, PoolEvents)
+    )
+    make(pools, 1, ADDRESS)
+    pools.connection_checked_out(checked_out(1))
+    pools.connection_closed(connection_closed(1))
+
+    assert (pools.guard.failures, pools._pools.known(ADDRESS).connections()) == ({}, (0, 0))
 
 
 def test_a_connection_that_couldnt_be_made_is_closed_too(pools: Any, metrics: Metrics) -> None:
