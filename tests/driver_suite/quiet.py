@@ -1,0 +1,119 @@
+"""What the package holds when nothing runs, beside what the driver's own objects hold."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import time
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry_mongo_events._episodes import _episodes, keeper
+from opentelemetry_mongo_events._guard import Guard
+from opentelemetry_mongo_events._open_commands import OpenCommands
+from opentelemetry_mongo_events._pool_states import PoolStates
+from opentelemetry_mongo_events._pools import PoolEvents
+from opentelemetry_mongo_events._process_state import living
+from tests.metrics import POOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.metrics import Metrics
+
+_PATIENCE = 10.0
+
+
+def settled(differences: Callable[[], list[str]]) -> list[str]:
+    """The differences that stay, once what goes on in the background has had its time."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        gc.collect()
+        found = differences()
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def wrong_counts(metrics: Metrics) -> list[str]:
+    """Where the counts of pools differ from what the driver's pools hold."""
+    return [*_wrong_pools(), *_wrong_metrics(metrics)]
+
+
+def left_open() -> list[str]:
+    """What is open, and waits for an end."""
+    commands = [
+        f"a command is open: {command.command_id}"
+        for table in living(OpenCommands)
+        for command in [*table.by_id.values(), *table.twins.values()]
+    ]
+    episodes = [f"{episode.name} of {list(episode.topology.members)}" for episode in list(_episodes.open)]
+    waiting = [
+        f"{count} wait for a connection to {pool.target}"
+        for states in living(PoolStates)
+        for pool in states.pools()
+        if (count := pool.waiters.count())
+    ]
+    records = [] if keeper._waiting.empty() else [f"{keeper._waiting.qsize()} log records wait"]
+    return [*commands, *episodes, *waiting, *records]
+
+
+def failures() -> list[str]:
+    """What failed in the package, and was kept from the driver."""
+    guards = [each for each in gc.get_objects() if type(each) is Guard]
+    return [f"{kind} failed {count} times" for guard in guards for kind, count in guard.failures.items()]
+
+
+def _driver_pools() -> Iterator[tuple[Any, PoolEvents]]:
+    """The driver's pools that are alive, and the package's listener of each that has one."""
+    names = ("pymongo.synchronous.pool", "pymongo.asynchronous.pool", "pymongo.pool")
+    modules = [importlib.import_module(name) for name in names if _is_there(name)]
+    kinds = tuple({module.Pool for module in modules if hasattr(module, "Pool")})
+    for pool in [each for each in gc.get_objects() if isinstance(each, kinds)]:
+        # A monitor's pool tells nobody; its flag had other names, the last of them in 4.0.
+        if getattr(pool, "is_sdam", False) or not getattr(pool, "handshake", True):
+            continue
+        listeners = pool.opts._event_listeners
+        for listener in listeners.event_listeners() if listeners is not None else ():
+            if isinstance(listener, PoolEvents):
+                yield pool, listener
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _held(pool: Any) -> tuple[int, int]:
+    return len(pool.conns if hasattr(pool, "conns") else pool.sockets), pool.active_sockets
+
+
+def _wrong_pools() -> list[str]:
+    wrong = []
+    seen = set()
+    for pool, listener in _driver_pools():
+        state = listener._pools.known(pool.address)
+        seen.add(id(pool.address))
+        counted = (0, 0) if state is None else state.connections()
+        if counted != _held(pool):
+            wrong.append(f"{pool.address} holds {_held(pool)} connections, idle and used, and not {counted}")
+    for states in living(PoolStates):
+        for state in states.pools():
+            if id(state.identity.address) not in seen and state.connections() != (0, 0):
+                wrong.append(f"{state.target} is gone, and counted with {state.connections()}")
+    return wrong
+
+
+def _wrong_metrics(metrics: Metrics) -> list[str]:
+    held: dict[str, int] = {}
+    for pool, _ in _driver_pools():
+        name = ":".join(str(part) for part in pool.address if part is not None)
+        held[name] = held.get(name, 0) + sum(_held(pool))
+    told = metrics.values("db.client.connection.count", POOL)
+    return [
+        f"{name} holds {held.get(name, 0)} connections, and not {told.get(name, 0)}"
+        for name in sorted({*held, *told})
+        if held.get(name, 0) != told.get(name, 0)
+    ]
