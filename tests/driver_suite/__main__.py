@@ -1,15 +1,102 @@
-"""Run PyMongo's own tests on FerretDB, without and with the instrumentation on, and compare."""
+"""Run PyMongo's own tests on FerretDB, without and with the instrumentation on, and compare.
+
+Ends with 1 where the instrumentation changed what came of a test, or was wrong about what the driver did; with 2 where
+they could not be run.
+"""
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
 import sys
-import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from tests.driver_suite.comparison import Difference, differences, verdict
-from tests.driver_suite.files import ALL, chosen
-from tests.driver_suite.runs import Run, run
+import pymongo
+
+from tests.driver_suite.comparison import Difference, again, differences
+from tests.driver_suite.files import UNSTEADY, every_file, usual_files
+from tests.driver_suite.runs import run
 from tests.driver_suite.sources import unpack
-from tests.servers.processes import Missing
+from tests.servers.processes import Missing, NotReady
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.driver_suite.runs import Run
+
+_OUTPUT: Final = Path(__file__).resolve().parents[2] / "build" / "driver-tests"
+_TRIES: Final = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run them; the exit code."""
+    parser = argparse.ArgumentParser(prog="driver-tests", description=__doc__)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="as test/test_cursor.py; those that are quick if none")
+    parser.add_argument("--all", action="store_true", help="every file of the suite, which takes long")
+    options = parser.parse_args(arguments)
+    try:
+        return _compared(options.files, is_all=options.all)
+    except (Missing, NotReady, RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"driver-tests: {error}", file=sys.stderr)  # noqa: T201  # it talks to a person
+        return 2
+
+
+def _compared(files: Sequence[str], *, is_all: bool) -> int:
+    shutil.rmtree(_OUTPUT, ignore_errors=True)
+    suite = _OUTPUT / "suite"
+    suite.mkdir(parents=True)
+    unpack(suite)
+    files = files or (every_file(suite) if is_all else usual_files(suite))
+    _say(f"{len(files)} files of PyMongo {pymongo.version}'s own tests, without and with the instrumentation on ...")
+    without, observed = _both(suite, files, "first")
+    for name, each in (("without", without), ("observed", observed)):
+        told = Counter(outcome.split(":")[0] for outcome in each.outcomes.values())
+        _say(f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in told.most_common())} ({each.seconds:.0f} s)")
+    _say("observed: " + ", ".join(f"{count:,} {what}" for what, count in sorted(observed.counts.items())))
+    faults = Counter(observed.faults)
+    found = [each for each in differences(without.outcomes, observed.outcomes) if each.test not in UNSTEADY]
+    unsteady: list[Difference] = []
+    for number in range(_TRIES):
+        if not found:
+            break
+        _say(f"{len(found)} came out differently: once more ...")
+        without, observed = _both(suite, sorted({each.test.partition("::")[0] for each in found}), f"again-{number + 1}")
+        faults.update(observed.faults)
+        found = again(found, without.outcomes, observed.outcomes)
+        unsteady += [each for each in found if each.is_unsteady]
+        found = [each for each in found if not each.is_unsteady]
+    changed = [each for each in found if each.is_fault]
+    for each in [*unsteady, *(each for each in found if not each.is_fault)]:
+        _say(f"not steady, whether observed or not: {each}")
+    for each in changed:
+        _say(f"CHANGED: {each}")
+    for fault, count in sorted(faults.items()):
+        _say(f"FAULT ({count} x): {fault}")
+    if changed or faults:
+        _say(f"{len(changed)} tests changed, {len(faults)} faults; the output is in {_OUTPUT}")
+        return 1
+    _say("no test changed, and the spans, counts and pools are the driver's own")
+    return 0
+
+
+def _both(suite: Path, files: Sequence[str], name: str) -> tuple[Run, Run]:
+    """Both at once: so the machine is as busy for one as for the other."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(run, suite, files, _OUTPUT / name / kind, observed=kind == "observed")
+            for kind in ("without", "observed")
+        ]
+        without, observed = (each.result() for each in runs)
+    return without, observed
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  # it talks to a person
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,13 +25,17 @@ class Difference(NamedTuple):
     observed: list[str]
 
     @property
+    def is_unsteady(self) -> bool:
+        """Whether all that it came to with the instrumentation it came to without it as well."""
+        return set(self.observed) <= set(self.without)
+
+    @property
     def is_fault(self) -> bool:
         """Whether it is the instrumentation's doing: what it came to with it came again, and never without it.
 
         Once means nothing: there are tests that fail now and then, and each run has some of them.
         """
-        again = Counter(self.observed)
-        return any(count > 1 and outcome not in self.without for outcome, count in again.items())
+        return any(count > 1 and outcome not in self.without for outcome, count in Counter(self.observed).items())
 
     def __str__(self) -> str:
         return f"{self.test}\n    without: {_told(self.without)}\n    observed: {_told(self.observed)}"

@@ -1,0 +1,74 @@
+"""Which of the driver's tests are run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Those that talk to a server, or to themselves as to one, and make commands, pools or topologies; each in both its
+# kinds, where the suite has it for asyncio too. The rest knows of neither, or is left out on FerretDB, or takes minutes.
+_USUAL: Final = (
+    "async_cancellation",
+    "async_loop_safety",
+    "auth_spec",
+    "bulk",
+    "change_stream",
+    "client",
+    "collection",
+    "command_monitoring",
+    "comment",
+    "common",
+    "concurrency",
+    "connection_logging",
+    "connection_monitoring",
+    "csot",
+    "cursor",
+    "custom_types",
+    "database",
+    "discovery_and_monitoring",
+    "event_loggers",
+    "examples",
+    "fork",
+    "gridfs",
+    "gridfs_bucket",
+    "handshake_unified",
+    "heartbeat_monitoring",
+    "load_balancer",
+    "logger",
+    "max_staleness",
+    "mongos_load_balancing",
+    "monitor",
+    "monitoring",
+    "pooling",
+    "raw_bson",
+    "read_concern",
+    "read_preferences",
+    "read_write_concern_spec",
+    "retryable_reads",
+    "retryable_writes",
+    "run_command",
+    "sdam_monitoring_spec",
+    "server_selection_in_window",
+    "session",
+    "streaming_protocol",
+    "threads",
+    "topology",
+    "unified_format",
+)
+
+UNSTEADY: Final[dict[str, str]] = {}
+"""Tests that are not compared, as they come out differently by themselves, and why."""
+
+
+def usual_files(suite: Path) -> list[str]:
+    """The files of the usual run that this version of the suite has."""
+    names = [f"test/{kind}test_{name}.py" for name in _USUAL for kind in ("", "asynchronous/")]
+    return [name for name in names if (suite / name).exists()]
+
+
+def every_file(suite: Path) -> list[str]:
+    """All files of the suite."""
+    folders = (suite / "test", suite / "test" / "asynchronous")
+    return [str(path.relative_to(suite)) for folder in folders for path in sorted(folder.glob("test_*.py"))]
