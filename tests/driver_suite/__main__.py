@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import TYPE_CHECKING, Final
 import pymongo
 
 from tests.driver_suite.comparison import Difference, again, differences
-from tests.driver_suite.files import UNSTEADY, every_file, usual_files
+from tests.driver_suite.files import every_file, is_not_compared, usual_files
+from tests.driver_suite.plugin import LISTENED, OBSERVED, WITHOUT
 from tests.driver_suite.runs import run
 from tests.driver_suite.sources import unpack
 from tests.servers.processes import Missing, NotReady
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 _OUTPUT: Final = Path(__file__).resolve().parents[2] / "build" / "driver-tests"
 _TRIES: Final = 5
+_AT_ONCE: Final = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", metavar="FILE", help="as test/test_cursor.py; those that are quick if none")
     parser.add_argument("--all", action="store_true", help="every file of the suite, which takes long")
     options = parser.parse_args(arguments)
+    # As Ctrl-C does: what was started is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _compared(options.files, is_all=options.all)
     except (Missing, NotReady, RuntimeError, subprocess.CalledProcessError) as error:
@@ -52,46 +58,51 @@ def _compared(files: Sequence[str], *, is_all: bool) -> int:
     unpack(suite)
     files = files or (every_file(suite) if is_all else usual_files(suite))
     _say(f"{len(files)} files of PyMongo {pymongo.version}'s own tests, without and with the instrumentation on ...")
-    without, observed = _both(suite, files, "first")
+    without, observed = _run(suite, files, "first", WITHOUT, OBSERVED)
     for name, each in (("without", without), ("observed", observed)):
         told = Counter(outcome.split(":")[0] for outcome in each.outcomes.values())
-        _say(f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in told.most_common())} ({each.seconds:.0f} s)")
+        _say(
+            f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in told.most_common())} ({each.seconds:.0f} s)"
+        )
     _say("observed: " + ", ".join(f"{count:,} {what}" for what, count in sorted(observed.counts.items())))
     faults = Counter(observed.faults)
-    found = [each for each in differences(without.outcomes, observed.outcomes) if each.test not in UNSTEADY]
-    unsteady: list[Difference] = []
+    found = [each for each in differences(without.outcomes, observed.outcomes) if not is_not_compared(each.test)]
+    clear: list[Difference] = []
     for number in range(_TRIES):
         if not found:
             break
         _say(f"{len(found)} came out differently: once more ...")
-        without, observed = _both(suite, sorted({each.test.partition("::")[0] for each in found}), f"again-{number + 1}")
+        files = sorted({each.test.partition("::")[0] for each in found})
+        without, observed, listened = _run(suite, files, f"again-{number + 1}", WITHOUT, OBSERVED, LISTENED)
         faults.update(observed.faults)
-        found = again(found, without.outcomes, observed.outcomes)
-        unsteady += [each for each in found if each.is_unsteady]
-        found = [each for each in found if not each.is_unsteady]
-    changed = [each for each in found if each.is_fault]
-    for each in [*unsteady, *(each for each in found if not each.is_fault)]:
-        _say(f"not steady, whether observed or not: {each}")
-    for each in changed:
-        _say(f"CHANGED: {each}")
+        found = again(found, without.outcomes, observed.outcomes, listened.outcomes)
+        clear += [each for each in found if each.is_clear]
+        found = [each for each in found if not each.is_clear]
+    changed = 0
+    for each in [*clear, *found]:
+        changed += each.explanation is None
+        _say(f"{each.explanation or 'CHANGED'}: {each}")
     for fault, count in sorted(faults.items()):
         _say(f"FAULT ({count} x): {fault}")
     if changed or faults:
-        _say(f"{len(changed)} tests changed, {len(faults)} faults; the output is in {_OUTPUT}")
+        _say(f"{changed} tests changed, {len(faults)} faults; the output is in {_OUTPUT}")
         return 1
     _say("no test changed, and the spans, counts and pools are the driver's own")
     return 0
 
 
-def _both(suite: Path, files: Sequence[str], name: str) -> tuple[Run, Run]:
-    """Both at once: so the machine is as busy for one as for the other."""
-    with ThreadPoolExecutor(2) as pool:
-        runs = [
-            pool.submit(run, suite, files, _OUTPUT / name / kind, observed=kind == "observed")
-            for kind in ("without", "observed")
-        ]
-        without, observed = (each.result() for each in runs)
-    return without, observed
+def _run(suite: Path, files: Sequence[str], name: str, *kinds: str) -> list[Run]:
+    """One run of each kind, two at once: so the machine is as busy for one as for the other."""
+    stopping = threading.Event()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        runs = [pool.submit(run, suite, files, _OUTPUT / name / kind, kind, stopping) for kind in kinds]
+        try:
+            return [each.result() for each in runs]
+        except BaseException:
+            stopping.set()
+            for each in runs:
+                each.cancel()
+            raise
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -58,8 +59,16 @@ _USUAL: Final = (
     "unified_format",
 )
 
-UNSTEADY: Final[dict[str, str]] = {}
-"""Tests that are not compared, as they come out differently by themselves, and why."""
+# Tests that come out differently by themselves, or with any listener, and why; the runs that show it are made where
+# they are not named here.
+_NOT_COMPARED: Final = {
+    "*test_session.py::*TestSession::test_*": "it takes the first of its client's listeners for its own",
+}
+
+
+def is_not_compared(test: str) -> bool:
+    """Whether it is known that a test comes out differently."""
+    return any(fnmatch.fnmatchcase(test, pattern) for pattern in _NOT_COMPARED)
 
 
 def usual_files(suite: Path) -> list[str]:

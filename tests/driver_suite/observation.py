@@ -85,7 +85,9 @@ class Observation:
         for message in self._logged.messages:
             truth.fault(f"logged: {message}")
         if truth.counts["checkout spans"] != truth.counts["checkouts failed"]:
-            truth.fault(f"{truth.counts['checkouts failed']} checkouts failed, with {truth.counts['checkout spans']} spans")
+            truth.fault(
+                f"{truth.counts['checkouts failed']} checkouts failed, with {truth.counts['checkout spans']} spans"
+            )
         for metric, events in _COUNTED.items():
             measured = sum(self._metrics.values(metric).values())
             if measured != truth.counts[events]:

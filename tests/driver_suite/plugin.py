@@ -19,18 +19,26 @@ if TYPE_CHECKING:
 NOTES = "DRIVER_SUITE_NOTES"
 """The environment variable with the file that the lines go to."""
 
-OBSERVED = "DRIVER_SUITE_OBSERVED"
-"""That which is 1 where the instrumentation shall be on."""
+KIND = "DRIVER_SUITE_KIND"
+"""That with the kind of the run."""
+
+WITHOUT, OBSERVED, LISTENED = "without", "observed", "listened"
+"""The kinds: the driver alone, with the instrumentation on, and with listeners that do nothing."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported, and so before any client is made."""
     notes = Notes(Path(os.environ[NOTES]))
     config.pluginmanager.register(Outcomes(notes))
-    if os.environ.get(OBSERVED) == "1":
+    kind = os.environ[KIND]
+    if kind == OBSERVED:
         from tests.driver_suite.observation import Observation
 
         config.pluginmanager.register(Observation(notes))
+    elif kind == LISTENED:
+        from tests.driver_suite.silence import register_silent_listeners
+
+        register_silent_listeners()
 
 
 class Notes:

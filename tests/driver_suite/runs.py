@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tests.driver_suite.plugin import NOTES, OBSERVED, read
+from tests.driver_suite.plugin import KIND, NOTES, Notes, read
 from tests.servers.processes import FerretDB, environment
 
 if TYPE_CHECKING:
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
 _PROJECT: Final = Path(__file__).resolve().parents[2]
 
 # A test has this long, and then fails by itself: pytest-timeout sees to it.
-_TEST_SECONDS: Final = 20
+_TEST_SECONDS: Final = 60
 
 # Where it doesn't, because nothing of Python runs any more, its process is killed. The end of a run takes its time too.
-_SILENCE: Final = 90
+_SILENCE: Final = 120
 
 _POLL_SECONDS: Final = 0.1
 _DEATHS: Final = 20
@@ -44,14 +46,15 @@ class Run(NamedTuple):
     seconds: float
 
 
-def run(suite: Path, tests: Sequence[str], folder: Path, *, observed: bool) -> Run:
+def run(suite: Path, tests: Sequence[str], folder: Path, kind: str, stopping: threading.Event) -> Run:
     """Run tests of the suite.
 
     Args:
         suite: The folder of the suite.
         tests: Its files.
         folder: Where the output goes, a folder of this run's own.
-        observed: Whether the instrumentation is on.
+        kind: What is on: one of the plugin's kinds.
+        stopping: Set when nobody waits for it any more, and it shall end.
 
     Raises:
         Missing: There is no FerretDB on this machine.
@@ -62,12 +65,12 @@ def run(suite: Path, tests: Sequence[str], folder: Path, *, observed: bool) -> R
     began = time.monotonic()
     with FerretDB() as server, (folder / "output.txt").open("wb") as output:
         for _ in range(_DEATHS):
-            code = _process(suite, tests, notes, output, server.ports[0], observed=observed)
+            code = _process(suite, tests, notes, output, server.ports[0], kind, stopping)
             died_in = [name for name, outcome in _outcomes(notes).items() if outcome is None]
-            if not died_in:
+            if not died_in or stopping.is_set():
                 break
             for name in died_in:
-                _note(notes, name, f"the process ended with {code}")
+                Notes(notes).write(test=name, outcome=f"the process ended with {code}")
     outcomes = {name: outcome for name, outcome in _outcomes(notes).items() if outcome is not None}
     # 0: all passed; 1: some failed; 5: none was left to run.
     if code not in (0, 1, 5) or not outcomes:
@@ -83,7 +86,9 @@ def run(suite: Path, tests: Sequence[str], folder: Path, *, observed: bool) -> R
     return Run(outcomes, faults, counts, time.monotonic() - began)
 
 
-def _process(suite: Path, tests: Sequence[str], notes: Path, output: Any, port: int, *, observed: bool) -> int:
+def _process(
+    suite: Path, tests: Sequence[str], notes: Path, output: Any, port: int, kind: str, stopping: threading.Event
+) -> int:
     python_path = os.pathsep.join([str(_PROJECT), str(_PROJECT / "src")])
     process = subprocess.Popen(
         [
@@ -101,7 +106,7 @@ def _process(suite: Path, tests: Sequence[str], notes: Path, output: Any, port: 
             "DB_IP": "127.0.0.1",
             "DB_PORT": str(port),
             NOTES: str(notes),
-            OBSERVED: "1" if observed else "0",
+            KIND: kind,
         },
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -110,23 +115,21 @@ def _process(suite: Path, tests: Sequence[str], notes: Path, output: Any, port: 
         start_new_session=True,
     )
     try:
-        return _wait(process, notes)
+        return _wait(process, notes, stopping)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], notes: Path) -> int:
+def _wait(process: subprocess.Popen[bytes], notes: Path, stopping: threading.Event) -> int:
     """Wait for the end of a process; one in which nothing happens any more is killed."""
     changed, size = time.monotonic(), -1
     while process.poll() is None:
         now_size = notes.stat().st_size if notes.exists() else 0
         if now_size != size:
             changed, size = time.monotonic(), now_size
-        if time.monotonic() - changed > _SILENCE:
+        if stopping.is_set() or time.monotonic() - changed > _SILENCE:
             process.kill()
         time.sleep(_POLL_SECONDS)
     return process.returncode
@@ -135,9 +138,3 @@ def _wait(process: subprocess.Popen[bytes], notes: Path) -> int:
 def _outcomes(notes: Path) -> dict[str, str | None]:
     """The outcome of each test; None of one that has begun and not ended."""
     return {note["test"]: note.get("outcome") for note in read(notes) if "test" in note}
-
-
-def _note(notes: Path, test: str, outcome: str) -> None:
-    from tests.driver_suite.plugin import Notes
-
-    Notes(notes).write(test=test, outcome=outcome)

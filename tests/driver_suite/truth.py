@@ -67,16 +67,16 @@ class Truth(SpanProcessor):
         self._here = threading.local()
         self._open_spans: dict[int, str] = {}
         # A finalizer may send a command while this is held.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def count(self, what: str) -> None:
         """Count one more. Runs on any thread."""
-        with self._lock:
+        with self.lock:
             self.counts[what] += 1
 
     def fault(self, text: str) -> None:
         """Note a fault. Runs on any thread."""
-        with self._lock:
+        with self.lock:
             self.faults[text] += 1
 
     @property
@@ -95,7 +95,7 @@ class Truth(SpanProcessor):
         """The driver has started a command; the package is told next."""
         self.count("commands started")
         command = Command(event, self.test)
-        with self._lock:
+        with self.lock:
             self.open.setdefault(_key(event), []).append(command)
         self._here.command = command
 
@@ -109,7 +109,7 @@ class Truth(SpanProcessor):
     def before_end(self, event: Any) -> None:
         """The driver has ended a command; the package is told next."""
         self.count("commands ended")
-        with self._lock:
+        with self.lock:
             commands = self.open.get(_key(event), [])
             owner = _owner()
             of_this_owner = [command for command in commands if command.owner == owner]
@@ -142,7 +142,7 @@ class Truth(SpanProcessor):
         if not _is_ours(span):
             return
         self.count("spans started")
-        with self._lock:
+        with self.lock:
             self._open_spans[_span_id(span)] = f"{span.name} in {self.test}"
         if span.kind is SpanKind.CLIENT:
             command = getattr(self._here, "command", None)
@@ -156,7 +156,7 @@ class Truth(SpanProcessor):
         if not _is_ours(span):
             return
         self.count("spans ended")
-        with self._lock:
+        with self.lock:
             if self._open_spans.pop(_span_id(span), None) is None:
                 self.fault(f"a span ended twice, or without a start: {span.name} in {self.test}")
         if span.kind is not SpanKind.CLIENT:
@@ -268,26 +268,26 @@ class _Listener:
 class Before(_Listener, monitoring.CommandListener):
     """To be registered before the package."""
 
-    def started(self, event: monitoring.CommandStartedEvent) -> None:  # noqa: D102
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
         self._truth.before_start(event)
 
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:  # noqa: D102
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
         self._truth.before_end(event)
 
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:  # noqa: D102
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
         self._truth.before_end(event)
 
 
 class After(_Listener, monitoring.CommandListener):
     """To be registered after it."""
 
-    def started(self, event: monitoring.CommandStartedEvent) -> None:  # noqa: D102
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
         self._truth.after_start()
 
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:  # noqa: D102
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
         self._truth.after_end(event)
 
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:  # noqa: D102
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
         self._truth.after_end(event)
 
 
@@ -297,10 +297,10 @@ class Heartbeats(_Listener, monitoring.ServerHeartbeatListener):
     def started(self, event: monitoring.ServerHeartbeatStartedEvent) -> None:
         """Not counted: some never end."""
 
-    def succeeded(self, event: monitoring.ServerHeartbeatSucceededEvent) -> None:  # noqa: D102
+    def succeeded(self, event: monitoring.ServerHeartbeatSucceededEvent) -> None:
         self._truth.count("heartbeats")
 
-    def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:  # noqa: D102
+    def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
         self._truth.count("heartbeats")
 
 
@@ -314,6 +314,10 @@ def _counted(what: str) -> Any:
 class Pools(_Listener, monitoring.ConnectionPoolListener):
     """Counts what happens to pools."""
 
+    def __init__(self, truth: Truth) -> None:
+        super().__init__(truth)
+        self._out: Counter[tuple[int, int]] = Counter()
+
     pool_created = _counted("pools created")
     pool_ready = _counted("pools ready")
     pool_cleared = _counted("pools cleared")
@@ -323,5 +327,16 @@ class Pools(_Listener, monitoring.ConnectionPoolListener):
     connection_closed = _counted("connections closed")
     connection_check_out_started = _counted("checkouts started")
     connection_check_out_failed = _counted("checkouts failed")
-    connection_checked_out = _counted("checkouts")
-    connection_checked_in = _counted("checkins")
+
+    def connection_checked_out(self, event: monitoring.ConnectionCheckedOutEvent) -> None:
+        self._truth.count("checkouts")
+        with self._truth.lock:
+            self._out[id(event.address), event.connection_id] += 1
+
+    def connection_checked_in(self, event: monitoring.ConnectionCheckedInEvent) -> None:
+        key = (id(event.address), event.connection_id)
+        with self._truth.lock:
+            is_out = self._out[key] > 0
+            self._out[key] -= is_out
+        # There are tests in which the driver comes not to tell the checkout.
+        self._truth.count("checkins" if is_out else "checkins without a checkout")
