@@ -59,11 +59,9 @@ def _compared(files: Sequence[str], *, is_all: bool) -> int:
     files = files or (every_file(suite) if is_all else usual_files(suite))
     _say(f"{len(files)} files of PyMongo {pymongo.version}'s own tests, without and with the instrumentation on ...")
     without, observed = _run(suite, files, "first", WITHOUT, OBSERVED)
-    for name, each in (("without", without), ("observed", observed)):
-        told = Counter(outcome.split(":")[0] for outcome in each.outcomes.values())
-        _say(
-            f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in told.most_common())} ({each.seconds:.0f} s)"
-        )
+    for kind, done in ((WITHOUT, without), (OBSERVED, observed)):
+        told = Counter(outcome.split(":")[0] for outcome in done.outcomes.values())
+        _say(f"{kind}: {', '.join(f'{count} {what}' for what, count in told.most_common())} ({done.seconds:.0f} s)")
     _say("observed: " + ", ".join(f"{count:,} {what}" for what, count in sorted(observed.counts.items())))
     faults = Counter(observed.faults)
     found = [each for each in differences(without.outcomes, observed.outcomes) if not is_not_compared(each.test)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Those that talk to a server, or to themselves as to one, and make commands, pools or topologies; each in both its
-# kinds, where the suite has it for asyncio too. The rest knows of neither, or is left out on FerretDB, or takes minutes.
+# Those that talk to a server, or to themselves as to one, and make commands, pools or topologies; each for asyncio too
+# where there is one. The rest knows of none of these, or is skipped on FerretDB, or takes minutes.
 _USUAL: Final = (
     "async_cancellation",
     "async_loop_safety",

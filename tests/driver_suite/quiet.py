@@ -69,7 +69,8 @@ def _driver_pools() -> Iterator[tuple[Any, PoolEvents]]:
     names = ("pymongo.synchronous.pool", "pymongo.asynchronous.pool", "pymongo.pool")
     modules = [importlib.import_module(name) for name in names if _is_there(name)]
     kinds = tuple({module.Pool for module in modules if hasattr(module, "Pool")})
-    for pool in [each for each in gc.get_objects() if isinstance(each, kinds)]:
+    # By the type: the garbage collector has proxies, which stand for what is gone.
+    for pool in [each for each in gc.get_objects() if issubclass(type(each), kinds)]:
         # A monitor's pool tells nobody; its flag had other names, the last of them in 4.0.
         if getattr(pool, "is_sdam", False) or not getattr(pool, "handshake", True):
             continue
@@ -99,11 +100,13 @@ def _wrong_pools() -> list[str]:
         counted = (0, 0) if state is None else state.connections()
         if counted != _held(pool):
             wrong.append(f"{pool.address} holds {_held(pool)} connections, idle and used, and not {counted}")
-    for states in living(PoolStates):
-        for state in states.pools():
-            if id(state.identity.address) not in seen and state.connections() != (0, 0):
-                wrong.append(f"{state.target} is gone, and counted with {state.connections()}")
-    return wrong
+    gone = [
+        f"{state.target} is gone, and counted with {state.connections()}"
+        for states in living(PoolStates)
+        for state in states.pools()
+        if id(state.identity.address) not in seen and state.connections() != (0, 0)
+    ]
+    return [*wrong, *gone]
 
 
 def _wrong_metrics(metrics: Metrics) -> list[str]:

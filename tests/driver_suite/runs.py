@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,6 +15,7 @@ from tests.driver_suite.plugin import KIND, NOTES, Notes, read
 from tests.servers.processes import FerretDB, environment
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Sequence
 
 _PROJECT: Final = Path(__file__).resolve().parents[2]

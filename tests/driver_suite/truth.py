@@ -113,7 +113,7 @@ class Truth(SpanProcessor):
             commands = self.open.get(_key(event), [])
             owner = _owner()
             of_this_owner = [command for command in commands if command.owner == owner]
-            command = (of_this_owner or commands or [None])[-1]
+            command = next(reversed(of_this_owner or commands), None)
             if command is not None:
                 commands.remove(command)
                 if not commands:
