@@ -12,6 +12,8 @@ from opentelemetry_mongo_events._log import warn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
+
 P = ParamSpec("P")
 
 
@@ -67,6 +69,16 @@ class Guarded(Protocol):
 
     @property
     def guard(self) -> Guard: ...
+
+
+class OneOfItsKind:
+    """A listener of which there is no copy: it stands for what it knows.
+
+    Who saves and restores what is registered with the driver makes deep copies of it, as the driver's own tests do.
+    """
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 G = TypeVar("G", bound=Guarded)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import pymongo
 
 from tests.driver_suite.comparison import Difference, again, differences
-from tests.driver_suite.files import every_file, is_not_compared, usual_files
+from tests.driver_suite.files import SLOW, every_file, is_not_compared, usual_files
 from tests.driver_suite.plugin import LISTENED, OBSERVED, WITHOUT
 from tests.driver_suite.runs import run
 from tests.driver_suite.sources import unpack
@@ -56,9 +56,10 @@ def _compared(files: Sequence[str], *, is_all: bool) -> int:
     suite = _OUTPUT / "suite"
     suite.mkdir(parents=True)
     unpack(suite)
+    chosen: Sequence[str] = [] if files or is_all else ["-k", f"not ({' or '.join(SLOW)})"]
     files = files or (every_file(suite) if is_all else usual_files(suite))
     _say(f"{len(files)} files of PyMongo {pymongo.version}'s own tests, without and with the instrumentation on ...")
-    without, observed = _run(suite, files, "first", WITHOUT, OBSERVED)
+    without, observed = _run(suite, [*files, *chosen], "first", WITHOUT, OBSERVED)
     for kind, done in ((WITHOUT, without), (OBSERVED, observed)):
         told = Counter(outcome.split(":")[0] for outcome in done.outcomes.values())
         _say(f"{kind}: {', '.join(f'{count} {what}' for what, count in told.most_common())} ({done.seconds:.0f} s)")
@@ -71,7 +72,7 @@ def _compared(files: Sequence[str], *, is_all: bool) -> int:
             break
         _say(f"{len(found)} came out differently: once more ...")
         files = sorted({each.test.partition("::")[0] for each in found})
-        without, observed, listened = _run(suite, files, f"again-{number + 1}", WITHOUT, OBSERVED, LISTENED)
+        without, observed, listened = _run(suite, [*files, *chosen], f"again-{number + 1}", WITHOUT, OBSERVED, LISTENED)
         faults.update(observed.faults)
         found = again(found, without.outcomes, observed.outcomes, listened.outcomes)
         clear += [each for each in found if each.is_clear]
@@ -89,11 +90,11 @@ def _compared(files: Sequence[str], *, is_all: bool) -> int:
     return 0
 
 
-def _run(suite: Path, files: Sequence[str], name: str, *kinds: str) -> list[Run]:
+def _run(suite: Path, tests: Sequence[str], name: str, *kinds: str) -> list[Run]:
     """One run of each kind, two at once: so the machine is as busy for one as for the other."""
     stopping = threading.Event()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        runs = [pool.submit(run, suite, files, _OUTPUT / name / kind, kind, stopping) for kind in kinds]
+        runs = [pool.submit(run, suite, tests, _OUTPUT / name / kind, kind, stopping) for kind in kinds]
         try:
             return [each.result() for each in runs]
         except BaseException:

@@ -59,6 +59,15 @@ _USUAL: Final = (
     "unified_format",
 )
 
+SLOW: Final = (
+    "bulk_max_message_size",
+    "insert_many_large_batch",
+    "monitor_recovers_after_self_removal",
+    "numerous_inserts",
+    "rtt_connection_is_enabled_stream",
+)
+"""Parts of the names of tests that the usual run leaves out: they take much data, or time, and go no other way."""
+
 # Tests that come out differently by themselves, or with any listener, and why; the runs that show it are made where
 # they are not named here.
 _NOT_COMPARED: Final = {

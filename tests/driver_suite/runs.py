@@ -51,7 +51,7 @@ def run(suite: Path, tests: Sequence[str], folder: Path, kind: str, stopping: th
 
     Args:
         suite: The folder of the suite.
-        tests: Its files.
+        tests: What pytest is asked for: files of the suite, and options.
         folder: Where the output goes, a folder of this run's own.
         kind: What is on: one of the plugin's kinds.
         stopping: Set when nobody waits for it any more, and it shall end.
