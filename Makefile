@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz benchmarks integration versions lint types layers docs wheel check clean
+.PHONY: demo test fuzz benchmarks integration driver-tests versions lint types layers docs wheel check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
@@ -22,6 +22,10 @@ benchmarks: $(VENV)/test.stamp
 
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration
+
+# PyMongo's own tests, of the version that is installed, on FerretDB: without and with the instrumentation on.
+driver-tests: $(VENV)/test.stamp
+	PYTHON=$(BIN)/python scripts/driver-tests
 
 # The tests that need no other server, with older versions of what this works with: tests/versions/NAME.txt.
 versions: $(patsubst tests/versions/%.txt,versions-%,$(wildcard tests/versions/*.txt))
@@ -46,7 +50,7 @@ docs: $(VENV)/docs.stamp
 wheel: $(VENV)/check.stamp
 	PYTHON=$(BIN)/python scripts/check-wheel
 
-check: test lint types layers benchmarks integration docs wheel versions
+check: test lint types layers benchmarks integration driver-tests docs wheel versions
 
 $(VENV)/%.stamp: pyproject.toml
 	@test -x $(BIN)/python || { \
