@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pymongo import common
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -30,6 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported, and so before any client is made."""
     notes = Notes(Path(os.environ[NOTES]))
     config.pluginmanager.register(Outcomes(notes))
+    # With a listener for topologies each close of a client waits for the thread that hands the events over, which wakes
+    # about once a second.
+    common.EVENTS_QUEUE_FREQUENCY = 0.05  # type: ignore[assignment]  # it is an int, and used as a float
     kind = os.environ[KIND]
     if kind == OBSERVED:
         from tests.driver_suite.observation import Observation

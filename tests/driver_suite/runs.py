@@ -92,7 +92,7 @@ def _process(
     python_path = os.pathsep.join([str(_PROJECT), str(_PROJECT / "src")])
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-rN", "--tb=short", "-p", "no:cacheprovider"),
+            *(sys.executable, "-m", "pytest", "-q", "-rN", "--tb=native", "-p", "no:cacheprovider"),
             *("-p", "tests.driver_suite.plugin", "--timeout", str(_TEST_SECONDS)),
             # The suite's own options, but for a report in a file.
             *("-o", "addopts=", "--strict-markers", "-m", "default or default_async"),
