@@ -80,8 +80,6 @@ class Observation:
             truth.fault(f"{fault}: at the end")
         for command in truth.without_end():
             truth.fault(f"the driver told no end: {command}")
-        for span in truth.open_spans:
-            truth.fault(f"a span is open: {span}")
         for message in self._logged.messages:
             truth.fault(f"logged: {message}")
         if truth.counts["checkout spans"] != truth.counts["checkouts failed"]:
@@ -92,6 +90,10 @@ class Observation:
             measured = sum(self._metrics.values(metric).values())
             if measured != truth.counts[events]:
                 truth.fault(f"{metric} counts {measured} of {truth.counts[events]} {events}")
+        # What clients that were left behind are at ends now.
+        MongoEventsInstrumentor().uninstrument()
+        for span in truth.open_spans:
+            truth.fault(f"a span is open: {span}")
         self._notes.write(counts=truth.counts)
         for fault, count in truth.faults.items():
             self._notes.write(fault=fault, times=count)
