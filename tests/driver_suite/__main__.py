@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from tests.driver_suite.runs import Run
 
-_OUTPUT: Final = Path(__file__).resolve().parents[2] / "build" / "driver-tests"
+_BUILD: Final = Path(__file__).resolve().parents[2] / "build"
 _TRIES: Final = 5
 _AT_ONCE: Final = 2
 
@@ -44,22 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # As Ctrl-C does: what was started is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _BUILD.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="driver-tests-", dir=_BUILD))
     try:
-        return _compared(options.files, is_all=options.all)
+        code = _compared(folder, options.files, is_all=options.all)
+        if code == 0:
+            shutil.rmtree(folder)
+        return code
     except (Missing, NotReady, RuntimeError, subprocess.CalledProcessError) as error:
         print(f"driver-tests: {error}", file=sys.stderr)  # noqa: T201  # it talks to a person
         return 2
 
 
-def _compared(files: Sequence[str], *, is_all: bool) -> int:
-    shutil.rmtree(_OUTPUT, ignore_errors=True)
-    suite = _OUTPUT / "suite"
-    suite.mkdir(parents=True)
+def _compared(folder: Path, files: Sequence[str], *, is_all: bool) -> int:
+    suite = folder / "suite"
+    suite.mkdir()
     unpack(suite)
     chosen: Sequence[str] = [] if files or is_all else ["-k", f"not ({' or '.join(SLOW)})"]
     files = files or (every_file(suite) if is_all else usual_files(suite))
     _say(f"{len(files)} files of PyMongo {pymongo.version}'s own tests, without and with the instrumentation on ...")
-    without, observed = _run(suite, [*files, *chosen], "first", WITHOUT, OBSERVED)
+    without, observed = _run(suite, [*files, *chosen], folder / "first", WITHOUT, OBSERVED)
     for kind, done in ((WITHOUT, without), (OBSERVED, observed)):
         told = Counter(outcome.split(":")[0] for outcome in done.outcomes.values())
         _say(f"{kind}: {', '.join(f'{count} {what}' for what, count in told.most_common())} ({done.seconds:.0f} s)")
@@ -72,7 +77,9 @@ def _compared(files: Sequence[str], *, is_all: bool) -> int:
             break
         _say(f"{len(found)} came out differently: once more ...")
         files = sorted({each.test.partition("::")[0] for each in found})
-        without, observed, listened = _run(suite, [*files, *chosen], f"again-{number + 1}", WITHOUT, OBSERVED, LISTENED)
+        without, observed, listened = _run(
+            suite, [*files, *chosen], folder / f"again-{number + 1}", WITHOUT, OBSERVED, LISTENED
+        )
         faults.update(observed.faults)
         found = again(found, without.outcomes, observed.outcomes, listened.outcomes)
         clear += [each for each in found if each.is_clear]
@@ -84,17 +91,17 @@ def _compared(files: Sequence[str], *, is_all: bool) -> int:
     for fault, count in sorted(faults.items()):
         _say(f"FAULT ({count} x): {fault}")
     if changed or faults:
-        _say(f"{changed} tests changed, {len(faults)} faults; the output is in {_OUTPUT}")
+        _say(f"{changed} tests changed, {len(faults)} faults; the output is in {folder}")
         return 1
     _say("no test changed, and the spans, counts and pools are the driver's own")
     return 0
 
 
-def _run(suite: Path, tests: Sequence[str], name: str, *kinds: str) -> list[Run]:
+def _run(suite: Path, tests: Sequence[str], output: Path, *kinds: str) -> list[Run]:
     """One run of each kind, two at once: so the machine is as busy for one as for the other."""
     stopping = threading.Event()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        runs = [pool.submit(run, suite, tests, _OUTPUT / name / kind, kind, stopping) for kind in kinds]
+        runs = [pool.submit(run, suite, tests, output / kind, kind, stopping) for kind in kinds]
         try:
             return [each.result() for each in runs]
         except BaseException:

@@ -94,6 +94,8 @@ def _process(
         [
             *(sys.executable, "-m", "pytest", "-q", "-rN", "--tb=native", "-p", "no:cacheprovider"),
             *("-p", "tests.driver_suite.plugin", "--timeout", str(_TEST_SECONDS)),
+            # Older suites on a newer pytest-asyncio; to the suites all warnings are errors.
+            *("-W", "ignore::pytest.PytestDeprecationWarning"),
             # The suite's own options, but for a report in a file.
             *("-o", "addopts=", "--strict-markers", "-m", "default or default_async"),
             *tests,
