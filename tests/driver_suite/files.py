@@ -68,6 +68,7 @@ _NOT_COMPARED: Final = {
     "*test_async_loop_safety.py::*": "it makes an asyncio client where no event loop runs",
     "*test_client.py::AsyncClientUnitTest::test_container_metadata": "the same",
     "*test_client.py::AsyncClientUnitTest::test_detected_environment_*": "the same",
+    "*asynchronous/test_client.py::TestClient::test_small_heartbeat_frequency_ms": "the same",
     "*asynchronous/test_database.py::TestDatabaseNoConnect::*": "the same",
     "*asynchronous/test_database.py::TestDatabase::test_check_exists": "it finds what became of that client",
 }
