@@ -16,7 +16,7 @@ from opentelemetry_mongo_events._process_state import living
 from tests.metrics import POOL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.metrics import Metrics
 
@@ -26,17 +26,17 @@ _PATIENCE = 10.0
 def settled(differences: Callable[[], list[str]]) -> list[str]:
     """The differences that stay, once what goes on in the background has had its time."""
     deadline = time.monotonic() + _PATIENCE
-    while True:
+    while (found := differences()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        # It takes its time, and few need it: what is gone is not counted.
         gc.collect()
-        found = differences()
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
+    return found
 
 
 def wrong_counts(metrics: Metrics) -> list[str]:
     """Where the counts of pools differ from what the driver's pools hold."""
-    return [*_wrong_pools(), *_wrong_metrics(metrics)]
+    pools = list(_driver_pools())
+    return [*_wrong_pools(pools), *_wrong_metrics(metrics, pools)]
 
 
 def left_open() -> list[str]:
@@ -103,10 +103,10 @@ def _held(pool: Any) -> tuple[int, int]:
     return len(pool.conns if hasattr(pool, "conns") else pool.sockets), pool.active_sockets
 
 
-def _wrong_pools() -> list[str]:
+def _wrong_pools(pools: Sequence[tuple[Any, PoolEvents]]) -> list[str]:
     wrong = []
     seen = set()
-    for pool, listener in _driver_pools():
+    for pool, listener in pools:
         state = listener._pools.known(pool.address)
         seen.add(id(pool.address))
         counted = (0, 0) if state is None else state.connections()
@@ -121,9 +121,9 @@ def _wrong_pools() -> list[str]:
     return [*wrong, *gone]
 
 
-def _wrong_metrics(metrics: Metrics) -> list[str]:
+def _wrong_metrics(metrics: Metrics, pools: Sequence[tuple[Any, PoolEvents]]) -> list[str]:
     held: dict[str, int] = {}
-    for pool, _ in _driver_pools():
+    for pool, _ in pools:
         name = ":".join(str(part) for part in pool.address if part is not None)
         held[name] = held.get(name, 0) + sum(_held(pool))
     told = metrics.values("db.client.connection.count", POOL)
