@@ -31,8 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported, and so before any client is made."""
     notes = Notes(Path(os.environ[NOTES]))
     config.pluginmanager.register(Outcomes(notes))
-    # With a listener for topologies each close of a client waits for the thread that hands the events over, which sleeps
-    # for half a second at a time. Whatever the kind, so that it is the same for all.
+    # With a listener for topologies each close of a client waits for the thread that hands the events over, which
+    # sleeps for half a second at a time. Whatever the kind, so that it is the same for all.
     common.EVENTS_QUEUE_FREQUENCY = 0.05  # type: ignore[assignment]  # it is an int, and used as a float
     common.MIN_HEARTBEAT_INTERVAL = 0.05
     kind = os.environ[KIND]
