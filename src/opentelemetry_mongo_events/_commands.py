@@ -35,7 +35,7 @@ from opentelemetry_mongo_events._driver import (
     runs_in_background,
 )
 from opentelemetry_mongo_events._episodes import outage_on
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._process_state import peers
@@ -75,7 +75,7 @@ def _show_text(span: Span, command_name: str, command: Mapping[str, Any], teleme
             span.set_attribute(names.OLD_STATEMENT, text)
 
 
-class CommandEvents(OneOfItsKind, CommandListener):
+class CommandEvents(CommandListener):
     """Opens and closes the spans. Runs on the thread, or in the task, that called the driver; never raises."""
 
     def __init__(self, switch: Switch, open_commands: OpenCommands, guard: Guard) -> None:

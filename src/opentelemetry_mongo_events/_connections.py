@@ -23,7 +23,7 @@ from pymongo.monitoring import (
 
 from opentelemetry_mongo_events._claims import give_up
 from opentelemetry_mongo_events._driver import POOL_EVENTS_HAVE_DURATIONS, duration
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._held_connections import hold, release
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _checkout_started: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_started", default=None)
 
 
-class ConnectionEvents(OneOfItsKind, ConnectionPoolListener):
+class ConnectionEvents(ConnectionPoolListener):
     """Follows who holds which connection. Runs on the thread, or in the task, that called the driver; never raises.
 
     A connection is held twice: while it is made (the driver authenticates on it) and while it is checked out.

@@ -12,8 +12,6 @@ from opentelemetry_mongo_events._log import warn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Self
-
 P = ParamSpec("P")
 
 
@@ -69,16 +67,6 @@ class Guarded(Protocol):
 
     @property
     def guard(self) -> Guard: ...
-
-
-class OneOfItsKind:
-    """A listener of which there is no copy: it stands for what it knows.
-
-    Who saves and restores what is registered with the driver makes deep copies of it, as the driver's own tests do.
-    """
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
 
 
 G = TypeVar("G", bound=Guarded)

@@ -15,7 +15,7 @@ from pymongo.monitoring import (
 from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._driver import error_attributes, is_cancelled_heartbeat
 from opentelemetry_mongo_events._episodes import begin_discovery, nearly_over, watch
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._incidents import Incident, land
 from opentelemetry_mongo_events._telemetry import NO_PARENT
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry import Telemetry
 
 
-class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
+class HeartbeatEvents(ServerHeartbeatListener):
     """Measures heartbeats. Runs on the thread, or in the task, of a server's monitor; never raises.
 
     A monitor's task copied the context of whoever used the client first, so nothing here looks at the current one.

@@ -27,7 +27,7 @@ from pymongo.monitoring import (
 from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import server_attributes
 from opentelemetry_mongo_events._driver import duration, runs_in_background
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._incidents import Incident, land
 from opentelemetry_mongo_events._server_states import note_failure
 from opentelemetry_mongo_events._telemetry import NO_PARENT
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry import Telemetry
 
 
-class PoolEvents(OneOfItsKind, ConnectionPoolListener):
+class PoolEvents(ConnectionPoolListener):
     """Follows what the pools hold, and measures. Never raises.
 
     The pool's own events (created, ready, cleared, closed) come on whichever thread changes the topology, under locks

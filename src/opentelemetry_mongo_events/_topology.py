@@ -16,7 +16,7 @@ from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import server_attributes
 from opentelemetry_mongo_events._driver import error_attributes
 from opentelemetry_mongo_events._episodes import begin_discovery, begin_outage, end, watch
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._incidents import Incident, land
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._server_states import change
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MANY: Final = 25
 
 
-class TopologyEvents(OneOfItsKind, TopologyListener):
+class TopologyEvents(TopologyListener):
     """Follows which servers a client has, and what they are.
 
     There is no `ServerListener` beside it: a topology's descriptions hold those of its servers, so all that it would be
