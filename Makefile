@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz chaos benchmarks integration versions lint types layers docs wheel audit check clean
+.PHONY: demo test fuzz chaos benchmarks integration driver-tests versions lint types layers docs wheel audit check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
@@ -33,6 +33,10 @@ benchmarks: $(VENV)/test.stamp
 
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration --ignore=$(CHAOS)
+
+# PyMongo's own tests, of the version that is installed, on FerretDB: without and with the instrumentation on.
+driver-tests: $(VENV)/test.stamp
+	PYTHON=$(BIN)/python scripts/driver-tests
 
 # With older versions of what this works with: a diagonal through the grid of noxfile.py. All of it: .venv/bin/nox
 versions: $(VENV)/nox.stamp
