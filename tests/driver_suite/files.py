@@ -64,13 +64,6 @@ SLOW: Final = (
 _NOT_COMPARED: Final = {
     "*test_client.py::*ClientUnitTest::test_event_listeners": "it counts its client's listeners",
     "*test_session.py::*TestSession::test_*": "it takes the first of its client's listeners for its own",
-    # With a listener for topologies, whoever made it, the driver can't make one: it starts a task.
-    "*test_async_loop_safety.py::*": "it makes an asyncio client where no event loop runs",
-    "*test_client.py::AsyncClientUnitTest::test_container_metadata": "the same",
-    "*test_client.py::AsyncClientUnitTest::test_detected_environment_*": "the same",
-    "*asynchronous/test_client.py::TestClient::test_small_heartbeat_frequency_ms": "the same",
-    "*asynchronous/test_database.py::TestDatabaseNoConnect::*": "the same",
-    "*asynchronous/test_database.py::TestDatabase::test_check_exists": "it finds what became of that client",
 }
 
 
