@@ -14,7 +14,11 @@ from pymongo import MongoClient, common, monitoring
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from opentelemetry_mongo_events._claims import METRICS, SPANS
 from opentelemetry_mongo_events._held_connections import _held
+from opentelemetry_mongo_events._pool_states import PoolStates
+from opentelemetry_mongo_events._process_state import living
+from opentelemetry_mongo_events._server_states import ServerStates
 from tests.clients import connect
+from tests.events import ADDRESS
 from tests.metrics import Metrics
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import Spans, table_of
@@ -40,6 +44,11 @@ def nothing_left_by_another_test() -> None:
     SPANS.__dict__.clear()
     METRICS.__dict__.clear()
     _held.set(())
+    # Its listeners may not be collected yet, and would report what has the same address.
+    for pools in living(PoolStates):
+        pools._current.pop(id(ADDRESS), None)
+    for servers in living(ServerStates):
+        servers._servers.pop(id(ADDRESS), None)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import os
 import queue
 import threading
 import time
@@ -43,10 +44,17 @@ class Keeper:
         self._end = end
         self._dropped = itertools.count()
         self._emitting = threading.local()
+        self._process: int | None = None
         self.forget()
 
     def forget(self) -> None:
-        """After a fork what waits is the parent's. The lock may have been held there, and the thread isn't here."""
+        """After a fork what waits is the parent's. The lock may have been held there, and the thread isn't here.
+
+        It is done once: the driver starts threads in a child, too, and one may come here before this is called.
+        """
+        if self._process == os.getpid():
+            return
+        self._process = os.getpid()
         # Not a lock and a list: a finalizer or a signal handler may come here while its thread is here already.
         self._waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._lock = threading.RLock()
@@ -60,6 +68,7 @@ class Keeper:
         """
         if hasattr(self._emitting, "now"):
             return
+        self.forget()
         if self._waiting.qsize() < _LIMIT:
             self._waiting.put(record)
         elif next(self._dropped) == 0:
@@ -69,6 +78,7 @@ class Keeper:
     def wake(self) -> None:
         """Have it look after what is open now, and start the thread if there is none. Runs on any thread."""
         keep_track(self)
+        self.forget()
         # First: a thread that finds nothing to do, under the lock, is no more.
         if self._waiting.empty():
             self._waiting.put(_nothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -146,3 +147,24 @@ def test_a_thread_that_was_ended_is_replaced(kept: Kept) -> None:
     kept.keeper.flush()
 
     assert kept.done == ["next"]
+
+
+def test_in_another_process_what_waited_is_the_parents(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        goes_on.wait(10)
+
+    kept.keeper.emit(hold)
+    assert reached.wait(5)
+    kept.emit("of the parent")
+    # As a thread of the driver's in a child, before anybody told this one of the fork.
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    kept.emit("of the child")
+    kept.keeper.forget()  # now it is told
+    goes_on.set()
+    until(lambda: kept.done)
+    kept.keeper.flush()
+
+    assert kept.done == ["of the child"]
