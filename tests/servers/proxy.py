@@ -125,6 +125,8 @@ class FaultyProxy:
 
     async def _end(self) -> None:
         self._server.close()
+        for _ in range(3):
+            await asyncio.sleep(0)  # what was accepted just now begins to be served
         while self._serving:
             for task in self._serving:
                 task.cancel()
