@@ -92,6 +92,7 @@ class FaultyProxy:
         self._next = next(self._plan)
         self._wait = 0
         self._serving: set[asyncio.Task[None]] = set()
+        self._is_ending = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
         self._thread.start()
@@ -124,28 +125,35 @@ class FaultyProxy:
         return await asyncio.start_server(self._accept, "127.0.0.1", port, reuse_address=True, backlog=128)
 
     async def _end(self) -> None:
+        self._is_ending = True
         self._server.close()
-        for _ in range(3):
-            await asyncio.sleep(0)  # what was accepted just now begins to be served
         while self._serving:
             for task in self._serving:
                 task.cancel()
             await asyncio.wait(self._serving)
+        for _ in range(3):
+            await asyncio.sleep(0)  # for what is about to be accepted
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        try:
-            # What a cancellation and a connection that breaks have in common: this one is over.
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                if self._fault(_CONNECTION):
-                    await self._refuse(writer)
-                else:
-                    await _Connection(self, reader, writer).serve(self._target)
-        finally:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_ending:
             _reset(writer)
+            return
+
+        def is_over(task: asyncio.Task[None]) -> None:  # also of one that was cancelled before it began
             self._serving.discard(task)
+            _reset(writer)
+
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(is_over)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # What a cancellation and a connection that breaks have in common: this one is over.
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            if self._fault(_CONNECTION):
+                await self._refuse(writer)
+            else:
+                await _Connection(self, reader, writer).serve(self._target)
 
     async def _refuse(self, writer: asyncio.StreamWriter) -> None:
         if self._server.is_serving():
