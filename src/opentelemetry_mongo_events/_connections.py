@@ -6,34 +6,29 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from pymongo.monitoring import (
-    ConnectionCheckedInEvent,
-    ConnectionCheckedOutEvent,
-    ConnectionCheckOutFailedEvent,
-    ConnectionCheckOutStartedEvent,
-    ConnectionClosedEvent,
-    ConnectionCreatedEvent,
-    ConnectionPoolListener,
-    ConnectionReadyEvent,
-    PoolClearedEvent,
-    PoolClosedEvent,
-    PoolCreatedEvent,
-    PoolReadyEvent,
-)
-
 from opentelemetry_mongo_events._claims import give_up
 from opentelemetry_mongo_events._driver import POOL_EVENTS_HAVE_DURATIONS, duration
 from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
 from opentelemetry_mongo_events._held_connections import hold, release
+from opentelemetry_mongo_events._quiet_pool_listener import QuietPoolListener
 
 if TYPE_CHECKING:
+    from pymongo.monitoring import (
+        ConnectionCheckedInEvent,
+        ConnectionCheckedOutEvent,
+        ConnectionCheckOutStartedEvent,
+        ConnectionClosedEvent,
+        ConnectionCreatedEvent,
+        ConnectionReadyEvent,
+    )
+
     from opentelemetry_mongo_events._open_commands import OpenCommands
 
 
 _checkout_started: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_started", default=None)
 
 
-class ConnectionEvents(OneOfItsKind, ConnectionPoolListener):
+class ConnectionEvents(OneOfItsKind, QuietPoolListener):
     """Follows who holds which connection. Runs on the thread, or in the task, that called the driver; never raises.
 
     A connection is held twice: while it is made (the driver authenticates on it) and while it is checked out.
@@ -79,22 +74,7 @@ class ConnectionEvents(OneOfItsKind, ConnectionPoolListener):
             give_up(self._open)
             command.interrupt()
 
-    def pool_created(self, event: PoolCreatedEvent) -> None:
-        """Nothing to note."""
-
-    def pool_ready(self, event: PoolReadyEvent) -> None:
-        """Nothing to note."""
-
-    def pool_cleared(self, event: PoolClearedEvent) -> None:
-        """Nothing to note."""
-
-    def pool_closed(self, event: PoolClosedEvent) -> None:
-        """Nothing to note."""
-
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
         """The current thread or task waits for a connection."""
         if not POOL_EVENTS_HAVE_DURATIONS:
             _checkout_started.set(time.perf_counter())
-
-    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
-        """Nothing to note."""

@@ -26,16 +26,8 @@ from pymongo.monitoring import (
     CommandListener,
     ConnectionCheckedInEvent,
     ConnectionCheckedOutEvent,
-    ConnectionCheckOutFailedEvent,
-    ConnectionCheckOutStartedEvent,
     ConnectionClosedEvent,
-    ConnectionCreatedEvent,
     ConnectionPoolListener,
-    ConnectionReadyEvent,
-    PoolClearedEvent,
-    PoolClosedEvent,
-    PoolCreatedEvent,
-    PoolReadyEvent,
     ServerHeartbeatListener,
     TopologyListener,
     _EventListeners,
@@ -48,6 +40,7 @@ from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners, are_observing, usable_client_name
 from opentelemetry_mongo_events._log import warn
 from opentelemetry_mongo_events._process_state import keep_track
+from opentelemetry_mongo_events._quiet_pool_listener import QuietPoolListener
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
@@ -488,7 +481,7 @@ def _take_over(pool: Any, connections: list[Any], state: PoolState, out: _Out) -
             state.made.pop(number, None)  # it may have been told just now
 
 
-class _Out(ConnectionPoolListener):
+class _Out(QuietPoolListener):
     """Follows the connections that were out when a pool was taken over, until they are back.
 
     Who has them isn't known, nor since when: so there is no use time to be measured. Runs on the thread, or in the
@@ -526,27 +519,3 @@ class _Out(ConnectionPoolListener):
         if pool is not None:
             pool.used.pop((connection_id, _SOMEBODY), None)
         return pool
-
-    def pool_created(self, event: PoolCreatedEvent) -> None:
-        """Nothing to note."""
-
-    def pool_ready(self, event: PoolReadyEvent) -> None:
-        """Nothing to note."""
-
-    def pool_cleared(self, event: PoolClearedEvent) -> None:
-        """Nothing to note."""
-
-    def pool_closed(self, event: PoolClosedEvent) -> None:
-        """Nothing to note."""
-
-    def connection_created(self, event: ConnectionCreatedEvent) -> None:
-        """Nothing to note."""
-
-    def connection_ready(self, event: ConnectionReadyEvent) -> None:
-        """Nothing to note."""
-
-    def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
-        """Nothing to note."""
-
-    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
-        """Nothing to note."""
