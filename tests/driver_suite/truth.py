@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
+HEARTBEATS: Final = "heartbeats"
+GIVEN_UP: Final = "heartbeats given up"
+
 SCOPE: Final = "opentelemetry_mongo_events"
 
 
@@ -254,6 +257,17 @@ def _connection() -> int | None:
     return None
 
 
+def _is_monitor_closed() -> bool:
+    """Whether the driver has closed the monitor whose own code calls the listeners."""
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        monitor: Any = frame.f_locals.get("self")
+        if type(monitor).__name__ in {"Monitor", "AsyncMonitor"}:
+            return bool(monitor._executor._stopped)
+    return True
+
+
 class _Listener:
     """One of the truth's own."""
 
@@ -292,16 +306,17 @@ class After(_Listener, monitoring.CommandListener):
 
 
 class Heartbeats(_Listener, monitoring.ServerHeartbeatListener):
-    """Counts heartbeats."""
+    """Counts heartbeats, and apart from them those that the driver gave up, or whose monitor was closed meanwhile."""
 
     def started(self, event: monitoring.ServerHeartbeatStartedEvent) -> None:
         """Not counted: some never end."""
 
     def succeeded(self, event: monitoring.ServerHeartbeatSucceededEvent) -> None:
-        self._truth.count("heartbeats")
+        self._truth.count(GIVEN_UP if _is_monitor_closed() else HEARTBEATS)
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
-        self._truth.count("heartbeats")
+        is_given_up = type(event.reply).__name__ == "_OperationCancelled"
+        self._truth.count(GIVEN_UP if is_given_up or _is_monitor_closed() else HEARTBEATS)
 
 
 def _counted(what: str) -> Any:
