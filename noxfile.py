@@ -25,8 +25,8 @@ PYMONGOS: Final = {
     "4.9.2": ("3.10", "3.11", "3.12", "3.13"),
     # Publishes no end of a cancelled command, and attempts share no operation id.
     "4.13.2": ("3.10", "3.11", "3.12", "3.13", "3.13t"),  # 4.14 came for 3.14, and dropped 3.13t
-    # The last version that publishes no end of a cancelled command.
-    "4.20.0": ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t"),
+    # The last version that publishes no end of a cancelled command. 4.19 dropped Python 3.10.
+    "4.20.0": ("3.11", "3.12", "3.13", "3.14", "3.14t"),
     "newest": ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t"),
 }
 """From old to new, with the Pythons that each can be had for."""
