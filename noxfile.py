@@ -110,3 +110,12 @@ def tests(session: nox.Session, pymongo: str, opentelemetry: str) -> None:
         chosen = ["-m", "not nx"]
     ignored = ("--ignore=tests/integration", "--ignore=tests/benchmarks", "--ignore=tests/chaos")
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ignored, *chosen, *session.posargs)
+
+
+@nox.session(default=False)
+@nox.parametrize("pymongo", [nox.param(pymongo, id=f"pymongo-{pymongo}") for pymongo in ("4.13.2", "newest")])
+def driver_tests(session: nox.Session, pymongo: str) -> None:
+    """Run PyMongo's own tests on FerretDB without and with everything on; `--` may be followed by some of its files."""
+    version = [] if pymongo == "newest" else [f"pymongo == {pymongo}"]
+    session.install("-e", ".[instruments]", "--group", "versions", *version)
+    session.run("python", "-m", "tests.driver_suite", *session.posargs)
