@@ -64,7 +64,7 @@ audit: $(VENV)/audit.stamp
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt
 
-check: test lint types layers benchmarks integration docs wheel versions
+check: test lint types layers benchmarks integration driver-tests docs wheel versions
 
 $(VENV)/%.stamp: pyproject.toml
 	@test -x $(BIN)/python || { \
