@@ -1,0 +1,143 @@
+"""A shop on FastAPI and MongoDB's asyncio client.
+
+    MONGODB_URI=mongodb://localhost:27017 uvicorn --app-dir examples fastapi_shop:app
+
+It switches its telemetry on by itself, and sends it by OTLP. Under `opentelemetry-instrument` it leaves that to it.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request, status
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from pydantic import BaseModel
+from pymongo import AsyncMongoClient, ReturnDocument, UpdateOne
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DuplicateKeyError
+
+from opentelemetry_mongo_events import MongoEventsInstrumentor
+
+BY_HAND = not MongoEventsInstrumentor().is_instrumented_by_opentelemetry
+
+
+class User(BaseModel):
+    """Who signs up."""
+
+    email: str
+
+
+class Order(BaseModel):
+    """Who buys what."""
+
+    product: int
+    email: str
+
+
+def observe() -> None:
+    """Make the providers, and observe the clients that are made from now on."""
+    tracer_provider = TracerProvider()
+    tracer_provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(tracer_provider)
+    metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())]))
+    MongoEventsInstrumentor().instrument()
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """In the worker process and on its event loop: first the telemetry, then the clients; back in the other order."""
+    if BY_HAND:
+        observe()
+    uri = os.environ.get("MONGODB_URI", "mongodb://localhost:27017")
+    async with (
+        AsyncMongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=10_000) as client,
+        AsyncMongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=10_000, maxPoolSize=1) as narrow_client,
+    ):
+        shop = client.get_default_database("shop")  # the one that the URI names, if it names one
+        await stock_up(shop)
+        yield {"shop": shop, "narrow_shop": narrow_client[shop.name]}
+    await asyncio.to_thread(send_the_rest)
+
+
+def send_the_rest() -> None:
+    """Export what is left: uvicorn ends by the signal that it was sent, so nothing does it at the exit of Python."""
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        if isinstance(provider, TracerProvider | MeterProvider):
+            provider.shutdown()
+
+
+async def stock_up(shop: AsyncDatabase[dict[str, Any]]) -> None:
+    """Put the goods on the shelves, where another worker hasn't yet."""
+    await shop.users.create_index("email", unique=True)
+    goods = [{"name": f"tea No. {number}", "stock": 100} for number in range(200)]
+    await shop.products.bulk_write(
+        [UpdateOne({"_id": number}, {"$setOnInsert": each}, upsert=True) for number, each in enumerate(goods)]
+    )
+
+
+app = FastAPI(title="Shop", lifespan=lifespan)
+if BY_HAND:
+    # At once: when the lifespan begins, FastAPI's middleware stands already. It finds the providers when they come.
+    FastAPIInstrumentor.instrument_app(app, exclude_spans=["receive", "send"])
+
+
+def shop_of(request: Request) -> AsyncDatabase[dict[str, Any]]:
+    """The database that the lifespan opened."""
+    shop: AsyncDatabase[dict[str, Any]] = request.state.shop
+    return shop
+
+
+Shop = Annotated[AsyncDatabase[dict[str, Any]], Depends(shop_of)]
+
+
+@app.get("/products")
+async def products(shop: Shop) -> list[str]:
+    """List them all: a `find`, and three `getMore` that link to it."""
+    return [product["name"] async for product in shop.products.find({}, {"name": 1}, batch_size=50)]
+
+
+@app.post("/users", status_code=status.HTTP_201_CREATED)
+async def sign_up(user: User, shop: Shop) -> None:
+    """Add a user. One who is there already is a duplicate key: the `insert` is an error, and so told to the client."""
+    try:
+        await shop.users.insert_one({"email": user.email})
+    except DuplicateKeyError:
+        raise HTTPException(status.HTTP_409_CONFLICT, "that user is there already") from None
+
+
+@app.post("/orders", status_code=status.HTTP_201_CREATED)
+async def buy(order: Order, shop: Shop) -> dict[str, int]:
+    """Take a product from its shelf, and write an order: two commands."""
+    product = await shop.products.find_one_and_update(
+        {"_id": order.product, "stock": {"$gt": 0}}, {"$inc": {"stock": -1}}, return_document=ReturnDocument.AFTER
+    )
+    if product is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "sold out")
+    await shop.orders.insert_one({"product": order.product, "email": order.email})
+    return {"left": product["stock"]}
+
+
+@app.get("/report")
+async def report(shop: Shop) -> list[dict[str, int]]:
+    """What sold best: an `aggregate`."""
+    best = await shop.orders.aggregate(
+        [{"$group": {"_id": "$product", "sold": {"$sum": 1}}}, {"$sort": {"sold": -1, "_id": 1}}, {"$limit": 10}]
+    )
+    return [{"product": each["_id"], "sold": each["sold"]} async for each in best]
+
+
+@app.get("/rush")
+async def rush(request: Request) -> int:
+    """Ten customers at once, and one connection: each `find` tells how long it waited for it."""
+    products = request.state.narrow_shop.products
+    found = await asyncio.gather(*(products.find_one({"_id": number}) for number in range(10)))
+    return sum(product["stock"] for product in found)

@@ -1,0 +1,112 @@
+"""A shop on Flask and MongoDB.
+
+    MONGODB_URI=mongodb://localhost:27017 gunicorn --chdir examples 'flask_shop:create_app()'
+
+It switches its telemetry on by itself, and sends it by OTLP. Under `opentelemetry-instrument` it leaves that to it.
+"""
+
+import contextvars
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from flask import Flask, Response, jsonify, request
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.flask import FlaskInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from pymongo import MongoClient, ReturnDocument, UpdateOne
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from opentelemetry_mongo_events import MongoEventsInstrumentor
+
+
+def create_app() -> Flask:
+    """In the worker process, after its fork: first the telemetry, then the clients, then what uses them."""
+    app = Flask(__name__)
+    if not MongoEventsInstrumentor().is_instrumented_by_opentelemetry:
+        observe(app)
+    uri = os.environ.get("MONGODB_URI", "mongodb://localhost:27017")
+    client: MongoClient[dict[str, Any]] = MongoClient(uri, serverSelectionTimeoutMS=10_000)
+    narrow_client: MongoClient[dict[str, Any]] = MongoClient(uri, serverSelectionTimeoutMS=10_000, maxPoolSize=1)
+    shop = client.get_default_database("shop")  # the one that the URI names, if it names one
+    stock_up(shop)
+    add_routes(app, shop, narrow_client[shop.name])
+    return app
+
+
+def observe(app: Flask) -> None:
+    """Make the providers, and observe this application and the clients that are made from now on."""
+    tracer_provider = TracerProvider()
+    tracer_provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(tracer_provider)
+    metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())]))
+    FlaskInstrumentor().instrument_app(app)
+    MongoEventsInstrumentor().instrument()
+
+
+def stock_up(shop: Database[dict[str, Any]]) -> None:
+    """Put the goods on the shelves, where another worker hasn't yet."""
+    shop.users.create_index("email", unique=True)
+    goods = [{"name": f"tea No. {number}", "stock": 100} for number in range(200)]
+    shop.products.bulk_write(
+        [UpdateOne({"_id": number}, {"$setOnInsert": each}, upsert=True) for number, each in enumerate(goods)]
+    )
+
+
+def add_routes(app: Flask, shop: Database[dict[str, Any]], narrow_shop: Database[dict[str, Any]]) -> None:
+    """What the shop can do."""
+
+    @app.get("/products")
+    def products() -> Response:
+        """List them all: a `find`, and three `getMore` that link to it."""
+        return jsonify([product["name"] for product in shop.products.find({}, {"name": 1}, batch_size=50)])
+
+    @app.post("/users")
+    def sign_up() -> tuple[Response, int]:
+        """Add a user. One who is there already is a duplicate key: the `insert` is an error."""
+        try:
+            shop.users.insert_one({"email": request.get_json()["email"]})
+        except DuplicateKeyError:
+            return jsonify(error="that user is there already"), 409
+        return jsonify(), 201
+
+    @app.post("/orders")
+    def buy() -> tuple[Response, int]:
+        """Take a product from its shelf, and write an order: two commands."""
+        order = request.get_json()
+        product = shop.products.find_one_and_update(
+            {"_id": order["product"], "stock": {"$gt": 0}},
+            {"$inc": {"stock": -1}},
+            return_document=ReturnDocument.AFTER,
+        )
+        if product is None:
+            return jsonify(error="sold out"), 404
+        shop.orders.insert_one({"product": order["product"], "email": order["email"]})
+        return jsonify(left=product["stock"]), 201
+
+    @app.get("/report")
+    def report() -> Response:
+        """What sold best: an `aggregate`."""
+        best = shop.orders.aggregate(
+            [{"$group": {"_id": "$product", "sold": {"$sum": 1}}}, {"$sort": {"sold": -1, "_id": 1}}, {"$limit": 10}]
+        )
+        return jsonify([{"product": each["_id"], "sold": each["sold"]} for each in best])
+
+    @app.get("/rush")
+    def rush() -> Response:
+        """Ten customers at once, and one connection: each `find` tells how long it waited for it."""
+
+        def stock(number: int) -> int:
+            product = narrow_shop.products.find_one({"_id": number})
+            return 0 if product is None else int(product["stock"])
+
+        with ThreadPoolExecutor(10) as customers:
+            # Each takes this request's context along: a thread has none of its own, and its spans would have no parent.
+            found = [customers.submit(contextvars.copy_context().run, stock, number) for number in range(10)]
+            return jsonify(sum(each.result() for each in found))
