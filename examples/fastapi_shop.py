@@ -1,8 +1,7 @@
 """A shop on FastAPI and MongoDB's asyncio client.
 
-    MONGODB_URI=mongodb://localhost:27017 uvicorn --app-dir examples fastapi_shop:app
-
-It switches its telemetry on by itself, and sends it by OTLP. Under `opentelemetry-instrument` it leaves that to it.
+Run it with `MONGODB_URI` set: `uvicorn --app-dir examples fastapi_shop:app`. It switches its telemetry on by itself and
+sends it by OTLP; under `opentelemetry-instrument` it leaves that to it.
 """
 
 import asyncio
@@ -78,7 +77,7 @@ def send_the_rest() -> None:
 async def stock_up(shop: AsyncDatabase[dict[str, Any]]) -> None:
     """Put the goods on the shelves, where another worker hasn't yet."""
     await shop.users.create_index("email", unique=True)
-    goods = [{"name": f"tea No. {number}", "stock": 100} for number in range(200)]
+    goods = [{"name": f"tea No. {number}", "stock": 100} for number in range(180)]
     await shop.products.bulk_write(
         [UpdateOne({"_id": number}, {"$setOnInsert": each}, upsert=True) for number, each in enumerate(goods)]
     )

@@ -1,8 +1,7 @@
 """A shop on Flask and MongoDB.
 
-    MONGODB_URI=mongodb://localhost:27017 gunicorn --chdir examples 'flask_shop:create_app()'
-
-It switches its telemetry on by itself, and sends it by OTLP. Under `opentelemetry-instrument` it leaves that to it.
+Run it with `MONGODB_URI` set: `gunicorn --chdir examples 'flask_shop:create_app()'`. It switches its telemetry on by
+itself and sends it by OTLP; under `opentelemetry-instrument` it leaves that to it.
 """
 
 import contextvars
@@ -53,7 +52,7 @@ def observe(app: Flask) -> None:
 def stock_up(shop: Database[dict[str, Any]]) -> None:
     """Put the goods on the shelves, where another worker hasn't yet."""
     shop.users.create_index("email", unique=True)
-    goods = [{"name": f"tea No. {number}", "stock": 100} for number in range(200)]
+    goods = [{"name": f"tea No. {number}", "stock": 100} for number in range(180)]
     shop.products.bulk_write(
         [UpdateOne({"_id": number}, {"$setOnInsert": each}, upsert=True) for number, each in enumerate(goods)]
     )
