@@ -7,6 +7,7 @@ itself and sends it by OTLP; under `opentelemetry-instrument` it leaves that to 
 import contextvars
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -18,9 +19,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from pymongo import MongoClient, ReturnDocument, UpdateOne
+from pymongo import MongoClient, ReturnDocument
 from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor
 
@@ -50,12 +51,12 @@ def observe(app: Flask) -> None:
 
 
 def stock_up(shop: Database[dict[str, Any]]) -> None:
-    """Put the goods on the shelves, where another worker hasn't yet."""
+    """Put the goods on the shelves, if they are empty."""
     shop.users.create_index("email", unique=True)
-    goods = [{"name": f"tea No. {number}", "stock": 100} for number in range(180)]
-    shop.products.bulk_write(
-        [UpdateOne({"_id": number}, {"$setOnInsert": each}, upsert=True) for number, each in enumerate(goods)]
-    )
+    if shop.products.find_one() is None:
+        goods = [{"_id": number, "name": f"tea No. {number}", "stock": 100} for number in range(180)]
+        with suppress(BulkWriteError):  # another worker does so at the same time
+            shop.products.insert_many(goods, ordered=False)
 
 
 def add_routes(app: Flask, shop: Database[dict[str, Any]], narrow_shop: Database[dict[str, Any]]) -> None:

@@ -42,7 +42,8 @@ TREES = {
     "GET /rush": [["GET /rush"] + ["  find products, 1 rows"] * 10],
     # Before the first request.
     "createIndexes users": [["createIndexes users"]],
-    "update products": [["update products"]],
+    "find products": [["find products, 0 rows"]],
+    "insert products": [["insert products"]],
 }
 # Those of the question whether it is ready, as the one framework names them and the other; and what a client's life is.
 OTHERS = {"GET", "GET /ready", "mongodb.client.discovery", "endSessions admin"}
