@@ -12,15 +12,22 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from opentelemetry.proto.resource.v1.resource_pb2 import Resource
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
     from typing_extensions import Self
 
 
 class Receiver:
-    """Keeps the spans that are sent to it, and takes all else, from `with` on."""
+    """Keeps the spans that are sent to it, and takes all else, from `with` on.
+
+    Attributes:
+        spans: All of them.
+        instances: The process that each came from, by its id: what its resource has as `service.instance.id`.
+    """
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self.instances: dict[bytes, Any] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
@@ -39,13 +46,13 @@ class Receiver:
         self._thread.join()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        kept = self.spans
+        keep = self._keep
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.path == "/v1/traces":
-                    kept.extend(_spans(ExportTraceServiceRequest.FromString(body)))
+                    keep(ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -55,16 +62,17 @@ class Receiver:
 
         return Handler
 
+    def _keep(self, request: ExportTraceServiceRequest) -> None:
+        for sent in request.resource_spans:
+            instance = attribute(sent.resource, "service.instance.id")
+            for scope in sent.scope_spans:
+                self.instances |= dict.fromkeys((span.span_id for span in scope.spans), instance)
+                self.spans += scope.spans
 
-def _spans(request: ExportTraceServiceRequest) -> Iterator[Span]:
-    for resource in request.resource_spans:
-        for scope in resource.scope_spans:
-            yield from scope.spans
 
-
-def attribute(span: Span, key: str) -> Any:
-    """The value of a span's attribute, None if it has none of that name."""
-    for each in span.attributes:
+def attribute(of: Span | Resource, key: str) -> Any:
+    """The value of an attribute, None if there is none of that name."""
+    for each in of.attributes:
         if each.key == key:
             return getattr(each.value, str(each.value.WhichOneof("value")))
     return None

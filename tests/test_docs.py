@@ -26,11 +26,18 @@ if TYPE_CHECKING:
     from tests.servers.scripted import ScriptedServer
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "guides").glob("*.md")),
+]
+# One that begins with a file's name is part of a program: test_guides.py runs those.
 SNIPPETS = [
     pytest.param(snippet, id=f"{page.name}-{number}")
     for page in PAGES
     for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    if not re.match(r"# \S+\.py\n", snippet)
 ]
 
 
@@ -218,13 +225,22 @@ def scraped(snippet: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         thread.join()
 
 
+@pytest.fixture
+def driver(snippet: str) -> None:
+    """The driver is one that has the client which a snippet makes."""
+    if "AsyncMongoClient" in snippet:
+        pytest.importorskip("pymongo", minversion="4.9")
+    if "motor" in snippet:
+        pytest.importorskip("motor.motor_asyncio", exc_type=ImportError)
+
+
 @pytest.mark.parametrize("snippet", SNIPPETS)
-@pytest.mark.usefixtures("providers", "scraped")
+@pytest.mark.usefixtures("driver", "providers", "scraped")
 def test_a_snippet_runs(snippet: str, here: str, instrumentor: MongoEventsInstrumentor) -> None:
     exec(compile(snippet.replace("mongodb://localhost:27017", here), "snippet", "exec"), {})
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
 def test_links_lead_somewhere(page: Path) -> None:
     local = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
 

@@ -1,0 +1,190 @@
+"""The programs of the guide to web frameworks and workers, run by the guide's own commands."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.clients import connect
+from tests.servers.processes import Process
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from tests.servers.scripted import ScriptedServer
+
+# They are where the newest of all is, as the embedded server.
+pytestmark = pytest.mark.nx
+
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "web-frameworks-and-workers.md"
+FILES = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL))
+COMMANDS = [
+    command
+    for block in re.findall(r"^```shell\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    for command in block.splitlines()
+]
+# What Django brings along for a new project, as far as it is needed.
+PROJECT = {
+    "manage.py": """
+import os
+import sys
+from django.core.management import execute_from_command_line
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+execute_from_command_line(sys.argv)
+""",
+    "project/__init__.py": "",
+    "project/settings.py": """
+SECRET_KEY = "that of a test"
+ALLOWED_HOSTS = ["127.0.0.1"]
+ROOT_URLCONF = "project.urls"
+WSGI_APPLICATION = "project.wsgi.application"
+USE_TZ = True
+""",
+}
+INSTRUMENT = "opentelemetry-instrument "
+
+
+class Program(Process):
+    """A command of the guide, in a folder with its programs."""
+
+    name = "the program"
+    seconds_to_start = 40.0
+
+    def __init__(self, command: str, uri: str, endpoint: str) -> None:
+        super().__init__()
+        self._command = command
+        self._uri = uri
+        self._environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_LOGS_EXPORTER": "none",
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo",
+            # The last of a development server are lost when it is stopped, so it isn't stopped before they came.
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+            "CELERY_BROKER_URL": "filesystem://",
+        }
+        self._folder_of_programs: Path | None = None
+
+    def command(self, folder: Path) -> list[str]:
+        """Put the files there; the command line that runs the command on a free port."""
+        self._folder_of_programs = folder
+        for name, text in (FILES | PROJECT).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(self._told(text))
+        # Celery's messages go through a folder: what is sent is received.
+        (folder / "data_in").mkdir()
+        (folder / "data_out").symlink_to("data_in")
+        scripts = Path(sys.executable).parent
+        words = [f"{scripts / word}" if (scripts / word).exists() else word for word in shlex.split(self._command)]
+        port = str(self.ports[0])
+        listen = {"uvicorn": ["--port", port], "gunicorn": ["--bind", f"127.0.0.1:{port}"], "runserver": [port]}
+        for program, options in listen.items():
+            if program in self._command:
+                words += options
+        return ["env", f"HOME={folder}", *(f"{name}={value}" for name, value in self._environment.items()), *words]
+
+    def _told(self, text: str) -> str:
+        """A file as the guide has it, or as it says that it is under `opentelemetry-instrument`."""
+        if INSTRUMENT in self._command:
+            self._environment["DJANGO_SETTINGS_MODULE"] = "project.settings"
+            text = re.sub(r"^ *(set_up\(\)|\w+Instrumentor\(\)\.instrument\(\))\n", "", text, flags=re.MULTILINE)
+        return text.replace("mongodb://localhost:27017", self._uri)
+
+    def is_ready(self) -> bool:
+        """Whether it serves, or has said so."""
+        return " ready." in self.log if "celery" in self._command else self.ask("/")[0] == 404
+
+    def ask(self, path: str) -> tuple[int, Any]:
+        """The status and the document that it answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[0], timeout=30)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def run(self, script: str) -> None:
+        """Run a script beside it."""
+        assert self._folder_of_programs is not None
+        subprocess.run(
+            ["env", "CELERY_BROKER_URL=filesystem://", sys.executable, "-c", script],
+            cwd=self._folder_of_programs,
+            check=True,
+        )
+
+
+def test_each_file_and_each_command_is_here() -> None:
+    assert FILES.keys() == {
+        "telemetry.py", "main.py", "shop.py", "project/wsgi.py", "project/database.py", "project/urls.py", "tasks.py",
+    }  # fmt: skip
+    assert {*WEB, CELERY} == set(COMMANDS)
+
+
+CELERY = "celery --app tasks worker --concurrency 2"
+WEB = {
+    "uvicorn main:app --workers 2": 1,  # one process takes what it can
+    "gunicorn --workers 2 'shop:create_app()'": 2,
+    "gunicorn --workers 2 --preload 'shop:create_app()'": 2,
+    "gunicorn --workers 2 project.wsgi": 2,
+    "gunicorn --workers 2 --preload project.wsgi": 2,
+    "python manage.py runserver": 1,
+}
+
+
+@pytest.mark.parametrize("command", [*WEB, f"{INSTRUMENT}gunicorn --workers 2 --preload project.wsgi"])
+def test_a_request_is_the_parent_of_its_commands_in_each_worker(command: str, server: ScriptedServer) -> None:
+    from tests.otlp import Receiver, trees
+
+    with connect(server.uri) as client:
+        client.shop.orders.insert_one({"total": 5})
+    # While one worker waits for an answer another one takes the next request.
+    frozen = server.freeze("find", times=2)
+    with Receiver() as receiver, Program(command, server.uri, receiver.endpoint) as program:
+        with ThreadPoolExecutor(2) as threads:
+            answers = [threads.submit(program.ask, "/orders") for _ in range(2)]
+            until(lambda: frozen.held == 2)
+            frozen.release()
+        until(lambda: sum(span.name in ("GET orders", "GET /orders") for span in receiver.spans) == 2)
+        assert "opened before fork" not in program.log
+
+    assert {answer.result()[0] for answer in answers} == {200}
+    assert all(5 in find_numbers(answer.result()[1]) for answer in answers)
+    found = [tree for name, found in trees(receiver.spans).items() if "orders" in name for tree in found]
+    assert [[line.strip() for line in tree if not line.strip().startswith("fastapi.")] for tree in found] == [
+        [found[0][0], "find orders, 1 rows"]
+    ] * 2
+    requests = [span for span in receiver.spans if span.name == found[0][0]]
+    assert len({receiver.instances[span.span_id] for span in requests}) >= WEB[command.removeprefix(INSTRUMENT)]
+
+
+def find_numbers(document: bytes) -> list[Any]:
+    """The totals in an answer, which is a list or has one."""
+    answer = json.loads(document)
+    return list(answer["totals"] if isinstance(answer, dict) else answer)
+
+
+@pytest.mark.parametrize("prefix", ["", INSTRUMENT], ids=["by-hand", "instrumented"])
+def test_a_task_is_the_parent_of_its_commands_in_each_process_of_the_pool(prefix: str, server: ScriptedServer) -> None:
+    from tests.otlp import Receiver, trees
+
+    frozen = server.freeze("update", times=2)
+    with Receiver() as receiver, Program(prefix + CELERY, server.uri, receiver.endpoint) as program:
+        program.run("import tasks; tasks.ship.delay(1); tasks.ship.delay(2)")
+        until(lambda: frozen.held == 2)
+        frozen.release()
+        until(lambda: len([span for span in receiver.spans if span.name == "run/tasks.ship"]) == 2)
+        program.stop()
+
+    assert trees(receiver.spans)["run/tasks.ship"] == [["run/tasks.ship", "  update orders"]] * 2
+    tasks = [span for span in receiver.spans if span.name == "run/tasks.ship"]
+    assert len({receiver.instances[span.span_id] for span in tasks}) == 2
