@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import operator
 import sys
 import threading
 import types
@@ -17,7 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from opentelemetry_mongo_events._identity import Identity
 
@@ -88,7 +89,7 @@ class Waiters:
         forgotten.
         """
         waiting = self._waiting.copy().items()
-        threads = sys._current_frames() if waiting else {}
+        threads = _threads() if waiting else {}
         count = 0
         for key, waiter in waiting:
             stack = _stack(waiter, threads)
@@ -103,6 +104,21 @@ class Waiters:
         if frame.f_code.co_name not in _CHECKOUT or not frame.f_globals.get("__name__", "").startswith("pymongo."):
             return False
         return getattr(frame.f_locals.get("self"), "address", None) is self._identity.address
+
+
+def _threads() -> dict[int, types.FrameType]:
+    """What each thread does, by its id.
+
+    Python 3.11 makes objects for it while it holds a lock of its own, and each may begin a garbage collection, in which
+    other threads come to run; one that starts or ends another thread by then waits for that lock, and doesn't let this
+    one go on: the program stands still for good (python/cpython#106883). Versions before it make no such objects, and
+    later ones collect between two steps of the program only.
+    """
+    if sys.version_info >= (3, 12) or sys.version_info < (3, 11) or not gc.isenabled():
+        return sys._current_frames()
+    # In one step: nobody else finds the collector off, and nobody's word on it is overruled.
+    steps: tuple[Callable[[], Any], ...] = (gc.disable, sys._current_frames, gc.enable)
+    return list(map(operator.call, steps))[1]  # type: ignore[no-any-return]
 
 
 def _depth(waiter: _Waiter | None) -> int:

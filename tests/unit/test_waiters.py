@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import subprocess
 import sys
 import threading
 import types
@@ -14,6 +16,7 @@ import pytest
 from opentelemetry_mongo_events import _waiters
 from opentelemetry_mongo_events._identity import identity
 from opentelemetry_mongo_events._waiters import Waiters
+from tests.servers.processes import environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -328,3 +331,59 @@ def test_who_waits_in_another_pool_waits_there_only(waiters: Waiters) -> None:
     other.get_conn(lambda: counts.extend([waiters.count(), others.count()]))
 
     assert counts == [0, 1]
+
+
+# Python 3.11 stood still here within a moment: another thread begins while this one collects garbage.
+THREADS_THAT_COME_AND_GO = """
+import gc, threading, time
+from opentelemetry_mongo_events._identity import identity
+from opentelemetry_mongo_events._waiters import Waiters
+
+class Garbage:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        time.sleep(0.0001)  # others run meanwhile
+
+def come_and_go():
+    while not over.is_set():
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+over = threading.Event()
+for target in [over.wait] * 10 + [come_and_go]:
+    threading.Thread(target=target).start()
+waiters = Waiters(identity(("db.example", 27017)))
+waiters.begin()
+gc.set_threshold(10)
+for _ in range(200):
+    Garbage()
+    waiters.count()
+over.set()
+"""
+
+
+def test_counting_never_stands_still_where_garbage_is_collected() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS_THAT_COME_AND_GO],
+        env=environment(),
+        timeout=50,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_garbage_collector_stays_as_it_is(waiters: Waiters, is_on: bool) -> None:
+    was_on = gc.isenabled()
+    (gc.enable if is_on else gc.disable)()
+    try:
+        assert get_conn(lambda: (waiters.begin(), waiters.count())[1]) == 1
+        assert gc.isenabled() is is_on
+    finally:
+        (gc.enable if was_on else gc.disable)()
