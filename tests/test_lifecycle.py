@@ -311,9 +311,9 @@ def test_without_the_opt_in_there_are_no_old_names(
         ("tracer_provider", "a TracerProvider is"),
         ("meter_provider", "a MeterProvider is"),
         ("logger_provider", "a LoggerProvider is"),
-        ("request_hook", "a function of a span and an event is"),
-        ("response_hook", "a function of a span and an event is"),
-        ("failed_hook", "a function of a span and an event is"),
+        ("request_hook", "a function of a span and an event, not an async one, is"),
+        ("response_hook", "a function of a span and an event, not an async one, is"),
+        ("failed_hook", "a function of a span and an event, not an async one, is"),
         ("config", "a Config is"),
     ],
 )
