@@ -24,9 +24,9 @@ from opentelemetry_mongo_events._telemetry import NO_PARENT
 from tests.clients import answers, connect
 from tests.conftest import registered_listeners
 from tests.events import heartbeat_failed, heartbeat_started, pool_cleared
+from tests.forks import in_child
 from tests.servers.scripted import ScriptedReplicaSet
 from tests.spans import events, span_id, trace_id
-from tests.test_fork import in_child
 from tests.test_outages import DISCOVERY, OFTEN, OUTAGE
 from tests.waiting import until
 

@@ -23,9 +23,9 @@ from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import _episodes, event_listeners
 from tests.clients import aconnect, answers, connect
+from tests.forks import in_child
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import Spans, attributes, end, event, events, linked, seconds, span_id, start, table_of, trace_id
-from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:

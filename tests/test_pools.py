@@ -21,10 +21,10 @@ from pymongo.errors import AutoReconnect, ConnectionFailure, PyMongoError
 
 from opentelemetry_mongo_events import event_listeners
 from tests.clients import aconnect, connect
+from tests.forks import in_child
 from tests.metrics import POOL, STATE, Metrics
 from tests.pools import held
 from tests.spans import Spans, attributes
-from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:

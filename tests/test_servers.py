@@ -27,8 +27,8 @@ from opentelemetry_mongo_events._server_states import ServerState, ServerStates,
 from opentelemetry_mongo_events._telemetry import Switch
 from tests.clients import aconnect, answers, connect
 from tests.events import ADDRESS, heartbeat_failed, heartbeat_succeeded, topology_changed
+from tests.forks import in_child
 from tests.spans import events
-from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:

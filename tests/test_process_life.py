@@ -1,12 +1,10 @@
-"""After a fork the parent's commands are the parent's."""
+"""The life of a process: forks, threads at its end, exits of each kind, and modules that are loaded again."""
 
 from __future__ import annotations
 
 import gc
 import os
-import sys
 import threading
-import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -15,36 +13,15 @@ from opentelemetry.trace import StatusCode
 
 from opentelemetry_mongo_events import event_listeners
 from tests.clients import connect
+from tests.forks import in_child
 from tests.spans import Spans, table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pymongo import MongoClient
 
     from tests.servers.scripted import ScriptedServer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-
-
-def in_child(check: Callable[[], bool]) -> bool:
-    """Whether `check` is true in a forked child."""
-    with warnings.catch_warnings():
-        # From 3.12 on Python, and before it PyMongo, warn of a fork while threads run: that is what is tried here.
-        warnings.simplefilter("ignore")
-        child = os.fork()
-    if child == 0:
-        passed = False
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                passed = check()
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)  # noqa: T201  # the child's only way to tell
-        finally:
-            os._exit(0 if passed else 1)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) == 0
 
 
 def test_the_child_forgets_what_its_parent_has_open_and_traces_its_own(
