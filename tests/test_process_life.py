@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import pymongo
 import pytest
 from opentelemetry.trace import StatusCode
 
 from opentelemetry_mongo_events import event_listeners
 from tests.clients import connect
 from tests.forks import in_child
+from tests.programs import PREAMBLE, Run, run
 from tests.spans import Spans, table_of
 
 if TYPE_CHECKING:
@@ -59,3 +62,207 @@ def test_listeners_that_are_gone_are_no_trouble(capfd: pytest.CaptureFixture[str
 
     assert in_child(lambda: True)
     assert capfd.readouterr().err == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exits: the code is what it would be, and on stderr there is nothing that the program didn't write.
+
+
+def ended(body: str, uri: str) -> Run:
+    """How a program ended that runs with this package on."""
+    # PyMongo warns of asyncio clients that nobody closed, with a warning that is ignored by default.
+    return run(PREAMBLE + body, uri, "on", options=["-W", "default", "-W", "ignore::ResourceWarning"])
+
+
+CONNECTED = """
+client = MongoClient(URI)
+client.admin.command("ping")
+"""
+
+EXITS: dict[str, tuple[str, int, str]] = {
+    "the end of the program": ("", 0, ""),
+    "sys.exit": ("sys.exit(7)", 7, ""),
+    "an exception": ("raise ValueError('bye')", 1, "ValueError: bye"),
+    "an interrupt": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(20)", -signal.SIGINT, "KeyboardInterrupt"),
+    "a signal that nobody handles": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)", -signal.SIGTERM, ""),
+    "a signal that makes it exit": (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)); os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)",
+        3,
+        "",
+    ),
+    "os._exit": ("tracer_provider.force_flush(); os._exit(9)", 9, ""),
+}
+
+
+@pytest.mark.parametrize("how", EXITS)
+def test_an_exit_is_as_it_would_be(how: str, server: ScriptedServer) -> None:
+    body, code, error = EXITS[how]
+    end = ended(CONNECTED + body, server.uri)
+
+    assert end.code == code
+    assert ("ping admin: None" in end.spans) is (how != "a signal that nobody handles")
+    assert end.error.strip().rpartition("\n")[2] == error
+    assert end.error.count("Traceback") == bool(error)
+    assert "opentelemetry" not in end.error
+
+
+A_SIGNAL_IN_A_COMMAND = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+client.shop.command("count", "orders")
+"""
+
+
+def test_a_command_in_which_the_program_exits_is_told(server: ScriptedServer) -> None:
+    server.freeze("count")
+    end = ended(CONNECTED + A_SIGNAL_IN_A_COMMAND, server.uri)
+
+    assert (end.code, end.error) == (3, "")
+    # 4.20.1 publishes a failure, versions before it no end at all.
+    assert {"count orders: SystemExit", "count orders: interrupted"} & set(end.spans)
+
+
+LEFT_OPEN: dict[str, tuple[str, set[str]]] = {
+    "clients, a cursor and a command": (
+        """
+sys.others = [MongoClient(URI) for _ in range(3)]
+for each in sys.others:
+    each.admin.command("ping")
+client.shop.orders.insert_many([{} for _ in range(9)])
+cursor = client.shop.orders.find(batch_size=2)
+next(cursor)
+threading.Thread(target=client.shop.command, args=("count", "orders"), daemon=True).start()
+time.sleep(0.1)
+""",
+        {"ping admin: None", "insert orders: None", "find orders: None"},
+    ),
+    "a client that looks for its servers": (
+        """
+lost = MongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=200)
+try:
+    lost.admin.command("ping")
+except pymongo.errors.ServerSelectionTimeoutError:
+    pass
+""",
+        {"mongodb.client.discovery: exit"},
+    ),
+    "threads that nobody waits for": (
+        """
+running = threading.Barrier(5)
+def work():
+    running.wait()
+    while True:
+        client.shop.orders.find_one({})
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+running.wait()
+time.sleep(0.1)
+""",
+        {"find orders: None"},
+    ),
+    "threads that are waited for": (
+        """
+def work():
+    time.sleep(0.2)
+    for number in range(20):
+        client.shop[f"c{number}"].find_one({})
+for _ in range(4):
+    threading.Thread(target=work).start()
+""",
+        {f"find c{number}: None" for number in range(20)},
+    ),
+    "what a handler and a finalizer do at the exit": (
+        """
+class Last:
+    def __del__(self):
+        client.shop.bills.find_one({})
+sys.last = Last()
+atexit.register(lambda: client.shop.orders.find_one({}))
+atexit.register(MongoEventsInstrumentor().uninstrument)
+atexit.register(lambda: client.shop.users.find_one({}))
+""",
+        {"find users: None"},
+    ),
+    "providers that were shut down": (
+        """
+import logging
+tracer_provider.shutdown()
+metrics.get_meter_provider().shutdown()
+logging.disable()  # the SDK has something to say
+client.shop.orders.find_one({})
+""",
+        {"ping admin: None"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OPEN)
+def test_what_is_left_open_at_the_exit_makes_no_noise(what: str, server: ScriptedServer) -> None:
+    body, spans = LEFT_OPEN[what]
+    server.freeze("count")
+    end = ended(CONNECTED + body, server.uri)
+
+    assert (end.code, end.error) == (0, "")
+    assert set(end.spans) >= spans
+
+
+LEFT_OPEN_IN_A_LOOP: dict[str, tuple[str, int]] = {
+    "a client that looks for its servers": (
+        """
+    lost = pymongo.AsyncMongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=200)
+    try:
+        await lost.admin.command("ping")
+    except pymongo.errors.ServerSelectionTimeoutError:
+        pass
+""",
+        0,
+    ),
+    "tasks": (
+        """
+    async def work():
+        while True:
+            await client.shop.orders.find_one({})
+    tasks.extend(asyncio.create_task(work()) for _ in range(4))
+    await asyncio.sleep(0.1)
+    sys.exit(4)
+""",
+        4,
+    ),
+}
+
+
+@pytest.mark.skipif(pymongo.version_tuple < (4, 11), reason="before PyMongo 4.11 asyncio waits for a blocking select")
+@pytest.mark.parametrize("what", LEFT_OPEN_IN_A_LOOP)
+def test_an_asyncio_client_that_is_left_open_makes_no_noise(what: str, server: ScriptedServer) -> None:
+    body, code = LEFT_OPEN_IN_A_LOOP[what]
+    program = f"""
+client, tasks = None, []
+async def main():
+    global client
+    client = pymongo.AsyncMongoClient(URI)
+    await client.admin.command("ping")
+{body}
+asyncio.run(main())
+"""
+    end = ended(program, server.uri)
+
+    assert (end.code, end.error) == (code, "")
+    assert "ping admin: None" in end.spans
+
+
+# What is registered first runs last: it knows how long all the others took.
+TIMED = """
+import atexit, os, time
+atexit.register(lambda: os.write(1, f"{time.monotonic() - left}\\n".encode()))
+"""
+
+
+def test_an_exit_takes_no_longer_than_without_it(server: ScriptedServer) -> None:
+    def seconds(telemetry: str) -> float:
+        done = run(TIMED + PREAMBLE + CONNECTED + "left = time.monotonic()", server.uri, telemetry)
+        assert (done.code, done.error) == (0, "")
+        return float(done.spans[-1])
+
+    # The least of some: other processes run on the machine, too.
+    without, with_it = (min(seconds(telemetry) for _ in range(2)) for telemetry in ("off", "on"))
+    assert with_it - without < 0.3
