@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 # The driver looks after its servers, and hands its events over, at most that often: it waits for both as it exits.
 PREAMBLE = """
-import asyncio, atexit, os, signal, sys, threading, time
+import asyncio, atexit, logging, os, signal, sys, threading, time
 
 import pymongo
 from opentelemetry import metrics, trace
@@ -30,6 +30,7 @@ from pymongo import MongoClient, common
 
 common.EVENTS_QUEUE_FREQUENCY = 0.05
 common.MIN_HEARTBEAT_INTERVAL = 0.05
+logging.getLogger("opentelemetry.sdk").addHandler(logging.NullHandler())  # it says what it drops after its shutdown
 
 
 class Told(SpanExporter):

@@ -20,6 +20,8 @@ from tests.programs import PREAMBLE, Run, run
 from tests.spans import Spans, table_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pymongo import MongoClient
 
     from tests.servers.scripted import ScriptedServer
@@ -62,6 +64,66 @@ def test_listeners_that_are_gone_are_no_trouble(capfd: pytest.CaptureFixture[str
 
     assert in_child(lambda: True)
     assert capfd.readouterr().err == ""
+
+
+CHILDREN = """
+import multiprocessing, os, sys
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry_mongo_events import MongoEventsInstrumentor
+from pymongo import MongoClient, common
+
+common.MIN_HEARTBEAT_INTERVAL = common.EVENTS_QUEUE_FREQUENCY = 0.05
+
+
+class Told(SpanExporter):
+    def export(self, spans):
+        os.write(1, "".join(f"{os.getpid()} {span.name}\\n" for span in spans).encode())
+        return SpanExportResult.SUCCESS
+
+
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(Told()))
+MongoEventsInstrumentor().instrument(tracer_provider=provider)
+
+
+def work(number):
+    with MongoClient(sys.argv[1]) as client:
+        client.shop[f"c{number}"].insert_one({})
+        return os.getpid(), number
+
+
+if __name__ == "__main__":
+    client = MongoClient(sys.argv[1])
+    client.admin.command("ping")
+    lost = MongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=100)  # its discovery is open
+    with multiprocessing.get_context(sys.argv[2]).Pool(2) as pool:
+        for pid, number in pool.map(work, range(4), chunksize=2):
+            os.write(1, f"{pid} worked on c{number}\\n".encode())
+        pool.close()
+        pool.join()
+    client.shop.orders.insert_one({})
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_the_children_of_multiprocessing_trace_their_own(method: str, server: ScriptedServer, tmp_path: Path) -> None:
+    program = tmp_path / "children.py"
+    program.write_text(CHILDREN)
+    # Of a fork while threads run Python warns, and PyMongo of a client that was there before.
+    done = run(program, server.uri, method, options=["-W", "ignore"])
+
+    assert (done.code, done.error) == (0, "")
+    assert sorted(line.partition(" ")[2] for line in done.spans if " worked on " in line) == [
+        f"worked on c{number}" for number in range(4)
+    ]
+    lines = [line for line in done.spans if "insert" in line]
+    for worked in [line for line in done.spans if " worked on " in line]:
+        assert lines.count(worked.replace("worked on", "insert")) == 1
+    assert len(lines) == 5  # and the parent's own, which it alone has
+    parent = next(line for line in lines if line.endswith("insert orders")).split()[0]
+    assert [line.split()[0] for line in done.spans if line.endswith("ping admin")] == [parent]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,10 +247,8 @@ atexit.register(lambda: client.shop.users.find_one({}))
     ),
     "providers that were shut down": (
         """
-import logging
 tracer_provider.shutdown()
 metrics.get_meter_provider().shutdown()
-logging.disable()  # the SDK has something to say
 client.shop.orders.find_one({})
 """,
         {"ping admin: None"},
@@ -266,3 +326,44 @@ def test_an_exit_takes_no_longer_than_without_it(server: ScriptedServer) -> None
     # The least of some: other processes run on the machine, too.
     without, with_it = (min(seconds(telemetry) for _ in range(2)) for telemetry in ("off", "on"))
     assert with_it - without < 0.3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules that are loaded again, as a notebook does it.
+
+RELOADED = """
+import importlib
+from opentelemetry_mongo_events import event_listeners
+
+NAME = sys.argv[3]
+mine = MongoClient(URI, event_listeners=event_listeners())
+
+
+def insert(client, collection):
+    client.shop[collection].insert_one({})
+
+
+insert(client, "before")
+for name in sorted(name for name in sys.modules if name.startswith(NAME)):
+    importlib.reload(sys.modules[name])
+insert(client, "after")
+insert(mine, "mine")
+insert(MongoClient(URI), "new")
+MongoEventsInstrumentor().uninstrument()
+insert(client, "off")
+sys.modules["opentelemetry_mongo_events._instrumentor"].MongoEventsInstrumentor().instrument()
+insert(MongoClient(URI), "again")
+"""
+
+
+@pytest.mark.parametrize("name", ["opentelemetry_mongo_events", "pymongo.monitoring"])
+def test_modules_may_be_loaded_again(name: str, server: ScriptedServer) -> None:
+    end = run(PREAMBLE + CONNECTED + RELOADED, server.uri, "on", name)
+    inserted = [line for line in end.spans if line.startswith("insert")]
+
+    assert (end.code, end.error) == (0, "")
+    # What was made before goes on, and none comes twice.
+    assert inserted[:3] == ["insert before: None", "insert after: None", "insert mine: None"]
+    # The driver's list of listeners is empty then, and takes none of the classes that it had before.
+    also = [] if name == "pymongo.monitoring" else ["insert new: None", "insert again: None"]
+    assert inserted[3:] == also
