@@ -325,7 +325,8 @@ def test_an_exit_takes_no_longer_than_without_it(server: ScriptedServer) -> None
 
     # The least of some: other processes run on the machine, too.
     without, with_it = (min(seconds(telemetry) for _ in range(2)) for telemetry in ("off", "on"))
-    assert with_it - without < 0.3
+    # The driver waits for the thread that hands over its events of topologies: half a second.
+    assert with_it - without < 0.8
 
 
 # ---------------------------------------------------------------------------------------------------------------------
