@@ -371,14 +371,6 @@ def test_a_client_can_have_a_name(server: ScriptedServer, metrics: Metrics) -> N
             }
 
 
-@pytest.mark.parametrize("name", ["", " ", 7])
-def test_a_name_that_cant_be_used_is_a_warning(name: Any, caplog: pytest.LogCaptureFixture) -> None:
-    assert event_listeners(client_name=name) != []
-    assert caplog.messages == [
-        f"client_name={name!r} can't be used: a text that isn't empty is allowed; it is left out"
-    ]
-
-
 def test_a_pool_that_two_listeners_see_is_counted_once(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, metrics: Metrics
 ) -> None:

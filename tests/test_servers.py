@@ -26,7 +26,7 @@ from opentelemetry_mongo_events._incidents import Incident
 from opentelemetry_mongo_events._server_states import ServerState, ServerStates, TopologyState, note_failure
 from opentelemetry_mongo_events._telemetry import Switch
 from tests.clients import aconnect, answers, connect
-from tests.events import ADDRESS, heartbeat_failed, heartbeat_succeeded, topology_changed
+from tests.events import ADDRESS, heartbeat_succeeded, topology_changed
 from tests.forks import in_child
 from tests.spans import events
 from tests.waiting import eventually, until
@@ -316,21 +316,6 @@ def test_a_child_forgets_the_servers(watching: list[Any], metrics: Metrics) -> N
     _process_state._forget_all()
 
     assert metrics.points(COUNT) == metrics.points(ROUND_TRIP) == []
-
-
-def test_odd_heartbeats_are_passed_over(
-    watching: list[Any], metrics: Metrics, caplog: pytest.LogCaptureFixture
-) -> None:
-    heartbeats = next(listener for listener in watching if type(listener).__name__ == "HeartbeatEvents")
-    address = ("db.example", 27017)
-    heartbeats.succeeded(heartbeat_succeeded(address, duration=-1.0))
-    heartbeats.failed(heartbeat_failed(address, TimeoutError(), duration=-1.0))
-    assert [point.sum for point in metrics.points(HEARTBEATS)] == [0, 0]
-    assert caplog.messages == []
-
-    for _ in range(2):
-        heartbeats.succeeded(heartbeat_succeeded(("db.example",), duration=1.0))
-    assert len(caplog.messages) == 1
 
 
 class LeavingServer(ServerState):
