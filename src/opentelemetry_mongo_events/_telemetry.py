@@ -135,7 +135,10 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
 
 
 def _tracer(provider: trace.TracerProvider) -> Tracer:
-    return provider.get_tracer(SCOPE, __version__, SCHEMA_URL)
+    tracer = provider.get_tracer(SCOPE, __version__, SCHEMA_URL)
+    if not callable(tracer.start_span):
+        raise TypeError
+    return tracer
 
 
 def _given(kind: str, wanted: Callable[[], T], nothing: Callable[[], T]) -> T:
@@ -149,7 +152,7 @@ def _given(kind: str, wanted: Callable[[], T], nothing: Callable[[], T]) -> T:
 
 # A class has the methods of its objects, and some give something even so.
 def _gives_tracers(provider: Any) -> bool:
-    return not isinstance(provider, type) and callable(_tracer(provider).start_span)
+    return not isinstance(provider, type) and bool(_tracer(provider))
 
 
 def _gives_meters(provider: Any) -> bool:
