@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import MeterProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import Span, Tracer, TracerProvider
 
 if TYPE_CHECKING:
@@ -98,3 +99,17 @@ class _BrokenMeter:
 class _BrokenHistogram:
     def record(self, *_: Any) -> None:
         raise TelemetryError
+
+
+class Picky(Sampler):
+    """A sampler that raises for an episode, where it is told to."""
+
+    raises = False
+
+    def should_sample(self, parent_context: Any, trace_id: int, name: str, *rest: Any, **more: Any) -> SamplingResult:
+        if self.raises and name in ("mongodb.client.discovery", "mongodb.client.outage"):
+            raise KeyError(name)
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, *rest, **more)
+
+    def get_description(self) -> str:
+        return "picky"

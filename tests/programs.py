@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,19 +52,17 @@ if IS_ON:
 
 
 class Run(NamedTuple):
-    """How a program ran."""
+    """How a program ran: its exit code, the lines that it wrote, and what it wrote to stderr."""
 
     code: int
-    spans: list[str]
+    lines: list[str]
     error: str
-    seconds: float
 
 
 def run(program: str | Path, *arguments: object, options: Iterable[str] = ()) -> Run:
     """Run a program, a text or a file, which finds this package and the tests' own modules."""
     inherited = environment()
     python_path = os.pathsep.join(filter(None, [str(_ROOT / "src"), str(_ROOT), inherited.get("PYTHONPATH")]))
-    started = time.monotonic()
     done = subprocess.run(
         [
             sys.executable,
@@ -79,4 +76,4 @@ def run(program: str | Path, *arguments: object, options: Iterable[str] = ()) ->
         timeout=50,
         check=False,
     )
-    return Run(done.returncode, done.stdout.split("\n")[:-1], done.stderr, time.monotonic() - started)
+    return Run(done.returncode, done.stdout.split("\n")[:-1], done.stderr)

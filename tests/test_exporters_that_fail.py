@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import StatusCode
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._pool_states import PoolState
-from tests.broken import BrokenMeterProvider, BrokenTracerProvider, TelemetryError
+from tests.broken import BrokenMeterProvider, BrokenTracerProvider, Picky, TelemetryError
 from tests.clients import answers, connect
 from tests.events import check_out_failed, checked_out, connection_closed, connection_created, connection_ready
 from tests.metrics import Metrics
-from tests.spans import Spans, event, table_of
-from tests.test_outages import DISCOVERY, OFTEN, OUTAGE, lose
+from tests.spans import Spans, attributes, event, table_of
+from tests.test_outages import CLOSED_WITHOUT_SERVER, COUNT, DISCOVERY, OFTEN, OUTAGE, listeners_with, lose
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from pymongo import MongoClient
 
-    from tests.servers.scripted import ScriptedServer
+    from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 
 COMMANDS = ["insert orders", "find orders", "getMore orders", "insert orders", "unheardOf shop"]
 MEASURED = {"insert": 2, "find": 1, "getMore": 1, "unheardOf": 1}
@@ -205,6 +207,82 @@ def test_a_span_processor_that_raises(at_start: bool, server: ScriptedServer, sp
     assert made(spans) == ([] if at_start else COMMANDS)
     assert measured(metrics) == MEASURED
     assert len(table_of(listeners)) == 0
+
+
+class Raising(Sampler):
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        raise RuntimeError
+
+    def get_description(self) -> str:
+        return "raising"
+
+
+def test_a_sampler_that_raises_costs_the_spans(
+    server: ScriptedServer, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans = Spans(Raising())
+    listeners = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider)
+    with connect(server.uri, event_listeners=listeners) as client:
+        work(client)
+
+    assert (spans.names, measured(metrics), len(table_of(listeners))) == ([], MEASURED, 0)
+    assert len(caplog.messages) == 1
+
+
+def test_what_happens_is_told_even_if_no_span_can_be_started(replica_set: ScriptedReplicaSet, metrics: Metrics) -> None:
+    sampler = Picky()
+    sampler.raises = True
+    spans = Spans(sampler)
+    watching = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
+    changes = ("mongodb.client.topology.changes", "mongodb.client.topology.previous_type")
+    with connect(replica_set.uri, event_listeners=watching, **OFTEN):
+        until(lambda: metrics.values(*changes).get("Unknown") == 1)
+        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 2})
+        replica_set.step_down()
+        until(lambda: metrics.values(*changes).get("ReplicaSetWithPrimary") == 1)
+        removed = replica_set.members.pop()
+        replica_set.elect(replica_set.members[0])
+        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 1})
+        replica_set.members.append(removed)
+    assert spans.names == []
+
+
+def test_an_outage_whose_next_span_can_not_be_started_ends_all_the_same(
+    server: ScriptedServer, metrics: Metrics
+) -> None:
+    sampler = Picky()
+    spans = Spans(sampler)
+    listeners = listeners_with(spans, metrics, episode_timeout=0.6)
+    with connect(server.uri, event_listeners=listeners, **CLOSED_WITHOUT_SERVER) as client:
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        lose(server)
+        sampler.raises = True
+        assert attributes(spans.wait_for(OUTAGE))["error.type"] == "timeout"
+
+
+class Exits(SpanProcessor):
+    """A span processor that ends the thread in which a span ends with an error, once."""
+
+    has_exited = False
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.status.description == "timeout" and not self.has_exited:
+            self.has_exited = True
+            sys.exit()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_was_ended_by_an_exporter_is_replaced(server: ScriptedServer, spans: Spans) -> None:
+    exits = Exits()
+    spans.provider.add_span_processor(exits)
+    listeners = event_listeners(tracer_provider=spans.provider, topology=True, episode_timeout=0.6)
+    with connect(server.uri, event_listeners=listeners, **CLOSED_WITHOUT_SERVER) as client:
+        client.admin.command("ping")
+        spans.wait_for(DISCOVERY)
+        lose(server)
+        until(lambda: exits.has_exited)
+        until(lambda: len(spans.named(OUTAGE)) >= 3)
 
 
 class NoExemplars:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
+from opentelemetry._logs import Logger
 from opentelemetry.trace import StatusCode
 
 from opentelemetry_mongo_events import event_listeners
@@ -115,15 +117,15 @@ def test_the_children_of_multiprocessing_trace_their_own(method: str, server: Sc
     done = run(program, server.uri, method, options=["-W", "ignore"])
 
     assert (done.code, done.error) == (0, "")
-    assert sorted(line.partition(" ")[2] for line in done.spans if " worked on " in line) == [
+    assert sorted(line.partition(" ")[2] for line in done.lines if " worked on " in line) == [
         f"worked on c{number}" for number in range(4)
     ]
-    lines = [line for line in done.spans if "insert" in line]
-    for worked in [line for line in done.spans if " worked on " in line]:
+    lines = [line for line in done.lines if "insert" in line]
+    for worked in [line for line in done.lines if " worked on " in line]:
         assert lines.count(worked.replace("worked on", "insert")) == 1
     assert len(lines) == 5  # and the parent's own, which it alone has
     parent = next(line for line in lines if line.endswith("insert orders")).split()[0]
-    assert [line.split()[0] for line in done.spans if line.endswith("ping admin")] == [parent]
+    assert [line.split()[0] for line in done.lines if line.endswith("ping admin")] == [parent]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def test_an_exit_is_as_it_would_be(how: str, server: ScriptedServer) -> None:
     end = ended(CONNECTED + body, server.uri)
 
     assert end.code == code
-    assert ("ping admin: None" in end.spans) is (how != "a signal that nobody handles")
+    assert ("ping admin: None" in end.lines) is (how != "a signal that nobody handles")
     assert end.error.strip().rpartition("\n")[2] == error
     assert end.error.count("Traceback") == bool(error)
     assert "opentelemetry" not in end.error
@@ -181,7 +183,7 @@ def test_a_command_in_which_the_program_exits_is_told(server: ScriptedServer) ->
 
     assert (end.code, end.error) == (3, "")
     # 4.20.1 publishes a failure, versions before it no end at all.
-    assert {"count orders: SystemExit", "count orders: interrupted"} & set(end.spans)
+    assert {"count orders: SystemExit", "count orders: interrupted"} & set(end.lines)
 
 
 LEFT_OPEN: dict[str, tuple[str, set[str]]] = {
@@ -263,7 +265,41 @@ def test_what_is_left_open_at_the_exit_makes_no_noise(what: str, server: Scripte
     end = ended(CONNECTED + body, server.uri)
 
     assert (end.code, end.error) == (0, "")
-    assert set(end.spans) >= spans
+    assert set(end.lines) >= spans
+
+
+RECORDS = """
+import time
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
+from opentelemetry_mongo_events import event_listeners
+from pymongo.monitoring import PoolClearedEvent
+
+class Pipeline(LogRecordProcessor):
+    def on_emit(self, log_record):
+        time.sleep(0.1)
+        print(log_record.log_record.event_name, flush=True)
+    def shutdown(self):
+        print("shut down", flush=True)
+    def force_flush(self, timeout_millis=30_000):
+        return True
+
+provider = LoggerProvider()
+provider.add_log_record_processor(Pipeline())
+listeners = event_listeners(logger_provider=provider, events="log")
+pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
+for _ in range(3):
+    pools.pool_cleared(PoolClearedEvent(("db.example", 27017)))
+"""
+
+
+@pytest.mark.skipif(
+    "event_name" not in inspect.signature(Logger.emit).parameters, reason="OpenTelemetry 1.38 has events"
+)
+def test_no_log_record_is_lost_at_the_exit() -> None:
+    end = run(RECORDS)
+
+    assert (end.code, end.error) == (0, "")
+    assert end.lines == ["mongodb.client.pool.cleared"] * 3 + ["shut down"]
 
 
 LEFT_OPEN_IN_A_LOOP: dict[str, tuple[str, int]] = {
@@ -307,7 +343,7 @@ asyncio.run(main())
     end = ended(program, server.uri)
 
     assert (end.code, end.error) == (code, "")
-    assert "ping admin: None" in end.spans
+    assert "ping admin: None" in end.lines
 
 
 # What is registered first runs last: it knows how long all the others took.
@@ -321,7 +357,7 @@ def test_an_exit_takes_no_longer_than_without_it(server: ScriptedServer) -> None
     def seconds(telemetry: str) -> float:
         done = run(TIMED + PREAMBLE + CONNECTED + "left = time.monotonic()", server.uri, telemetry)
         assert (done.code, done.error) == (0, "")
-        return float(done.spans[-1])
+        return float(done.lines[-1])
 
     # The least of some: other processes run on the machine, too.
     without, with_it = (min(seconds(telemetry) for _ in range(2)) for telemetry in ("off", "on"))
@@ -360,7 +396,7 @@ insert(MongoClient(URI), "again")
 @pytest.mark.parametrize("name", ["opentelemetry_mongo_events", "pymongo.monitoring"])
 def test_modules_may_be_loaded_again(name: str, server: ScriptedServer) -> None:
     end = run(PREAMBLE + CONNECTED + RELOADED, server.uri, "on", name)
-    inserted = [line for line in end.spans if line.startswith("insert")]
+    inserted = [line for line in end.lines if line.startswith("insert")]
 
     assert (end.code, end.error) == (0, "")
     # What was made before goes on, and none comes twice.

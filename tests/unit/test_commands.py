@@ -368,25 +368,6 @@ def test_a_command_that_is_not_sampled_is_not_kept() -> None:
     assert (spans.names, called) == ([], [])
 
 
-class Raising(Sampler):
-    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
-        raise RuntimeError
-
-    def get_description(self) -> str:
-        return "raising"
-
-
-def test_a_sampler_that_raises_costs_the_span_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    spans = Spans(Raising())
-    listeners = event_listeners(tracer_provider=spans.provider)
-
-    for number in (1, 2):
-        commands_of(listeners).started(started({"find": "orders"}, request_id=number))
-        commands_of(listeners).succeeded(succeeded("find", request_id=number))
-
-    assert (spans.names, len(table_of(listeners)), len(caplog.messages)) == ([], 0, 1)
-
-
 def test_excluded_commands_have_no_span(spans: Spans) -> None:
     commands = commands_of(event_listeners(tracer_provider=spans.provider, exclude_commands=["ping", "endSessions"]))
     for name in ("ping", "find", "endSessions"):
