@@ -17,6 +17,7 @@ from pymongo.monitoring import (
     ServerHeartbeatListener,
     ServerHeartbeatStartedEvent,
     ServerHeartbeatSucceededEvent,
+    TopologyClosedEvent,
 )
 
 from opentelemetry_mongo_events import _process_state
@@ -26,9 +27,9 @@ from opentelemetry_mongo_events._incidents import Incident
 from opentelemetry_mongo_events._server_states import ServerState, ServerStates, TopologyState, note_failure
 from opentelemetry_mongo_events._telemetry import Switch
 from tests.clients import aconnect, answers, connect
-from tests.events import ADDRESS, heartbeat_succeeded, topology_changed
+from tests.events import ADDRESS, heartbeat_failed, heartbeat_started, heartbeat_succeeded, topology_changed
 from tests.forks import in_child
-from tests.spans import events
+from tests.spans import event, events
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
@@ -316,6 +317,20 @@ def test_a_child_forgets_the_servers(watching: list[Any], metrics: Metrics) -> N
     _process_state._forget_all()
 
     assert metrics.points(COUNT) == metrics.points(ROUND_TRIP) == []
+
+
+def test_what_happened_before_the_topology_was_told_is_part_of_its_discovery(watching: list[Any], spans: Spans) -> None:
+    topology: Any = next(each for each in watching if type(each).__name__ == "TopologyEvents")
+    heartbeats: Any = next(each for each in watching if type(each).__name__ == "HeartbeatEvents")
+    changed = topology_changed(1)
+    (address,) = changed.new_description.server_descriptions()
+    heartbeats.started(heartbeat_started(address))
+    heartbeats.failed(heartbeat_failed(address, TimeoutError("timed out"), duration=1.0))
+    topology.description_changed(changed)
+    topology.closed(TopologyClosedEvent(changed.topology_id))
+
+    told = event(spans.one("mongodb.client.discovery"), "heartbeat.failed")
+    assert told["mongodb.client.topology.id"] == str(changed.topology_id)
 
 
 class LeavingServer(ServerState):
