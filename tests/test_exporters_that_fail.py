@@ -83,10 +83,16 @@ def threads_of_the_driver() -> set[str]:
 # Providers that raise.
 
 
-@pytest.mark.parametrize("error", [TelemetryError, asyncio.CancelledError])
 @pytest.mark.parametrize(
-    "broken",
-    ["start_span", "is_recording", "set_attribute", "set_status", "end", "add_event", "add_link"],
+    ("broken", "error"),
+    [
+        *(
+            (method, TelemetryError)
+            for method in ("start_span", "is_recording", "set_attribute", "set_status", "end", "add_event", "add_link")
+        ),
+        ("start_span", asyncio.CancelledError),
+        ("end", asyncio.CancelledError),
+    ],
 )
 def test_a_span_of_which_a_method_raises(
     broken: str,
