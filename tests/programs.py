@@ -59,7 +59,7 @@ class Run(NamedTuple):
     error: str
 
 
-def run(program: str | Path, *arguments: object, options: Iterable[str] = ()) -> Run:
+def run(program: str | Path, *arguments: object, options: Iterable[str] = (), seconds: float = 50) -> Run:
     """Run a program, a text or a file, which finds this package and the tests' own modules."""
     inherited = environment()
     python_path = os.pathsep.join(filter(None, [str(_ROOT / "src"), str(_ROOT), inherited.get("PYTHONPATH")]))
@@ -73,7 +73,7 @@ def run(program: str | Path, *arguments: object, options: Iterable[str] = ()) ->
         env=inherited | {"PYTHONPATH": python_path},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=seconds,
         check=False,
     )
     return Run(done.returncode, done.stdout.split("\n")[:-1], done.stderr)

@@ -99,7 +99,7 @@ def is_told(message: str, source: str, option: str) -> bool:
 
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_whatever_is_given_for_an_option_is_one_warning_or_usable(
+def test_what_is_wrong_for_an_option_is_one_warning_and_the_default(
     option: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert config_from({}, {option: WRONG[kind]}) == Config()
@@ -109,7 +109,9 @@ def test_whatever_is_given_for_an_option_is_one_warning_or_usable(
 
 @pytest.mark.parametrize("text", NONSENSE)
 @pytest.mark.parametrize("option", OTHER_OPTIONS)
-def test_whatever_stands_in_a_variable_is_one_warning(option: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_wrong_in_a_variable_is_one_warning_and_the_default(
+    option: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     for variable in (f"OTEL_PYTHON_MONGO_EVENTS_{option.upper()}", OPTIONS[option].metadata["other_variable"]):
         if variable is not None:
             assert config_from({variable: text}, {}) == Config()
