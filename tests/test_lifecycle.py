@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from opentelemetry.sdk.trace import TracerProvider
 from pymongo import monitoring
 
 from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, event_listeners
@@ -303,60 +302,3 @@ def test_without_the_opt_in_there_are_no_old_names(
     with connect(server.uri) as client:
         client.shop.orders.find_one({})
         assert not attributes(spans.one("find orders")).keys() & {"db.system", "db.name", "net.peer.name"}
-
-
-@pytest.mark.parametrize(
-    ("keyword", "allowed"),
-    [
-        ("tracer_provider", "a TracerProvider is"),
-        ("meter_provider", "a MeterProvider is"),
-        ("logger_provider", "a LoggerProvider is"),
-        ("request_hook", "a function of a span and an event is"),
-        ("response_hook", "a function of a span and an event is"),
-        ("failed_hook", "a function of a span and an event is"),
-        ("config", "a Config is"),
-    ],
-)
-def test_a_keyword_that_cant_be_used_is_one_warning_and_left_out(
-    instrumentor: MongoEventsInstrumentor, caplog: pytest.LogCaptureFixture, keyword: str, allowed: str
-) -> None:
-    instrumentor.instrument(**{keyword: 3})
-
-    assert instrumentor.is_instrumented_by_opentelemetry
-    assert caplog.messages == [f"{keyword}=3 can't be used: {allowed} allowed; it is left out"]
-
-
-class Broken:
-    def get_tracer(self, name: str) -> None:
-        """A provider of an older API, or of a mistake."""
-
-
-@pytest.mark.parametrize("provider", [TracerProvider, Broken(), "opentelemetry"])
-def test_a_provider_that_gives_no_tracer_is_one_warning_and_left_out(
-    instrumentor: MongoEventsInstrumentor, server: ScriptedServer, caplog: pytest.LogCaptureFixture, provider: Any
-) -> None:
-    instrumentor.instrument(tracer_provider=provider)
-    with connect(server.uri) as client:
-        client.admin.command("ping")
-
-    assert len(caplog.messages) == 1
-    assert caplog.messages[0].endswith("can't be used: a TracerProvider is allowed; it is left out")
-
-
-def test_what_is_given_and_fits_is_no_warning(
-    instrumentor: MongoEventsInstrumentor, spans: Spans, caplog: pytest.LogCaptureFixture
-) -> None:
-    from opentelemetry.sdk._logs import LoggerProvider
-    from opentelemetry.sdk.metrics import MeterProvider
-
-    meter_provider = MeterProvider(shutdown_on_exit=False)
-    logger_provider = LoggerProvider(shutdown_on_exit=False)
-    instrumentor.instrument(
-        tracer_provider=spans.provider,
-        meter_provider=meter_provider,
-        logger_provider=logger_provider,
-        request_hook=print,
-        skip_dep_check=True,
-    )
-
-    assert caplog.messages == []

@@ -18,10 +18,10 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener, ServerLi
 from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, _living_clients, event_listeners
 from opentelemetry_mongo_events._living_clients import _OtherwiseError
 from tests.clients import aconnect, answers, connect
+from tests.forks import in_child
 from tests.metrics import POOL, Metrics
 from tests.pools import held, pools
 from tests.spans import Spans, attributes, events
-from tests.test_fork import in_child
 from tests.test_outages import DISCOVERY, OFTEN, OUTAGE
 from tests.test_pools import in_use, pending
 from tests.waiting import eventually, until

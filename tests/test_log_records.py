@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -24,9 +22,9 @@ from opentelemetry_mongo_events._telemetry import NO_PARENT
 from tests.clients import answers, connect
 from tests.conftest import registered_listeners
 from tests.events import heartbeat_failed, heartbeat_started, pool_cleared
+from tests.forks import in_child
 from tests.servers.scripted import ScriptedReplicaSet
 from tests.spans import events, span_id, trace_id
-from tests.test_fork import in_child
 from tests.test_outages import DISCOVERY, OFTEN, OUTAGE
 from tests.waiting import until
 
@@ -308,38 +306,6 @@ def test_a_child_has_records_of_its_own_only(spans: Spans, logs: Logs, held: Hel
     assert in_child(child)
     held.goes_on.set()
     assert len(logs.records) == 3
-
-
-AT_EXIT = """
-import time
-from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
-from opentelemetry_mongo_events import event_listeners
-from pymongo.monitoring import PoolClearedEvent
-
-class Pipeline(LogRecordProcessor):
-    def on_emit(self, log_record):
-        time.sleep(0.1)
-        print(log_record.log_record.event_name, flush=True)
-    def shutdown(self):
-        print("shut down", flush=True)
-    def force_flush(self, timeout_millis=30_000):
-        return True
-
-provider = LoggerProvider()
-provider.add_log_record_processor(Pipeline())
-listeners = event_listeners(logger_provider=provider, events="log")
-pools = next(each for each in listeners if type(each).__name__ == "PoolEvents")
-for _ in range(3):
-    pools.pool_cleared(PoolClearedEvent(("db.example", 27017)))
-"""
-
-
-@has_log_records
-def test_none_is_lost_at_the_exit_of_the_interpreter() -> None:
-    run = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, check=True, timeout=30)
-
-    assert run.stdout.split("\n") == ["mongodb.client.pool.cleared"] * 3 + ["shut down", ""]
-    assert run.stderr == ""
 
 
 def fail(record: Any) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import gc
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -16,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
 from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import _episodes, event_listeners
+from tests.broken import Picky
 from tests.clients import aconnect, answers, connect
+from tests.forks import in_child
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import Spans, attributes, end, event, events, linked, seconds, span_id, start, table_of, trace_id
-from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace.sampling import SamplingResult
 
     from opentelemetry_mongo_events import MongoEventsInstrumentor
     from tests.metrics import Metrics
@@ -698,76 +697,6 @@ def test_it_goes_on_in_another_span_when_it_takes_too_long(
     assert measured.sum == pytest.approx(sum(map(seconds, pieces)), abs=0.01 * len(pieces))
 
 
-class Picky(Sampler):
-    """A sampler that raises for an episode, where it is told to."""
-
-    raises = False
-
-    def should_sample(self, parent_context: Any, trace_id: int, name: str, *rest: Any, **more: Any) -> SamplingResult:
-        if self.raises and name in (DISCOVERY, OUTAGE):
-            raise KeyError(name)
-        return ALWAYS_ON.should_sample(parent_context, trace_id, name, *rest, **more)
-
-    def get_description(self) -> str:
-        return "picky"
-
-
-def test_what_happens_is_told_even_if_no_span_can_be_started(replica_set: ScriptedReplicaSet, metrics: Metrics) -> None:
-    sampler = Picky()
-    sampler.raises = True
-    spans = Spans(sampler)
-    watching = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
-    changes = ("mongodb.client.topology.changes", "mongodb.client.topology.previous_type")
-    with connect(replica_set.uri, event_listeners=watching, **OFTEN):
-        until(lambda: metrics.values(*changes).get("Unknown") == 1)
-        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 2})
-        replica_set.step_down()
-        until(lambda: metrics.values(*changes).get("ReplicaSetWithPrimary") == 1)
-        removed = replica_set.members.pop()
-        replica_set.elect(replica_set.members[0])
-        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 1})
-        replica_set.members.append(removed)
-    assert spans.names == []
-
-
-def test_an_outage_whose_next_span_can_not_be_started_ends_all_the_same(
-    server: ScriptedServer, metrics: Metrics
-) -> None:
-    sampler = Picky()
-    spans = Spans(sampler)
-    listeners = listeners_with(spans, metrics, episode_timeout=0.6)
-    with connect(server.uri, event_listeners=listeners, **CLOSED_WITHOUT_SERVER) as client:
-        client.admin.command("ping")
-        spans.wait_for(DISCOVERY)
-        lose(server)
-        sampler.raises = True
-        assert attributes(spans.wait_for(OUTAGE))["error.type"] == "timeout"
-
-
-class Exits(SpanProcessor):
-    """A span processor that ends the thread in which a span ends with an error, once."""
-
-    has_exited = False
-
-    def on_end(self, span: ReadableSpan) -> None:
-        if span.status.description == "timeout" and not self.has_exited:
-            self.has_exited = True
-            sys.exit()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_was_ended_by_an_exporter_is_replaced(server: ScriptedServer, spans: Spans) -> None:
-    exits = Exits()
-    spans.provider.add_span_processor(exits)
-    listeners = event_listeners(tracer_provider=spans.provider, topology=True, episode_timeout=0.6)
-    with connect(server.uri, event_listeners=listeners, **CLOSED_WITHOUT_SERVER) as client:
-        client.admin.command("ping")
-        spans.wait_for(DISCOVERY)
-        lose(server)
-        until(lambda: exits.has_exited)
-        until(lambda: len(spans.named(OUTAGE)) >= 3)
-
-
 class Slow(Picky):
     """A sampler that takes its time for an episode."""
 
@@ -845,32 +774,6 @@ def test_a_child_has_no_part_in_its_parents_outage(
         server.start()
         until(lambda: answers(client))
         assert spans.wait_for(OUTAGE).status.status_code is StatusCode.OK
-
-
-AT_EXIT = """
-import os, sys
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
-from opentelemetry_mongo_events import event_listeners
-from pymongo import MongoClient
-
-provider = TracerProvider()
-told = lambda span: f"{span.name} {span.status.description}\\n"
-provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=told)))
-listeners = event_listeners(tracer_provider=provider, topology=True)
-client = MongoClient("mongodb://127.0.0.1:1", event_listeners=listeners, serverSelectionTimeoutMS=1500)
-try:
-    client.admin.command("ping")
-except Exception:
-    pass
-"""
-
-
-def test_it_ends_at_the_exit_of_the_interpreter_before_the_sdk_is_shut_down() -> None:
-    run = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, check=True, timeout=30)
-
-    assert run.stdout == f"{DISCOVERY} exit\n"
-    assert run.stderr == ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

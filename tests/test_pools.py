@@ -21,10 +21,10 @@ from pymongo.errors import AutoReconnect, ConnectionFailure, PyMongoError
 
 from opentelemetry_mongo_events import event_listeners
 from tests.clients import aconnect, connect
+from tests.forks import in_child
 from tests.metrics import POOL, STATE, Metrics
 from tests.pools import held, pools
 from tests.spans import Spans, attributes
-from tests.test_fork import in_child
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
@@ -385,14 +385,6 @@ def test_a_client_can_have_a_name(server: ScriptedServer, metrics: Metrics) -> N
                 (f"billing/127.0.0.1:{server.port}", "idle"): 0,
                 (f"billing/127.0.0.1:{server.port}", "used"): 1,
             }
-
-
-@pytest.mark.parametrize("name", ["", " ", 7])
-def test_a_name_that_cant_be_used_is_a_warning(name: Any, caplog: pytest.LogCaptureFixture) -> None:
-    assert event_listeners(client_name=name) != []
-    assert caplog.messages == [
-        f"client_name={name!r} can't be used: a text that isn't empty is allowed; it is left out"
-    ]
 
 
 def test_a_pool_that_two_listeners_see_is_counted_once(

@@ -17,6 +17,7 @@ from pymongo.monitoring import (
     ServerHeartbeatListener,
     ServerHeartbeatStartedEvent,
     ServerHeartbeatSucceededEvent,
+    TopologyClosedEvent,
 )
 
 from opentelemetry_mongo_events import _process_state
@@ -26,9 +27,9 @@ from opentelemetry_mongo_events._incidents import Incident
 from opentelemetry_mongo_events._server_states import ServerState, ServerStates, TopologyState, note_failure
 from opentelemetry_mongo_events._telemetry import Switch
 from tests.clients import aconnect, answers, connect
-from tests.events import ADDRESS, heartbeat_failed, heartbeat_succeeded, topology_changed
-from tests.spans import events
-from tests.test_fork import in_child
+from tests.events import ADDRESS, heartbeat_failed, heartbeat_started, heartbeat_succeeded, topology_changed
+from tests.forks import in_child
+from tests.spans import event, events
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
@@ -318,19 +319,18 @@ def test_a_child_forgets_the_servers(watching: list[Any], metrics: Metrics) -> N
     assert metrics.points(COUNT) == metrics.points(ROUND_TRIP) == []
 
 
-def test_odd_heartbeats_are_passed_over(
-    watching: list[Any], metrics: Metrics, caplog: pytest.LogCaptureFixture
-) -> None:
-    heartbeats = next(listener for listener in watching if type(listener).__name__ == "HeartbeatEvents")
-    address = ("db.example", 27017)
-    heartbeats.succeeded(heartbeat_succeeded(address, duration=-1.0))
-    heartbeats.failed(heartbeat_failed(address, TimeoutError(), duration=-1.0))
-    assert [point.sum for point in metrics.points(HEARTBEATS)] == [0, 0]
-    assert caplog.messages == []
+def test_what_happened_before_the_topology_was_told_is_part_of_its_discovery(watching: list[Any], spans: Spans) -> None:
+    topology: Any = next(each for each in watching if type(each).__name__ == "TopologyEvents")
+    heartbeats: Any = next(each for each in watching if type(each).__name__ == "HeartbeatEvents")
+    changed = topology_changed(1)
+    (address,) = changed.new_description.server_descriptions()
+    heartbeats.started(heartbeat_started(address))
+    heartbeats.failed(heartbeat_failed(address, TimeoutError("timed out"), duration=1.0))
+    topology.description_changed(changed)
+    topology.closed(TopologyClosedEvent(changed.topology_id))
 
-    for _ in range(2):
-        heartbeats.succeeded(heartbeat_succeeded(("db.example",), duration=1.0))
-    assert len(caplog.messages) == 1
+    told = event(spans.one("mongodb.client.discovery"), "heartbeat.failed")
+    assert told["mongodb.client.topology.id"] == str(changed.topology_id)
 
 
 class LeavingServer(ServerState):

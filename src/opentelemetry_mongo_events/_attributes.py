@@ -185,6 +185,8 @@ def description(
     command_name: str, database: str, collection: str | None, address: Address | None, old_names: bool
 ) -> Description:
     """The description of a command."""
+    # The driver's events take what they are given: what is no text would be no name either.
+    command_name, database = (each if isinstance(each, str) else names.OTHER for each in (command_name, database))
     name = span_name(command_name, database, collection)
     measured: Attributes = {
         names.DB_SYSTEM_NAME: names.MONGODB,

@@ -35,7 +35,7 @@ from opentelemetry_mongo_events._driver import (
     runs_in_background,
 )
 from opentelemetry_mongo_events._episodes import outage_on, outages
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._guard import FAILURES, Guard, OneOfItsKind, guarded
 from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
 from opentelemetry_mongo_events._open_commands import LIMIT, CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._process_state import peers
@@ -168,9 +168,12 @@ class CommandEvents(OneOfItsKind, CommandListener):
                         attributes[WAIT_TIME] = wait_time
                 if outages or self._failed_attempts or command_name == "getMore":
                     past = self._past(event, attributes)
-                span = telemetry.tracer.start_span(described.name, context, SpanKind.CLIENT, attributes, past.links)
-                if not span.is_recording():
-                    span = None
+                try:
+                    span = telemetry.tracer.start_span(described.name, context, SpanKind.CLIENT, attributes, past.links)
+                    if not span.is_recording():
+                        span = None
+                except FAILURES as error:  # it is measured all the same
+                    self.guard.failed("CommandEvents.started", error)
             if span is None and not is_measured:
                 return
             if held is None:
@@ -185,12 +188,15 @@ class CommandEvents(OneOfItsKind, CommandListener):
             table.add(opened)
             if span is not None:
                 if telemetry.config.query_text != OFF:
-                    _show_text(span, command_name, command, telemetry)
+                    try:
+                        _show_text(span, command_name, command, telemetry)
+                    except FAILURES as error:  # the hook is called all the same
+                        self.guard.failed("CommandEvents.started", error)
                 if telemetry.request_hook is not None:
                     self.guard.run("request_hook", telemetry.request_hook, span, event)
             if has_rivals:  # again: a hook may have run commands of its own
                 self._claim_again(opened, is_traced=is_traced)
-        except Exception as error:
+        except FAILURES as error:
             self.guard.failed("CommandEvents.started", error)
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
@@ -203,7 +209,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
             command = table.take_here(command_id(event)) if table.by_id or table.twins else None
             if command is None:
                 return
-            outcome = SUCCEEDED
+            outcome, seconds = SUCCEEDED, None
             try:
                 outcome = reply_outcome(event.command_name, event.reply)
                 if command.span is not None and (
@@ -213,12 +219,14 @@ class CommandEvents(OneOfItsKind, CommandListener):
                     or command.txn_number is not None
                 ):
                     self._remember(command, command.span, outcome, event)
+                if command.measured is not None:
+                    seconds = event.duration_micros / 1e6
             finally:
                 if command.telemetry.response_hook is None:
-                    command.close(outcome, None if command.measured is None else event.duration_micros / 1e6)
+                    command.close(outcome, seconds)
                 else:
-                    self._close(command, outcome, "response_hook", command.telemetry.response_hook, event)
-        except Exception as error:
+                    self._close(command, outcome, seconds, "response_hook", command.telemetry.response_hook, event)
+        except FAILURES as error:
             self.guard.failed("CommandEvents.succeeded", error)
 
     @guarded
@@ -229,7 +237,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
         command = self._open.take_here(command_id(event))
         if command is None:
             return
-        outcome = FAILED
+        outcome, seconds = FAILED, None
         try:
             outcome = failure_outcome(event.command_name, event.failure)
             span = command.span
@@ -237,8 +245,9 @@ class CommandEvents(OneOfItsKind, CommandListener):
                 self._note_failure(command, span, outcome)
                 self._remember_cursor(command, span, 0)
                 self._remember_attempt(command, span, event)
+            seconds = event.duration_micros / 1e6
         finally:
-            self._close(command, outcome, "failed_hook", command.telemetry.failed_hook, event)
+            self._close(command, outcome, seconds, "failed_hook", command.telemetry.failed_hook, event)
 
     def _is_traced(
         self,
@@ -330,6 +339,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
         self,
         command: OpenCommand,
         outcome: Outcome,
+        seconds: float | None,
         hook_name: str,
         hook: Hook | None,
         event: CommandSucceededEvent | CommandFailedEvent,
@@ -338,4 +348,4 @@ class CommandEvents(OneOfItsKind, CommandListener):
             if hook is not None and command.span is not None:
                 self.guard.run(hook_name, hook, command.span, event)
         finally:  # a hook may also be interrupted
-            command.close(outcome, None if command.measured is None else event.duration_micros / 1e6)
+            command.close(outcome, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -22,6 +23,8 @@ RAW = "raw"
 OFF = "off"
 """What is shown of commands."""
 
+_MANY_NAMES = 10_000
+
 _SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -38,7 +41,9 @@ def _names(value: object) -> frozenset[str]:
         value = value.split(",")
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
         raise TypeError
-    names = list(value)
+    names = list(itertools.islice(value, _MANY_NAMES + 1))  # of what has no end, too
+    if len(names) > _MANY_NAMES:
+        raise ValueError
     if not all(isinstance(name, str) for name in names):
         raise TypeError
     return frozenset(name.strip() for name in names if name.strip())

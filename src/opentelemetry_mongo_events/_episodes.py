@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry.trace import Link, SpanKind, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Link, SpanKind, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events import _semconv as names
@@ -115,11 +115,21 @@ class Episode:
             attributes[names.REPLICA_SET] = topology.replica_set
         if len(lost) == 1:
             attributes |= lost[0].attributes
-        links = [] if before is None else [Link(before._span.get_span_context())]
-        self._span: Span = telemetry.tracer.start_span(
-            name, NO_PARENT, SpanKind.INTERNAL, attributes, links, start_time=self._first
-        )
+        links = [Link(before._span.get_span_context())] if before is not None and before._is_told else []
+        self._span: Span = INVALID_SPAN
+        # A sampler or a span processor that raises keeps it from being told, and does no other harm: it is measured.
+        _episodes.guard.run("an episode's start", self._start, attributes, links)
         self.context = set_span_in_context(self._span, NO_PARENT)
+
+    def _start(self, attributes: Attributes, links: Sequence[Link]) -> None:
+        self._span = self.telemetry.tracer.start_span(
+            self.name, NO_PARENT, SpanKind.INTERNAL, attributes, links, start_time=self._first
+        )
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether it has a span, be it recorded or not."""
+        return self._span.get_span_context().is_valid
 
     @property
     def due(self) -> float:
@@ -158,26 +168,38 @@ class Episode:
         """
         span = self._span
         last = self._stamp(at)
+        run = _episodes.guard.run
         try:
-            if error is None:
-                span.set_status(Status(StatusCode.OK))
-            else:
-                span.set_attribute(names.ERROR_TYPE, error)
-                span.set_status(Status(StatusCode.ERROR, error))
-            for failure in list(self._failures):
-                if failure.at <= at:
-                    span.add_link(failure.span_context)
+            # One of them that can't be told doesn't keep the others from it.
+            run("an episode's outcome", self._tell_outcome, error)
+            run("an episode's links", self._tell_failures, at)
             if self.telemetry.config.events in SPAN_EVENTS:
-                for incident in sorted(self._incidents, key=lambda incident: min(incident.at, at)):
-                    is_what_ended_it = incident.server in ended_by and incident.name == names.HEARTBEAT_SUCCEEDED
-                    if incident.at <= at + (_NEARLY if is_what_ended_it else 0):
-                        incident.add_to(span, min(self._stamp(incident.at), last))
+                run("an episode's events", self._tell_incidents, at, last, ended_by)
         finally:
             try:
                 span.end(last)
             finally:
                 if self.name == names.OUTAGE and not goes_on:
                     self._measure(max(0.0, at - self.began))
+
+    def _tell_outcome(self, error: str | None) -> None:
+        span = self._span
+        if error is None:
+            span.set_status(Status(StatusCode.OK))
+        else:
+            span.set_status(Status(StatusCode.ERROR, error))
+            span.set_attribute(names.ERROR_TYPE, error)
+
+    def _tell_failures(self, at: float) -> None:
+        for failure in list(self._failures):
+            if failure.at <= at:
+                self._span.add_link(failure.span_context)
+
+    def _tell_incidents(self, at: float, last: int, ended_by: Collection[int]) -> None:
+        for incident in sorted(self._incidents, key=lambda incident: min(incident.at, at)):
+            is_what_ended_it = incident.server in ended_by and incident.name == names.HEARTBEAT_SUCCEEDED
+            if incident.at <= at + (_NEARLY if is_what_ended_it else 0):
+                incident.add_to(self._span, min(self._stamp(incident.at), last))
 
     def _measure(self, seconds: float) -> None:
         replica_set = self.topology.replica_set
@@ -212,13 +234,10 @@ class _Episodes:
             topology.is_beginning = True
         keep_track(self)
         try:
-            # A sampler or a span processor that raises keeps it from being, and does no other harm.
-            self.guard.run("an episode's start", lambda: self._add(episode()))
+            begun = episode()
+            self._add(begun)
         finally:
             topology.is_beginning = False
-        begun = topology.episode
-        if begun is None:
-            return False
         # What has changed in the meantime found nothing to end.
         if not topology.is_in_need:
             end(topology, time.monotonic(), "closed" if topology.is_closed else None)

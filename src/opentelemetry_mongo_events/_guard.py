@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import traceback
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+FAILURES: Final = (Exception, asyncio.CancelledError)
+"""What is held up. A function that awaits nothing is never cancelled, so a `CancelledError` is a failure of its own."""
 
 _KINDS: Final = 100
 _OTHER_KINDS: Final = ("any other place", "an exception of any other class")
@@ -56,12 +59,19 @@ class Guard:
     def run(self, place: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call `function`; an exception of it is noted under `place` and goes no further.
 
-        So does a `CancelledError`: a function that awaits nothing is never cancelled, so it is a failure of its own.
+        So is a coroutine that it returns, as one that is `async` does: nobody would await it.
         """
         try:
-            function(*args, **kwargs)
-        except (Exception, asyncio.CancelledError) as error:
+            returned = function(*args, **kwargs)
+            if returned is not None and inspect.iscoroutine(returned):
+                returned.close()
+                raise NotAwaitedError
+        except FAILURES as error:
             self.failed(place, error)
+
+
+class NotAwaitedError(TypeError):
+    """What was called returned a coroutine."""
 
 
 class Guarded(Protocol):
@@ -95,7 +105,7 @@ def guarded(method: Callable[[G, E], None]) -> Callable[[G, E], None]:
     def call(self: G, event: E) -> None:
         try:
             method(self, event)
-        except Exception as error:
+        except FAILURES as error:
             self.guard.failed(method.__qualname__, error)
 
     return call

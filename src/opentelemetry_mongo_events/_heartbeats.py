@@ -83,7 +83,9 @@ class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
         telemetry = self._servers.switch.of("heartbeats")
         if telemetry is None or server.is_reported_by_another:
             return None
-        telemetry.instruments.heartbeat_duration.record(
+        self.guard.run(
+            "a heartbeat's duration",
+            telemetry.instruments.heartbeat_duration.record,
             max(0.0, event.duration),
             server.attributes | {names.HEARTBEAT_AWAITED: bool(event.awaited)} | error,
             NO_PARENT,

@@ -90,8 +90,9 @@ class Keeper:
             atexit.unregister(self.at_exit)
             atexit.register(self.at_exit)
             self.thread = None
-            thread = threading.Thread(target=self._run, name="opentelemetry_mongo_events", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no more threads, or the interpreter is about to exit
+            # No more threads, the interpreter is about to exit, or it is one that has no daemons.
+            with contextlib.suppress(RuntimeError):
+                thread = threading.Thread(target=self._run, name="opentelemetry_mongo_events", daemon=True)
                 thread.start()
                 self.thread = thread
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 
@@ -10,5 +11,5 @@ _logger = logging.getLogger("opentelemetry_mongo_events")
 
 def warn(message: str, *args: object) -> None:
     """Log a warning. A log filter or handler of the application's that raises goes no further than here."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, asyncio.CancelledError):
         _logger.warning(message, *args)

@@ -91,10 +91,10 @@ class OpenCommand:
         try:
             if span is not None and span.is_recording():  # a hook may have ended it: then it stays as it is
                 try:
+                    if outcome.error is not None:  # first: whatever of the rest can't be told
+                        span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
                     for name, value in outcome.attributes.items():
                         span.set_attribute(name, value)
-                    if outcome.error is not None:
-                        span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
                     for incident in self.incidents:
                         incident.add_to(span)
                 finally:
@@ -106,14 +106,17 @@ class OpenCommand:
                 context = self.context if span is None else set_span_in_context(span, _EMPTY)
                 instruments = self.telemetry.instruments
                 rows = outcome.attributes.get(RETURNED_ROWS)
-                if rows is not None:
-                    instruments.returned_rows.record(rows, attributes, context)  # type: ignore[arg-type]  # an int
-                if outcome.error is not None:
-                    errors: Attributes = {key: outcome.attributes[key] for key in _ERRORS if key in outcome.attributes}
-                    attributes = attributes | errors
-                if seconds is None:
-                    seconds = monotonic() - self.since
-                instruments.operation_duration.record(max(0.0, seconds), attributes, context)
+                try:
+                    if rows is not None:
+                        instruments.returned_rows.record(rows, attributes, context)  # type: ignore[arg-type]  # an int
+                finally:
+                    if outcome.error is not None:
+                        attributes = attributes | {
+                            key: outcome.attributes[key] for key in _ERRORS if key in outcome.attributes
+                        }
+                    if seconds is None:
+                        seconds = monotonic() - self.since
+                    instruments.operation_duration.record(max(0.0, seconds), attributes, context)
 
     def note(self, incident: Incident) -> None:
         """Keep what happened to its server, unless that was before it. Runs on a thread of the driver's own.

@@ -121,15 +121,14 @@ class PoolEvents(OneOfItsKind, ConnectionPoolListener):
         ]
         pool.closing.discard(event.connection_id)
         # One that is closed while it is out, as by an exhaust cursor that is given up, comes back only afterwards.
-        for since in pool.forget(event.connection_id):
-            if (instruments := self._measuring(pool)) is not None:
-                _record(instruments.use_time, time.perf_counter() - since, pool)
-        if not any(known):
-            return
-        if (telemetry := self._telemetry(pool)) is not None:
+        uses = pool.forget(event.connection_id)
+        if any(known) and (telemetry := self._telemetry(pool)) is not None:
             telemetry.instruments.add(
                 names.MONGODB_CLIENT_CONNECTION_CLOSED, *pool.attributes.values(), str(event.reason)
             )
+        for since in uses:
+            if (instruments := self._measuring(pool)) is not None:
+                _record(instruments.use_time, time.perf_counter() - since, pool)
 
     @guarded
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
@@ -205,10 +204,12 @@ class PoolEvents(OneOfItsKind, ConnectionPoolListener):
         span = telemetry.tracer.start_span(
             f"checkout {pool.target}", context, SpanKind.INTERNAL, attributes, start_time=started
         )
-        span.set_status(Status(StatusCode.ERROR, reason))
-        span.end(ended)
-        if reason != "poolClosed" and span.get_span_context().trace_flags.sampled:
-            note_failure(pool.identity.address, span.get_span_context())
+        try:
+            span.set_status(Status(StatusCode.ERROR, reason))
+            if reason != "poolClosed" and span.get_span_context().trace_flags.sampled:
+                note_failure(pool.identity.address, span.get_span_context())
+        finally:
+            span.end(ended)
 
 
 def _record(histogram: Histogram, seconds: float | None, pool: PoolState) -> None:

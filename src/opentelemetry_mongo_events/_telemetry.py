@@ -6,11 +6,12 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from opentelemetry import trace
 from opentelemetry._logs import Logger, LoggerProvider, get_logger
 from opentelemetry.context import Context
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import Span, Tracer
 
 from opentelemetry_mongo_events._attributes import description
@@ -33,7 +34,10 @@ RequestHook = Callable[[Span, "CommandStartedEvent"], object]
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
 FailedHook = Callable[[Span, "CommandFailedEvent"], object]
 
+T = TypeVar("T")
+
 _REMEMBERED: Final = 1_000
+_MEASURES_NOTHING: Final = NoOpMeterProvider()
 
 # To look costs some 3 us, and a command that starts just after the provider was set has no span.
 _LOOK_AGAIN: Final = 0.01
@@ -101,28 +105,25 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
     What can't be used is one warning that names it, and is left out.
     """
     options = dict(keywords)
-    tracer_provider = usable(options, "tracer_provider", _tracer, "a TracerProvider")
-    meter_provider = usable(
-        options, "meter_provider", lambda value: value.get_meter(SCOPE, __version__, SCHEMA_URL), "a MeterProvider"
-    )
-    logger_provider = usable(
-        options,
-        "logger_provider",
-        lambda value: value.get_logger(SCOPE, version=__version__, schema_url=SCHEMA_URL),
-        "a LoggerProvider",
-    )
-    hook = "a function of a span and an event"
-    request_hook = usable(options, "request_hook", callable, hook)
-    response_hook = usable(options, "response_hook", callable, hook)
-    failed_hook = usable(options, "failed_hook", callable, hook)
+    tracer_provider = usable(options, "tracer_provider", _gives_tracers, "a TracerProvider")
+    meter_provider = usable(options, "meter_provider", _gives_meters, "a MeterProvider")
+    logger_provider = usable(options, "logger_provider", _gives_loggers, "a LoggerProvider")
+    hook = "a function of a span and an event, not an async one,"
+    request_hook = usable(options, "request_hook", _is_hook, hook)
+    response_hook = usable(options, "response_hook", _is_hook, hook)
+    failed_hook = usable(options, "failed_hook", _is_hook, hook)
     base = usable(options, "config", lambda value: isinstance(value, Config), "a Config")
     config = config_from(os.environ, options, base)
     return Telemetry(
-        _tracer(tracer_provider or trace.get_tracer_provider()),
+        _given(
+            "TracerProvider",
+            lambda: _tracer(tracer_provider or trace.get_tracer_provider()),
+            trace.NoOpTracer,
+        ),
         _reality(tracer_provider),
-        instruments(meter_provider),
+        _given("MeterProvider", lambda: instruments(meter_provider), lambda: instruments(_MEASURES_NOTHING)),
         meter_provider,
-        _logger(logger_provider, config),
+        _given("LoggerProvider", lambda: _logger(logger_provider, config), lambda: None),
         config,
         old_names_wanted(os.environ),
         request_hook,
@@ -134,7 +135,53 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
 
 
 def _tracer(provider: trace.TracerProvider) -> Tracer:
-    return provider.get_tracer(SCOPE, __version__, SCHEMA_URL)
+    tracer = provider.get_tracer(SCOPE, __version__, SCHEMA_URL)
+    if not callable(tracer.start_span):
+        raise TypeError
+    return tracer
+
+
+def _given(kind: str, wanted: Callable[[], T], nothing: Callable[[], T]) -> T:
+    """What is wanted of a provider. One that was given is known to be usable, the global one may not be."""
+    try:
+        return wanted()
+    except Exception:
+        warn("the global %s can't be used: nothing goes there", kind)
+        return nothing()
+
+
+# A class has the methods of its objects, and some give something even so.
+def _gives_tracers(provider: Any) -> bool:
+    return not isinstance(provider, type) and bool(_tracer(provider))
+
+
+def _gives_meters(provider: Any) -> bool:
+    return not isinstance(provider, type) and bool(instruments(provider))
+
+
+def _gives_loggers(provider: Any) -> bool:
+    if isinstance(provider, type):
+        return False
+    return callable(provider.get_logger(SCOPE, version=__version__, schema_url=SCHEMA_URL).emit)
+
+
+def _is_hook(value: Any) -> bool:
+    """Whether it can be called with a span and an event, and has done its work then."""
+    if not callable(value):
+        return False
+    for function in (value, type(value).__call__):
+        if any(kind(function) for kind in _WORK_LATER):
+            return False
+    try:
+        signature = inspect.signature(value)
+    except Exception:  # some that are built in have none
+        return True
+    signature.bind(None, None)
+    return True
+
+
+_WORK_LATER: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+"""Functions that, when they are called, do nothing yet."""
 
 
 def _reality(provider: trace.TracerProvider | None) -> Reality:

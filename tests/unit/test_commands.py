@@ -114,76 +114,6 @@ def test_a_failure_is_an_error(commands: Any, spans: Spans) -> None:
     assert "alice" not in span.to_json()
 
 
-@pytest.mark.parametrize("failure", [None, "alice", 3, {"code": float("nan")}, {"code": float("inf")}])
-def test_a_failure_that_cant_be_read_ends_its_span(commands: Any, spans: Spans, failure: Any) -> None:
-    commands.started(started({"find": "orders"}))
-    commands.failed(failed("find", failure))
-
-    span = spans.one("find orders")
-    assert (span.status.status_code, attributes(span)["error.type"]) == (StatusCode.ERROR, "_OTHER")
-
-
-class Hostile(dict[str, Any]):
-    """A document that can't be looked into."""
-
-    def get(self, *_: Any) -> Any:
-        raise RuntimeError
-
-
-def test_a_document_that_raises_ends_its_span(commands: Any, spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
-    commands.started(started({"find": "orders"}))
-    commands.succeeded(succeeded("find", Hostile(ok=1)))
-    commands.started(started({"find": "orders"}))
-    commands.failed(failed("find", Hostile(ok=0)))
-
-    assert spans.names == ["find orders"] * 2
-    assert [span.status.status_code for span in spans.finished] == [StatusCode.UNSET, StatusCode.ERROR]
-    assert [message.partition(";")[0] for message in caplog.messages] == [
-        "CommandEvents.succeeded raised RuntimeError",
-        "CommandEvents.failed raised RuntimeError",
-    ]
-
-
-def test_a_command_that_raises_is_passed_over(commands: Any, spans: Spans) -> None:
-    commands.started(started(Hostile(find="orders")))
-    commands.succeeded(succeeded("find"))
-
-    assert spans.names == []
-
-
-@pytest.mark.parametrize("field", ["txnNumber", "lsid", "autocommit", "documents", "getMore", "collection", "cursors"])
-@pytest.mark.parametrize("value", [None, [], {}, "x", 3.5, False])
-def test_an_odd_field_costs_no_span(commands: Any, spans: Spans, field: str, value: Any) -> None:
-    for name in ("insert", "getMore", "killCursors", "explain"):
-        commands.started(started({name: "orders", "autocommit": False} | {field: value}))
-        commands.succeeded(succeeded(name))
-
-    assert len(spans.finished) == 4
-    assert commands.guard.failures == {}
-
-
-@pytest.mark.parametrize("reply", [None, b"raw", 3, {}])
-def test_an_odd_reply_ends_its_span(commands: Any, spans: Spans, reply: Any) -> None:
-    commands.started(started({"find": "orders"}))
-    commands.succeeded(succeeded("find", reply))
-
-    assert spans.one("find orders").status.status_code is StatusCode.UNSET
-
-
-def test_an_odd_address_is_left_out(commands: Any, spans: Spans) -> None:
-    commands.started(started({"find": "orders"}, address=None))
-    commands.succeeded(succeeded("find", address=None))
-
-    assert "server.address" not in attributes(spans.one("find orders"))
-
-
-def test_an_end_without_a_start_is_passed_over(commands: Any, spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
-    commands.succeeded(succeeded("find"))
-    commands.failed(failed("find", {}))
-
-    assert (spans.names, caplog.messages) == ([], [])
-
-
 def test_a_getmore_links_to_the_span_that_opened_its_cursor(commands: Any, spans: Spans) -> None:
     for identifier in (12, 13):
         commands.started(started({"find": f"c{identifier}"}))
@@ -438,25 +368,6 @@ def test_a_command_that_is_not_sampled_is_not_kept() -> None:
     assert (spans.names, called) == ([], [])
 
 
-class Raising(Sampler):
-    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
-        raise RuntimeError
-
-    def get_description(self) -> str:
-        return "raising"
-
-
-def test_a_sampler_that_raises_costs_the_span_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    spans = Spans(Raising())
-    listeners = event_listeners(tracer_provider=spans.provider)
-
-    for number in (1, 2):
-        commands_of(listeners).started(started({"find": "orders"}, request_id=number))
-        commands_of(listeners).succeeded(succeeded("find", request_id=number))
-
-    assert (spans.names, len(table_of(listeners)), len(caplog.messages)) == ([], 0, 1)
-
-
 def test_excluded_commands_have_no_span(spans: Spans) -> None:
     commands = commands_of(event_listeners(tracer_provider=spans.provider, exclude_commands=["ping", "endSessions"]))
     for name in ("ping", "find", "endSessions"):
@@ -509,45 +420,6 @@ def test_hooks_get_the_span_and_the_event(spans: Spans) -> None:
     commands.started(started({"find": "bills"}))
     commands.failed(failed("find", {"errtype": "AutoReconnect"}))
     assert attributes(spans.one("find bills"))["app.failure"] == "AutoReconnect"
-
-
-def test_hooks_that_raise_change_nothing(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
-    def hook(span: Any, event: Any) -> None:
-        raise ValueError
-
-    listeners = event_listeners(tracer_provider=spans.provider, request_hook=hook, response_hook=hook, failed_hook=hook)
-    for _ in range(3):
-        commands_of(listeners).started(started({"find": "orders"}))
-        commands_of(listeners).succeeded(succeeded("find"))
-        commands_of(listeners).started(started({"find": "orders"}))
-        commands_of(listeners).failed(failed("find", {}))
-
-    assert (spans.names, len(table_of(listeners))) == (["find orders"] * 6, 0)
-    assert [message.partition(";")[0] for message in caplog.messages] == [
-        "request_hook raised ValueError",
-        "response_hook raised ValueError",
-        "failed_hook raised ValueError",
-    ]
-
-
-def test_a_hook_that_ends_the_span_is_not_held_against_it(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
-    commands = commands_of(event_listeners(tracer_provider=spans.provider, request_hook=lambda span, event: span.end()))
-    commands.started(started({"find": "orders"}))
-    commands.succeeded(succeeded("find", {"cursor": {"id": 12, "firstBatch": []}}))
-
-    assert (spans.names, caplog.messages) == (["find orders"], [])
-
-
-def test_a_hook_that_is_interrupted_ends_the_span(spans: Spans) -> None:
-    def interrupted(span: Any, event: Any) -> None:
-        raise KeyboardInterrupt
-
-    listeners = event_listeners(tracer_provider=spans.provider, response_hook=interrupted)
-    commands_of(listeners).started(started({"find": "orders"}))
-    with pytest.raises(KeyboardInterrupt):
-        commands_of(listeners).succeeded(succeeded("find"))
-
-    assert (spans.names, len(table_of(listeners))) == (["find orders"], 0)
 
 
 @pytest.mark.parametrize(
@@ -616,18 +488,3 @@ def test_a_claim_is_given_up_though_there_is_no_rival_any_more() -> None:
 
     exhausted(commands_of(event_listeners(tracer_provider=spans.provider)))
     assert spans.names == ["getMore orders"]
-
-
-def test_an_odd_command_spoils_the_name_of_no_other(commands: Any, spans: Spans) -> None:
-    odd_and_right: list[dict[str, Any]] = [
-        {"explain": "orders"},
-        {"explain": {"find": "orders"}},
-        {"getMore": "users", "collection": "orders"},
-        {"getMore": 7, "collection": "users"},
-    ]
-    for command in odd_and_right:
-        name = next(iter(command))
-        commands.started(started(command))
-        commands.succeeded(succeeded(name))
-
-    assert spans.names == ["explain shop", "explain orders", "getMore orders", "getMore users"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from opentelemetry_mongo_events import Config
-from opentelemetry_mongo_events._config import OPTIONS, config_from
+from opentelemetry_mongo_events._config import config_from
 
 
 def test_the_defaults() -> None:
@@ -45,9 +45,6 @@ def test_names_are_any_iterable_or_a_text(names: Any) -> None:
 def test_a_switch_is_a_bool_or_what_stands_for_one(given: Any, on: bool, caplog: pytest.LogCaptureFixture) -> None:
     assert Config(commands=given) == Config(commands=on)
     assert caplog.messages == []
-
-
-NO_TIMEOUTS: list[Any] = [0, -1.0, float("inf"), float("nan"), True, "1 min", []]
 
 
 @pytest.mark.parametrize(("given", "choice"), [("log", "log"), (" Both ", "both"), ("NONE", "none")])
@@ -114,106 +111,3 @@ def test_a_config_stands_in_for_environment_and_defaults_and_a_keyword_wins_over
     assert config_from(environ, {"require_parent_span": True}, base) == Config(
         exclude_commands=frozenset({"ping"}), require_parent_span=True
     )
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"commands": "maybe"}, "commands='maybe' can't be used: true or false is allowed; the default, True, is used"),
-        ({"commands": 2}, "commands=2 can't be used: true or false is allowed; the default, True, is used"),
-        (
-            {"require_parent_span": []},
-            "require_parent_span=[] can't be used: true or false is allowed; the default, False, is used",
-        ),
-        *(
-            (
-                {"exclude_commands": value},
-                (
-                    f"exclude_commands={value!r} can't be used: a list of command names, or a text with commas between "
-                    "them, is allowed; the default, none, is used"
-                ),
-            )
-            for value in (3, b"ping", {"ping": 1}, ["ping", 3], True)
-        ),
-        *(
-            (
-                {"events": value},
-                f"events={value!r} can't be used: span, log, both or none is allowed; the default, span, is used",
-            )
-            for value in ("logs", "", True, ["span", "log"])
-        ),
-        *(
-            (
-                {"episode_timeout": value},
-                (
-                    f"episode_timeout={value!r} can't be used: a number of seconds above 0 is allowed; "
-                    "the default, 60.0, is used"
-                ),
-            )
-            for value in NO_TIMEOUTS
-        ),
-        *(
-            (
-                {"query_text": value},
-                f"query_text={value!r} can't be used: masked, raw or off is allowed; the default, masked, is used",
-            )
-            for value in ("plain", "", True, 1, b"raw")
-        ),
-        *(
-            (
-                {"query_text_max_length": value},
-                (
-                    f"query_text_max_length={value!r} can't be used: a whole number of characters, 0 or more, is "
-                    "allowed; the default, 4096, is used"
-                ),
-            )
-            for value in (-1, "-1", 1.5, 4096.0, "4k", "", True, [4096])
-        ),
-    ],
-)
-def test_a_value_that_cant_be_used_is_one_warning_and_the_default(
-    keywords: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert config_from({}, keywords) == Config()
-    assert caplog.messages == [message]
-
-    caplog.clear()
-    assert Config(**keywords) == Config()
-    assert caplog.messages == [message]
-
-
-def test_a_variable_that_cant_be_used_is_one_warning_that_names_it(caplog: pytest.LogCaptureFixture) -> None:
-    assert config_from({"OTEL_PYTHON_MONGO_EVENTS_COMMANDS": "x" * 1000}, {}) == Config()
-    assert caplog.messages == [
-        (
-            f"OTEL_PYTHON_MONGO_EVENTS_COMMANDS='{'x' * 99} can't be used: true or false is allowed; "
-            "the default, True, is used"
-        )
-    ]
-
-
-class Unprintable:
-    def __repr__(self) -> str:
-        raise RuntimeError
-
-
-def test_a_value_that_cant_even_be_shown_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    assert config_from({}, {"commands": Unprintable()}) == Config()
-    assert caplog.messages == [
-        "commands=a value of type Unprintable can't be used: true or false is allowed; the default, True, is used"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("exclude_comands", "unknown option exclude_comands (is exclude_commands meant?)"),
-        ("zzz", "unknown option zzz"),
-    ],
-)
-def test_an_unknown_option_is_one_warning_that_tells_what_is_meant(
-    name: str, message: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert config_from({}, {name: 1}) == Config()
-    (told,) = caplog.messages
-    assert told == f"{message}: the options are {', '.join(OPTIONS)}"

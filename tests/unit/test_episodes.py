@@ -301,7 +301,7 @@ def test_one_that_has_ended_doesnt_go_on(world: World, spans: Spans) -> None:
     assert len(spans.finished) == 2
 
 
-def test_a_tracer_that_fails_leaves_nothing_open(
+def test_an_outage_without_a_span_goes_on_and_is_measured(
     world: World, spans: Spans, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.begin_outage()
@@ -310,10 +310,17 @@ def test_a_tracer_that_fails_leaves_nothing_open(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(type(world.telemetry.tracer), "start_span", fail)
-    _episodes._go_on(episode, world.now + 1)
-    assert not world.topology.is_beginning
-    assert attributes(spans.one())["error.type"] == "timeout"
+    with monkeypatch.context() as failing:
+        failing.setattr(type(world.telemetry.tracer), "start_span", fail)
+        _episodes._go_on(episode, world.now + 1)
+        assert not world.topology.is_beginning
+        assert attributes(spans.one())["error.type"] == "timeout"
+        (unseen,) = _episodes._episodes.open
+        assert outage_on(HERE) is None
+    # The next one links to nothing: what it goes on with has no span.
+    _episodes._go_on(unseen, world.now + 2)
+    world.serve_again()
+    assert [linked(span) for span in spans.named(names.OUTAGE)] == [[], []]
     assert metrics.one("mongodb.client.outage.duration").count == 1
 
 

@@ -97,6 +97,17 @@ def test_without_a_thread_they_are_emitted_where_it_is_waited_for_them(kept: Kep
     assert kept.keeper.thread is None
 
 
+def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, daemon: bool, **__: object) -> None:
+        raise RuntimeError("daemon threads are disabled in this (sub)interpreter")
+
+    monkeypatch.setattr(threading, "Thread", refused)
+    kept.emit("record")
+    kept.keeper.at_exit()
+
+    assert kept.done == ["end", "record"]
+
+
 def test_a_record_that_is_never_emitted_is_not_waited_for(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_keeper, "_PATIENCE", 0.05)
     goes_on = threading.Event()

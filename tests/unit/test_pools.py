@@ -377,14 +377,6 @@ def test_a_child_forgets_the_pools(pools: Any, metrics: Metrics) -> None:
     assert metrics.points("db.client.connection.count") == []
 
 
-def test_an_odd_event_is_passed_over(pools: Any, metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(3):
-        pools.connection_checked_out(checked_out(1, None))
-
-    assert len(caplog.messages) == 1
-    assert metrics.connections() == (0, 0)
-
-
 def test_a_checkout_that_failed_is_told_by_a_listener_without_a_span_where_that_is_off(metrics: Metrics) -> None:
     made = event_listeners(meter_provider=metrics.provider)
     pools: Any = next(listener for listener in made if isinstance(listener, PoolEvents))
