@@ -1,0 +1,29 @@
+"""The pages of the documentation, for a test to read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, its head first."""
+    text = f"\n{(ROOT / page).read_text()}".partition(f"\n{heading}\n")[2]
+    found = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert found is not None, f"{page} has no table under {heading}"
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[0].splitlines()]
+    return [lines[0], *lines[2:]]
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The same without its head."""
+    return table(page, heading)[1:]
+
+
+def column(page: str, heading: str, name: str) -> dict[str, str]:
+    """A column of that table by what is in the first one, without the marks of code."""
+    head, *lines = table(page, heading)
+    return {cells[0].strip("`"): cells[head.index(name)] for cells in lines}
