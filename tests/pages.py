@@ -27,3 +27,17 @@ def column(page: str, heading: str, name: str) -> dict[str, str]:
     """A column of that table by what is in the first one, without the marks of code."""
     head, *lines = table(page, heading)
     return {cells[0].strip("`"): cells[head.index(name)] for cells in lines}
+
+
+def scripts(page: str) -> dict[str, str]:
+    """The programs that a reader of the page is asked to save, by the names of their files."""
+    text = (ROOT / page).read_text()
+    return dict(re.findall(r"^Save this as `(\w+\.py)`.*?^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+def output_of(page: str, script: str) -> str:
+    """What the page shows of a program's output: the first text after the command that runs it."""
+    text = (ROOT / page).read_text().partition(f"python {script}\n")[2]
+    found = re.search(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"{page} doesn't show what {script} says"
+    return found[1]
