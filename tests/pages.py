@@ -9,18 +9,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def table(page: str, heading: str) -> list[list[str]]:
-    """The cells of the first table under a heading, its head first."""
+def table(page: str, heading: str, number: int = 0) -> list[list[str]]:
+    """The cells of the first table under a heading, or of a later one of its section: its head first."""
     text = f"\n{(ROOT / page).read_text()}".partition(f"\n{heading}\n")[2]
-    found = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert found is not None, f"{page} has no table under {heading}"
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[0].splitlines()]
+    section = re.split(r"^#{1,2} ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    found = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    assert len(found) > number, f"{page} has no such table under {heading}"
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[number].splitlines()]
     return [lines[0], *lines[2:]]
 
 
-def rows(page: str, heading: str) -> list[list[str]]:
+def rows(page: str, heading: str, number: int = 0) -> list[list[str]]:
     """The same without its head."""
-    return table(page, heading)[1:]
+    return table(page, heading, number)[1:]
 
 
 def column(page: str, heading: str, name: str) -> dict[str, str]:
