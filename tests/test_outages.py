@@ -867,6 +867,32 @@ def test_it_ends_at_the_exit_of_the_interpreter_before_the_sdk_is_shut_down() ->
     assert run.stderr == ""
 
 
+SHORT = """
+import sys
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from opentelemetry_mongo_events import event_listeners
+from pymongo import MongoClient
+
+provider = TracerProvider()
+told = lambda span: f"{span.name} {span.status.status_code.name}\\n"
+provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=told)))
+client = MongoClient(sys.argv[1], event_listeners=event_listeners(tracer_provider=provider, topology=True))
+client.admin.command("ping")
+"""
+
+
+def test_a_program_that_exits_before_the_driver_tells_of_its_server_has_a_good_discovery(
+    server: ScriptedServer,
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SHORT, server.uri], capture_output=True, text=True, check=True, timeout=30
+    )
+
+    assert run.stdout == f"ping admin UNSET\n{DISCOVERY} OK\n"
+    assert run.stderr == ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The same of an asynchronous client.
 
