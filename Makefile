@@ -34,9 +34,9 @@ benchmarks: $(VENV)/test.stamp
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration --ignore=$(CHAOS)
 
-# PyMongo's own tests, of the version that is installed, on FerretDB: without and with the instrumentation on.
-driver-tests: $(VENV)/test.stamp
-	PYTHON=$(BIN)/python scripts/driver-tests
+# PyMongo's own tests, of its newest version, on FerretDB: without and with the instrumentation on.
+driver-tests: $(VENV)/nox.stamp
+	$(BIN)/nox --session 'driver_tests(pymongo-newest)'
 
 # With older versions of what this works with: a diagonal through the grid of noxfile.py. All of it: .venv/bin/nox
 versions: $(VENV)/nox.stamp
@@ -64,7 +64,7 @@ audit: $(VENV)/audit.stamp
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt
 
-check: test lint types layers benchmarks integration docs wheel versions
+check: test lint types layers benchmarks integration driver-tests docs wheel versions
 
 $(VENV)/%.stamp: pyproject.toml
 	@test -x $(BIN)/python || { \

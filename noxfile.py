@@ -25,8 +25,8 @@ PYMONGOS: Final = {
     "4.9.2": ("3.10", "3.11", "3.12", "3.13"),
     # Publishes no end of a cancelled command, and attempts share no operation id.
     "4.13.2": ("3.10", "3.11", "3.12", "3.13", "3.13t"),  # 4.14 came for 3.14, and dropped 3.13t
-    # The last version that publishes no end of a cancelled command.
-    "4.20.0": ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t"),
+    # The last version that publishes no end of a cancelled command. 4.19 dropped Python 3.10.
+    "4.20.0": ("3.11", "3.12", "3.13", "3.14", "3.14t"),
     "newest": ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t"),
 }
 """From old to new, with the Pythons that each can be had for."""
@@ -110,3 +110,12 @@ def tests(session: nox.Session, pymongo: str, opentelemetry: str) -> None:
         chosen = ["-m", "not nx"]
     ignored = ("--ignore=tests/integration", "--ignore=tests/benchmarks", "--ignore=tests/chaos")
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ignored, *chosen, *session.posargs)
+
+
+@nox.session(default=False)
+@nox.parametrize("pymongo", [nox.param(pymongo, id=f"pymongo-{pymongo}") for pymongo in ("4.13.2", "newest")])
+def driver_tests(session: nox.Session, pymongo: str) -> None:
+    """Run PyMongo's own tests on FerretDB without and with everything on; `--` may be followed by some of its files."""
+    version = [] if pymongo == "newest" else [f"pymongo == {pymongo}"]
+    session.install("-e", ".[instruments]", "--group", "versions", *version)
+    session.run("python", "-m", "tests.driver_suite", *session.posargs)

@@ -1,4 +1,4 @@
-"""Run the shop on an embedded server under `opentelemetry-instrument`, and show its traces as trees.
+"""Run the shop on an embedded server under `opentelemetry-instrument`, and show its traces as trees, and its metrics.
 
 In the night the server is killed, and comes back a second and a half later.
 
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tests.application import console_spans, instrumented  # noqa: E402  # it is found only now
+from tests.application import console_metrics, console_spans, instrumented  # noqa: E402  # it is found only now
 from tests.servers.processes import NxServer, environment  # noqa: E402  # it is found only now
 
 if TYPE_CHECKING:
@@ -39,6 +40,22 @@ DETAILS = {
     "mongodb.client.attempt": "attempt {}",
 }
 
+WAIT = "mongodb.client.connection.wait_time"
+# A wait that is worth telling, in seconds. To make a connection takes a few milliseconds.
+LONG = 0.05
+
+# The metrics of the summary, with the attribute by which each is told.
+MEASURED = {
+    "db.client.operation.duration": "db.operation.name",
+    "db.client.connection.wait_time": None,
+    "db.client.connection.use_time": None,
+    "mongodb.client.connection.closed": "mongodb.client.connection.close_reason",
+    "mongodb.client.pool.cleared": None,
+    "mongodb.client.heartbeat.duration": "error.type",
+    "mongodb.client.server.changes": "mongodb.client.server.type",
+    "mongodb.client.outage.duration": None,
+}
+
 
 def main() -> int:
     """Run the demo; the exit code."""
@@ -51,16 +68,23 @@ def main() -> int:
     if exit_code:
         console.print(f"The shop failed with exit code {exit_code}.")
         return exit_code
+    spans = list(console_spans(output))
+    commands = sum(is_command(span) for span in spans)
     if endpoint:
         console.print(f"The traces of the service 'shop' were sent to {endpoint}.")
-        return 0
-    spans = list(console_spans(output))
-    for tree in trees(spans):
-        console.print()
-        console.print(tree)
-    commands = sum(is_command(span) for span in spans)
-    console.print(f"\n{len(spans)} spans, {commands} of them MongoDB commands.")
-    return 0 if commands else 1
+    else:
+        told: set[str | None] = {None}
+        for trace in traces(spans):
+            console.print()
+            if (what := remark(trace)) not in told:
+                told.add(what)
+                console.print(what, style="bold yellow")
+            console.print(tree(trace, spans))
+        console.print(f"\n{len(spans)} spans, {commands} of them MongoDB commands.")
+    metrics = console_metrics(output)
+    console.print("\nWhat was measured:\n")
+    console.print(summary(metrics))
+    return 0 if metrics and (endpoint or commands) else 1
 
 
 def run_shop(server: NxServer, *, to_console: bool) -> tuple[int, str]:
@@ -69,7 +93,10 @@ def run_shop(server: NxServer, *, to_console: bool) -> tuple[int, str]:
     with (
         tempfile.TemporaryFile("w+") as output,  # not a pipe, which nobody would empty meanwhile
         subprocess.Popen(  # noqa: S603  # our own script
-            instrumented(HERE / "shop.py", "--traces_exporter", exporter, "--service_name", "shop"),
+            instrumented(
+                *(HERE / "shop.py", "--traces_exporter", exporter, "--metrics_exporter", "console"),
+                *("--service_name", "shop"),
+            ),
             env=shop_environment(server.uri),
             stdout=output,
             stderr=subprocess.PIPE,
@@ -100,10 +127,35 @@ def shop_environment(uri: str) -> dict[str, str]:
     )
 
 
-def trees(spans: list[Span]) -> Iterator[Tree]:
-    """The traces, in the order of their starts."""
-    children: dict[str | None, list[Span]] = {}
+def traces(spans: list[Span]) -> Iterator[list[Span]]:
+    """The spans of each trace in the order of their starts, and the traces in that of theirs."""
+    by_id: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda span: span["start_time"]):
+        by_id.setdefault(span["context"]["trace_id"], []).append(span)
+    yield from by_id.values()
+
+
+def remark(trace: list[Span]) -> str | None:
+    """What is worth looking at in a trace."""
+    names = {span["name"] for span in trace}
+    attributes = [span["attributes"] for span in trace]
+    if "mongodb.client.discovery" in names:
+        return "The client finds its server."
+    if "mongodb.client.outage" in names:
+        return "An outage and its end: what happened, and which command it hit."
+    if any(each.get("error.type") == "11000" for each in attributes):
+        return "A duplicate key: the server calls its reply ok, and the span is an error."
+    if any(each.get(WAIT, 0) > LONG for each in attributes):
+        return "A slow request: it waited for the only connection."
+    if any(each.get("db.operation.name") == "getMore" for each in attributes):
+        return "A normal request: a cursor, and the rest of it."
+    return None
+
+
+def tree(trace: list[Span], spans: list[Span]) -> Tree:
+    """A trace, whose spans may be linked to those of others."""
+    children: dict[str | None, list[Span]] = {}
+    for span in trace:
         children.setdefault(span["parent_id"], []).append(span)
     names = {span["context"]["span_id"]: span["name"] for span in spans}
 
@@ -114,8 +166,8 @@ def trees(spans: list[Span]) -> Iterator[Tree]:
             add(tree.add(label(child, names)), child)
         return tree
 
-    for root in children.get(None, []):
-        yield add(Tree(label(root, names)), root)
+    (root,) = children[None]
+    return add(Tree(label(root, names)), root)
 
 
 def story(span: Span) -> Iterator[Text]:
@@ -155,12 +207,38 @@ def label(span: Span, names: dict[str, str]) -> Text:
     for name, text in DETAILS.items():
         if name in span["attributes"]:
             line.append(f"  {text.format(span['attributes'][name])}", "green")
+    if (waited := span["attributes"].get(WAIT, 0)) > LONG:
+        line.append(f"  waited {waited * 1000:.0f} ms for a connection", "bold yellow")
     if span["status"]["status_code"] == "ERROR":
         line.append(f"  ERROR {span['status'].get('description', '')}", "bold red")
     for link in span["links"]:
         other = link["context"]["span_id"].removeprefix("0x")
         line.append(f"  -> {names.get(link['context']['span_id'], other)}", "yellow")
     return line
+
+
+def summary(metrics: dict[str, Any]) -> Table:
+    """The metrics: of a histogram how many values there were, their mean and the greatest; of all else the sum."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("of", style="green", no_wrap=True)
+    for column in ("count", "mean, ms", "longest, ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, told_by in MEASURED.items():
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for point in metrics.get(name, {}).get("data_points", ()):
+            groups.setdefault(str(point["attributes"].get(told_by, "")), []).append(point)
+        shown = name
+        for of, points in sorted(groups.items()):
+            if "count" in points[0]:
+                count = sum(point["count"] for point in points)
+                mean = sum(point["sum"] for point in points) / count
+                longest = max(point["max"] for point in points)
+                table.add_row(shown, of, str(count), f"{mean * 1000:,.1f}", f"{longest * 1000:,.1f}")
+            else:
+                table.add_row(shown, of, str(sum(point["value"] for point in points)))
+            shown = ""
+    return table
 
 
 def is_command(span: Span) -> bool:

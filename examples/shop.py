@@ -1,5 +1,7 @@
 """A small shop on MongoDB. It knows OpenTelemetry's API, as an application may, and nothing of this package.
 
+Its client has one connection at most: who comes while it is in use has to wait.
+
 Run it with `MONGODB_URI` set; `examples/demo.py` runs it under `opentelemetry-instrument`.
 """
 
@@ -20,15 +22,15 @@ tracer = trace.get_tracer("shop")
 
 def main() -> None:
     """Open the shop, and serve a few customers."""
-    client: MongoClient[Any] = MongoClient(os.environ["MONGODB_URI"], serverSelectionTimeoutMS=5000)
+    client: MongoClient[Any] = MongoClient(os.environ["MONGODB_URI"], maxPoolSize=1, serverSelectionTimeoutMS=5000)
     with client:
         shop = client.shop
         open_shop(shop)
         browse(shop)
+        order(shop, "espresso cup")
+        stock_up(shop)
         sign_up(shop, "alice@example.org")
         sign_up(shop, "alice@example.org")
-        with ThreadPoolExecutor(2, "shop") as customers:
-            list(customers.map(lambda cup: order(shop, cup), ["espresso cup", "coffee cup"]))
         report(shop)
         sell_through_the_night(shop)
 
@@ -67,6 +69,18 @@ def order(shop: Any, name: str) -> None:
         product = shop.products.find_one_and_update({"name": name}, {"$inc": {"stock": -1}})
         shop.orders.insert_one({"product": product["_id"], "by": "alice@example.org"})
     say(f"sold one {name}")
+
+
+def stock_up(shop: Any) -> None:
+    """Take in the deliveries of three suppliers, who come at once."""
+
+    def take_in(supplier: int) -> None:
+        with tracer.start_as_current_span("POST /deliveries"):
+            shop.deliveries.insert_many([{"from": supplier, "name": f"tea No. {number}"} for number in range(4000)])
+
+    with ThreadPoolExecutor(3, "shop") as suppliers:
+        list(suppliers.map(take_in, range(3)))
+    say("took in three deliveries of 4000 products")
 
 
 def report(shop: Any) -> None:

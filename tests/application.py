@@ -86,9 +86,25 @@ def run_demo(**variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def console_spans(output: str) -> Iterator[dict[str, Any]]:
-    """The spans that the console exporter wrote: JSON documents, one behind the other."""
+    """The spans that the console exporter wrote."""
+    return (document for document in _documents(output) if "span_id" in document.get("context", ()))
+
+
+def console_metrics(output: str) -> dict[str, dict[str, Any]]:
+    """The data of each metric that the console exporter wrote at last, by the metric's name."""
+    return {
+        metric["name"]: metric["data"]
+        for document in _documents(output)
+        for resource in document.get("resource_metrics", ())
+        for scope in resource["scope_metrics"]
+        for metric in scope["metrics"]
+    }
+
+
+def _documents(output: str) -> Iterator[dict[str, Any]]:
+    """JSON documents, one behind the other."""
     decoder = json.JSONDecoder()
     position = 0
     while (position := output.find("{", position)) >= 0:
-        span, position = decoder.raw_decode(output, position)
-        yield span
+        document, position = decoder.raw_decode(output, position)
+        yield document

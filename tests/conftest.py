@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.logs import Logs
+
+
+def pytest_configure() -> None:
+    # What a shell starts in the background ignores it, and so would the programs that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

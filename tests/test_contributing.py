@@ -44,6 +44,13 @@ def test_each_target_of_the_makefile_is_explained_and_no_other() -> None:
     assert sorted(told) == sorted(f"make {target}" for target in targets.split())
 
 
+def test_what_is_told_before_make_check_is_what_it_runs() -> None:
+    (checked,) = re.findall(r"^check: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+    told = [target.removeprefix("make ") for target in column(PAGE, "## Set-up", "what it runs")]
+    assert sorted(told[: told.index("check")]) == sorted([*checked.split(), "demo"])
+
+
 def test_each_folder_of_the_tests_is_explained() -> None:
     folders = {f"tests/{path.parent.name}/" for path in (ROOT / "tests").glob("*/*.py")}
 

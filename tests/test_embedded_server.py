@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,22 @@ def test_the_demo_shows_its_traces() -> None:
     assert "heartbeat.failed" in told
     assert "Standalone -> Unknown" in told
     assert told.endswith("Unknown -> Standalone")
-    assert lines[-1].endswith(" of them MongoDB commands.")
+    assert lines[outage - 1].startswith("An outage")
     assert "alice" not in demo.stdout
+
+    # Three that come at once, for one connection: the last one waits for two others.
+    waits = [number for number, line in enumerate(lines) if line.startswith("└── insert deliveries  ")]
+    assert len(waits) == 3
+    assert any("waited" in lines[number] for number in waits)
+    assert sum(line.startswith("A slow request") for line in lines) == 1
+    assert "\x1b" not in demo.stdout  # no colours where it is no terminal
+
+    assert any(line.endswith(" of them MongoDB commands.") for line in lines)
+    measured = "\n".join(lines[lines.index("What was measured:") :])
+    assert re.search(r"^db\.client\.connection\.wait_time +\d+ ", measured, re.MULTILINE)
+    assert re.search(r"^mongodb\.client\.pool\.cleared +1 *$", measured, re.MULTILINE)
+    assert re.search(r"^ +AutoReconnect +\d+ ", measured, re.MULTILINE)
+    assert re.search(r"^mongodb\.client\.outage\.duration +1 ", measured, re.MULTILINE)
 
 
 def test_what_is_measured_is_what_was_done(shop: Any, spans: Spans, metrics: Metrics) -> None:

@@ -22,7 +22,7 @@ from pymongo.errors import AutoReconnect, ConnectionFailure, PyMongoError
 from opentelemetry_mongo_events import event_listeners
 from tests.clients import aconnect, connect
 from tests.metrics import POOL, STATE, Metrics
-from tests.pools import held
+from tests.pools import held, pools
 from tests.spans import Spans, attributes
 from tests.test_fork import in_child
 from tests.waiting import eventually, until
@@ -305,6 +305,22 @@ def test_nothing_is_left_of_a_client_that_was_garbage_collected(
             del client
             until(lambda: gc.collect() >= 0 and metrics.connections() == held(other))
         assert metrics.values("db.client.connection.max", POOL) == {f"127.0.0.1:{server.port}": 100}
+
+
+def test_a_connection_that_is_never_given_back_keeps_no_pool(
+    server: ScriptedServer, listeners: Any, metrics: Metrics
+) -> None:
+    client = connect(server.uri, event_listeners=listeners, heartbeatFrequencyMS=500)
+    client.admin.command("ping")
+    (pool,) = pools(client)
+    with pool.checkout() if hasattr(pool, "checkout") else pool.get_socket() as connection:  # by its name before 4.7
+        connection.pin_cursor()  # as a cursor does behind a load balancer: it is the cursor that gives it back
+    assert metrics.connections() == held(client) == (0, 1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
+        del client, pool, connection
+        until(lambda: gc.collect() >= 0 and metrics.points("db.client.connection.count") == [])
 
 
 def test_a_garbage_collected_client_is_noticed_by_all_that_saw_it(

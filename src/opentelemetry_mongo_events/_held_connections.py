@@ -10,6 +10,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry_mongo_events._identity import Identity, identity
+
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand
 
@@ -23,8 +25,8 @@ class HeldConnection:
 
     Attributes:
         owner: Tells listeners apart: two of them may see one client, and each keeps its own notes.
-        address: The driver's own tuple: the same object in all events of a client's pool, and another one in those of
-            another client.
+        identity: That of its pool. Not the address itself: one that is never given back, and stays noted here as long
+            as its thread lives, would make it look as if its client did.
         connection_id: The driver's number of the connection; None where another thread or task was given it.
         being_made: Whether the driver is still making it: it authenticates on a connection before it hands it out.
         server_connection_id: The server's number, once a command has told it.
@@ -32,11 +34,11 @@ class HeldConnection:
         wait_time: How many seconds were waited for it; None once a command has told it, or where it isn't known.
     """
 
-    __slots__ = ("address", "being_made", "command", "connection_id", "owner", "server_connection_id", "wait_time")
+    __slots__ = ("being_made", "command", "connection_id", "identity", "owner", "server_connection_id", "wait_time")
 
-    def __init__(self, owner: object, address: Any, connection_id: int | None, being_made: bool) -> None:
+    def __init__(self, owner: object, identity: Identity, connection_id: int | None, being_made: bool) -> None:
         self.owner = owner
-        self.address = address
+        self.identity = identity
         self.connection_id = connection_id
         self.being_made = being_made
         self.server_connection_id: int | None = None
@@ -53,7 +55,7 @@ held_here: Final = _held.get
 
 def hold(owner: object, address: Any, connection_id: int | None, *, being_made: bool = False) -> HeldConnection:
     """Note that the current thread or task got a connection."""
-    connection = HeldConnection(owner, address, connection_id, being_made)
+    connection = HeldConnection(owner, identity(address), connection_id, being_made)
     held = _held.get()
     _held.set((*held[-_LIMIT + 1 :], connection) if held else (connection,))
     return connection
@@ -67,7 +69,7 @@ def release(owner: object, address: Any, connection_id: int, *, being_made: bool
     """
     unknown = None
     for connection in reversed(_held.get()):
-        if connection.address is address and connection.owner is owner and connection.being_made is being_made:
+        if connection.identity.address is address and connection.owner is owner and connection.being_made is being_made:
             if connection.connection_id == connection_id:
                 let_go(connection)
                 return connection
@@ -101,7 +103,7 @@ def held_connection(owner: object, command_id: CommandId) -> HeldConnection | No
         # Without a number it was noted for one command, which has ended; a copied context may still hold it.
         if connection.connection_id is None:
             continue
-        if connection.address is address and connection.command is None and connection.owner is owner:
+        if connection.identity.address is address and connection.command is None and connection.owner is owner:
             known = connection.server_connection_id
             if known is None or known == server_connection_id:
                 connection.server_connection_id = server_connection_id

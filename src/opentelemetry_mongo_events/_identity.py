@@ -51,6 +51,10 @@ _ALONE: Final = _references_of_one_alone("")
 def identity(address: Address) -> Identity:
     """The one identity of an address. Runs on any thread."""
     key = id(address)
+    reference = _known.get(key)
+    found = None if reference is None else reference()
+    if found is not None:  # as a rule
+        return found
 
     def forget(reference: weakref.ref[Identity]) -> None:
         if _known.get(key) is reference:

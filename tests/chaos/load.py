@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import inspect
 import random
+import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DOCUMENTS: Final = 30
+
+_PATIENCE: Final = 60
+"""So many seconds an operation may take at most, with a driver whose timeouts are those below."""
 
 OPTIONS: Final[dict[str, Any]] = {
     "serverSelectionTimeoutMS": 500,
@@ -225,10 +230,18 @@ class Load:
             thread.start()
 
     def stop(self) -> None:
-        """Let all come to their ends. The clients of threads stay open."""
+        """Let all come to their ends. The clients of threads stay open.
+
+        Raises:
+            AssertionError: Some don't; the message tells where they are.
+        """
         self._over.set()
+        until = time.monotonic() + _PATIENCE
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0, until - time.monotonic()))
+        frames = sys._current_frames()
+        stuck = [frames[thread.ident or 0] for thread in self._threads if thread.is_alive()]
+        assert not stuck, "\n".join("".join(traceback.format_stack(frame)) for frame in stuck)
 
     async def do(self, client: Any, chance: random.Random, operations: tuple[Any, ...]) -> None:
         """Run an operation."""

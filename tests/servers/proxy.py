@@ -197,10 +197,10 @@ class _Connection:
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            _reset(writer)  # before it waits, when it may be cancelled once more
             for direction in directions:
                 direction.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
-            _reset(writer)
 
     async def _requests(self, writer: asyncio.StreamWriter) -> None:
         while data := await self._reader.read(_CHUNK):
