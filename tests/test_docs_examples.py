@@ -6,13 +6,14 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from tests.clients import answers, connect
 from tests.metrics import Metrics
 from tests.pages import ROOT
-from tests.spans import Spans
+from tests.spans import Spans, span_id
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -24,15 +25,28 @@ def restored(instrumentor: MongoEventsInstrumentor) -> None:
     """Whatever an example does to the instrumentor."""
 
 
+def snippets(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
 def example(page: str, name: str) -> Any:
     """What the snippet of a page makes under that name; what it has instrumented isn't any more."""
-    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-    (snippet,) = [each for each in snippets if re.search(rf"^(class )?{name}\b", each, re.MULTILINE)]
+    (snippet,) = [each for each in snippets(page) if re.search(rf"^(class )?{name}\b", each, re.MULTILINE)]
     made: dict[str, Any] = {}
     exec(compile(snippet, page, "exec"), made)
     if MongoEventsInstrumentor().is_instrumented_by_opentelemetry:
         MongoEventsInstrumentor().uninstrument()
     return made[name]
+
+
+def run(page: str, phrase: str, uri: str) -> None:
+    """Run the snippet of a page that has that phrase in it, with a server."""
+    (snippet,) = [each for each in snippets(page) if phrase in each]
+    made: dict[str, Any] = {}
+    try:
+        exec(compile(snippet.replace("mongodb://localhost:27017", uri), page, "exec"), made)
+    finally:
+        made["client"].close()
 
 
 def told(metrics: Metrics) -> dict[str, set[frozenset[str]]]:
@@ -88,3 +102,33 @@ def test_a_sampler_that_keeps_outages_keeps_these_only(server: ScriptedServer) -
         spans.wait_for("mongodb.client.outage")
 
     assert sorted(spans.names) == ["mongodb.client.discovery", "mongodb.client.outage"]
+
+
+@pytest.fixture
+def everywhere(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> Spans:
+    """Spans of the global provider."""
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: spans.provider)
+    monkeypatch.setattr(trace, "get_tracer", spans.provider.get_tracer)
+    return spans
+
+
+def test_what_is_asked_first_shows_the_listeners_that_the_page_names(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY")
+    page = "docs/troubleshooting.md"
+    run(page, "client.options.event_listeners", server.uri)
+
+    shown, provider = capsys.readouterr().out.splitlines()
+    text = " ".join((ROOT / page).read_text().split())
+    (named,) = re.findall(r"An observed client has the listeners (.*?), but for", text)
+    assert set(re.findall(r"`(\w+)`", named)) == set(re.findall(r"'(\w+)'", shown))
+    assert provider in ("ProxyTracerProvider", "TracerProvider")
+
+
+def test_a_context_that_is_taken_along_to_a_thread_is_the_parent(server: ScriptedServer, everywhere: Spans) -> None:
+    run("docs/troubleshooting.md", "contextvars", server.uri)
+
+    ping = everywhere.one("ping shop")
+    assert ping.parent is not None
+    assert ping.parent.span_id == span_id(everywhere.one("GET /report"))
