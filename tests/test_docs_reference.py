@@ -200,6 +200,22 @@ def test_the_sensitive_commands_are_all_named() -> None:
         assert {name for name in _attributes._SECRET if not name.startswith("copydb")} <= told
 
 
+def test_the_versions_of_the_readme_are_those_that_are_asked_for() -> None:
+    told = column("README.md", "## Compatibility", "versions")
+    project = (ROOT / "pyproject.toml").read_text()
+
+    def asked(pattern: str) -> str:
+        return str(re.findall(pattern, project, re.MULTILINE)[0])
+
+    assert told["Python"].startswith(f"{asked(r'^requires-python = .>=([0-9.]+)')} and newer")
+    oldest, below = re.findall(r"^instruments = .*pymongo >= ([0-9.]+), < ([0-9]+)", project, re.MULTILINE)[0]
+    assert told["PyMongo"].startswith(f"{oldest} and newer, below {below};")
+    assert told["OpenTelemetry API"].startswith(f"{asked(r'opentelemetry-api >= ([0-9.]+)')} and newer")
+    for package in ("instrumentation", "semantic-conventions"):
+        assert asked(rf"opentelemetry-{package} >= ([0-9.b]+)") in told["OpenTelemetry API"]
+    assert told["Motor"] == f"{asked(r'motor >= ([0-9.]+)')} and newer"
+
+
 def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
