@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,36 +16,24 @@ from opentelemetry_mongo_events import _semconv
 from opentelemetry_mongo_events._attributes import _OLD_NAMES
 from opentelemetry_mongo_events._config import ENVIRONMENT_PREFIX, OPTIONS
 from opentelemetry_mongo_events._query_text import query_text
+from tests.pages import PAGES, ROOT, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from typing import Any
 
     from opentelemetry_mongo_events import MongoEventsInstrumentor
     from tests.servers.scripted import ScriptedServer
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "examples" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs" / "guides").glob("*.md")),
-]
 # One that begins with a file's name is part of a program: test_guides.py runs those.
 SNIPPETS = [
     pytest.param(snippet, id=f"{page.name}-{number}")
     for page in PAGES
+    if page.name != "tutorial.md"  # whole programs, which tests of their own run
     for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
     if not re.match(r"# \S+\.py\n", snippet)
 ]
-
-
-def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of the first table under a heading, without its head."""
-    text = f"\n{(ROOT / page).read_text()}".partition(f"\n{heading}\n")[2]
-    table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert table is not None
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
 
 
 NO_NAMES = {"DISCOVERY", "IDLE", "INTERRUPTED", "MONGODB", "OTHER", "OUTAGE", "SCHEMA_URL", "SCOPE", "USED"}

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -774,6 +776,32 @@ def test_a_child_has_no_part_in_its_parents_outage(
         server.start()
         until(lambda: answers(client))
         assert spans.wait_for(OUTAGE).status.status_code is StatusCode.OK
+
+
+SHORT = """
+import sys
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from opentelemetry_mongo_events import event_listeners
+from pymongo import MongoClient
+
+provider = TracerProvider()
+told = lambda span: f"{span.name} {span.status.status_code.name}\\n"
+provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=told)))
+client = MongoClient(sys.argv[1], event_listeners=event_listeners(tracer_provider=provider, topology=True))
+client.admin.command("ping")
+"""
+
+
+def test_a_program_that_exits_before_the_driver_tells_of_its_server_has_a_good_discovery(
+    server: ScriptedServer,
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SHORT, server.uri], capture_output=True, text=True, check=True, timeout=30
+    )
+
+    assert run.stdout == f"ping admin UNSET\n{DISCOVERY} OK\n"
+    assert run.stderr == ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -141,6 +141,18 @@ class Episode:
         """A link to it, if it is recorded."""
         return Link(self._span.get_span_context()) if self._span.is_recording() else None
 
+    @property
+    def found(self) -> tuple[float, int] | None:
+        """When a server could be used again, and which, by the identity of its address; None where none can.
+
+        The driver tells so up to a second late.
+        """
+        for server in list(self.topology.members.values()):
+            at = server.answered_at
+            if at is not None and at > self.started:
+                return at, id(server.identity.address)
+        return None
+
     def note(self, incident: Incident) -> None:
         """Something happened in it. Runs on any thread."""
         limit = _REPEATED if incident.name in (names.HEARTBEAT_FAILED, names.POOL_CLEARED) else _ALL
@@ -323,10 +335,17 @@ def nearly_over(topology: TopologyState) -> None:
 
 
 def end_all(error: str, switch: Switch | None = None) -> None:
-    """End all that are open, or those of one switch, as errors. Runs on any thread; never raises."""
+    """End all that are open, or those of one switch: as errors, unless a server can be used again by now.
+
+    Runs on any thread; never raises.
+    """
     for episode in list(_episodes.open):
         if switch is None or episode.switch is switch:
-            end(episode.topology, time.monotonic(), error)
+            found = episode.found
+            if found is None:
+                end(episode.topology, time.monotonic(), error)
+            else:
+                end(episode.topology, found[0], ended_by=found[1:])
 
 
 def outage_on(address: Address | None) -> Link | None:

@@ -57,7 +57,10 @@ class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
         if not event.awaited:
             server.round_trip = max(0.0, event.duration)
         topology = server.topology
-        if topology is not None and topology.uses(event.reply):
+        reply = event.reply
+        is_usable = topology.uses(reply) if topology is not None else reply.is_writable or reply.is_readable
+        server.answered_at = time.monotonic() if is_usable else None
+        if topology is not None and is_usable:
             nearly_over(topology)
         telemetry = self._measure(event, server, {})
         if server.is_failing is not False:
@@ -74,6 +77,7 @@ class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
             return
         telemetry = self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
         server.is_failing = True
+        server.answered_at = None
         self._happened(names.HEARTBEAT_FAILED, event, server, telemetry)
 
     def _measure(

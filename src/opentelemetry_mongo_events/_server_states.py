@@ -51,6 +51,7 @@ class ServerState:
         is_closed: Whether the client has it no more. A heartbeat may come after that.
         is_asked: Whether a heartbeat is on its way; None where none was seen to start.
         is_failing: Whether its last heartbeat failed; None before the first.
+        answered_at: When its last heartbeat said that it can be used; None where it said otherwise.
         round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first.
         failures: The last commands and checkouts that failed on it.
         incidents: What happened to it before its topology was known.
@@ -60,6 +61,7 @@ class ServerState:
     """
 
     __slots__ = (
+        "answered_at",
         "attributes",
         "failures",
         "heard_since",
@@ -81,6 +83,7 @@ class ServerState:
         self.is_closed = False
         self.is_asked: bool | None = None
         self.is_failing: bool | None = None
+        self.answered_at: float | None = None
         self.round_trip: float | None = None
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
         self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)

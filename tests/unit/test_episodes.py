@@ -192,6 +192,19 @@ def test_one_that_begins_as_the_instrumentation_is_taken_off_ends_with_it(world:
     assert attributes(spans.one())["error.type"] == "uninstrumented"
 
 
+def test_one_that_a_server_has_ended_already_ends_well_with_the_instrumentation(world: World, spans: Spans) -> None:
+    """The driver tells so up to a second late."""
+    world.begin_outage()
+    world.elsewhere.answered_at = world.now - 1  # before it began: that is over
+    world.here.answered_at = world.now + 0.25
+    end_all("uninstrumented", world.switch)
+
+    outage = spans.one()
+    assert outage.status.status_code is StatusCode.OK
+    assert seconds(outage) == pytest.approx(0.25, abs=0.001)
+    assert "error.type" not in attributes(outage)
+
+
 def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -> None:
     one, another = World(spans, metrics), World(spans, metrics)
     one.begin_outage()

@@ -1,0 +1,231 @@
+"""The numbers, the names of variables and the lists of the documentation are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import operator
+import re
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from pymongo.errors import AutoReconnect
+
+import opentelemetry_mongo_events
+from opentelemetry_mongo_events import _attributes, _double_tracing, _driver, _episodes, _semconv, event_listeners
+from opentelemetry_mongo_events._config import _SWITCHES, ENVIRONMENT_PREFIX, OPTIONS, Config
+from tests.pages import PAGES, ROOT, column, rows, table
+
+PACKAGE = "opentelemetry_mongo_events"
+SOURCE = Path(opentelemetry_mongo_events.__file__).parent
+
+
+def flat(page: str) -> str:
+    """The text of a page without its line breaks."""
+    return " ".join((ROOT / page).read_text().split())
+
+
+# Each sentence that names a number, with what that is in the code.
+NUMBERS: Final = [
+    ("docs/how-it-works.md", r"([\d,]+) commands may be open", "_open_commands.LIMIT"),
+    ("docs/how-it-works.md", r"([\d,]+) cursors and", "_commands._REMEMBERED"),
+    ("docs/how-it-works.md", r"([\d,]+) failed attempts are remembered", "_commands._REMEMBERED"),
+    ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_server_states._FAILURES"),
+    ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_server_states._INCIDENTS"),
+    ("docs/how-it-works.md", r"([\d,]+) log records may wait", "_keeper._LIMIT"),
+    ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_telemetry._REMEMBERED"),
+    ("docs/how-it-works.md", r"names only \(([\d,]+) of commands", "_query_text._texts_of_shapes._limit"),
+    ("docs/how-it-works.md", r"of commands, ([\d,]+) of documents\)", "_query_text._texts_of_keys._limit"),
+    ("docs/how-it-works.md", r"seen within ([\d,]+) ms, a meter", "_telemetry._LOOK_AGAIN"),
+    ("docs/how-it-works.md", r"a meter provider within ([\d,]+) ms", "_instruments._LOOK_AGAIN"),
+    ("docs/how-it-works.md", r"A topology of more than ([\d,]+) servers is therefore one warning", "_topology._MANY"),
+    ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pool_states._GRACE"),
+    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_open_commands._INCIDENTS"),
+    ("docs/outages.md", r"cleared pools the first ([\d,]+) are kept", "_episodes._REPEATED"),
+    ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_episodes._ALL"),
+    ("docs/outages.md", r"which failed on the servers that were lost, from (\w+) seconds before", "_episodes._BEFORE"),
+    ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_episodes._LINKS"),
+    ("docs/outages.md", r"([\d,]+) of them may wait for it", "_keeper._LIMIT"),
+    ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_keeper._PATIENCE"),
+    ("docs/outages.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
+    ("docs/outages.md", r"topologies of more than ([\d,]+) servers", "_topology._MANY"),
+    ("docs/spans.md", r"At most ([\d,]+) characters", "_attributes._SUMMARY_LENGTH"),
+    ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands._REMEMBERED"),
+    ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_open_commands.LIMIT"),
+    ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
+    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_living_clients._PATIENCE"),
+    ("docs/what-is-captured.md", r"is ([\d,]+) characters long at most", "_masking._SEGMENT_LENGTH"),
+    ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
+    ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text._ELEMENTS"),
+    ("docs/what-is-captured.md", r"and ([\d,]+) values of a command", "_query_text._VALUES"),
+    ("docs/what-is-captured.md", r"more than ([\d,]+) keys all of them are masked", "_query_text._KEYS"),
+]  # fmt: skip
+WORDS = {"five": "5", "ten": "10"}
+
+
+def number(what: str) -> float:
+    """A constant of the code, or the default of an option."""
+    if what.startswith("option "):
+        return float(getattr(Config(), what.removeprefix("option ")))
+    module, _, name = what.partition(".")
+    return float(operator.attrgetter(name)(importlib.import_module(f"{PACKAGE}.{module}")))
+
+
+@pytest.mark.parametrize(("page", "sentence", "what"), NUMBERS)
+def test_a_number_is_that_of_the_code(page: str, sentence: str, what: str) -> None:
+    (told,) = re.findall(sentence, flat(page))
+
+    value = number(what) * (1000 if " ms" in sentence else 1)
+    assert float(WORDS.get(told, told).replace(",", "")) == value
+
+
+def test_a_message_of_the_driver_is_cut_where_it_is_said_to_be() -> None:
+    (told,) = re.findall(r"configured timeouts; at most (\d+) characters", flat("docs/outages.md"))
+
+    attributes = _driver.error_attributes(AutoReconnect("x" * 1000))
+    assert len(str(attributes[_semconv.ERROR_MESSAGE])) == int(told)
+
+
+def test_no_limit_of_the_code_is_left_out() -> None:
+    """Whoever adds one is led here: to a sentence in the documentation, or to this list of what nobody notices."""
+    unnoticed = {
+        ("_guard", "_KINDS"),
+        ("_held_connections", "_LIMIT"),
+        ("_instruments", "_MANY"),
+        ("_masking", "_KEY_LENGTH"),
+        ("_query_text", "_REMEMBERED_LENGTH"),
+        ("_waiters", "_MANY"),
+    }
+    limits = {
+        (path.stem, node.target.id)
+        for path in SOURCE.glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if isinstance(node.value, ast.Constant) and type(node.value.value) is int and node.value.value >= 16
+    }
+    settings = {("_attributes", "_DUPLICATE_KEY"), ("_pool_states", "_MAX_POOL_SIZE")}  # MongoDB's and the driver's
+
+    assert limits - unnoticed - settings <= {tuple(what.split(".")[:2]) for _, _, what in NUMBERS}
+
+
+def variables_of(module: str) -> set[str]:
+    try:
+        return {value for value in vars(importlib.import_module(module)).values() if isinstance(value, str)}
+    except ImportError:
+        return set()
+
+
+def test_each_environment_variable_is_read_by_somebody() -> None:
+    ours = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in OPTIONS}
+    ours |= {other for each in OPTIONS.values() if (other := each.metadata["other_variable"])}
+    theirs = variables_of("opentelemetry.environment_variables")
+    theirs |= variables_of("opentelemetry.sdk.environment_variables")
+    theirs |= variables_of("opentelemetry.instrumentation.environment_variables")
+    theirs |= {"OTEL_SEMCONV_STABILITY_OPT_IN"}  # the API has it in a private module
+    pymongo_tells = set(re.findall(r"OTEL_\w+", inspect.getsource(_double_tracing)))
+
+    for page in [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]:
+        named = set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", page.read_text())) - {"OTEL_PYTHON_MONGO_EVENTS"}
+        assert named <= ours | theirs | pymongo_tells, page.name
+
+
+def test_each_keyword_without_a_variable_is_in_the_reference() -> None:
+    section = (
+        (ROOT / "docs/options.md").read_text().partition("## Keywords that have no variable\n")[2].partition("\n## ")[0]
+    )
+    told = re.findall(r"^`(\w+)(?:\(.*\))?`\n: ", section, re.MULTILINE)
+
+    keywords = [each.name for each in inspect.signature(event_listeners).parameters.values() if each.name != "options"]
+    assert sorted(told) == sorted(keywords)
+
+
+def test_the_words_for_on_and_off_are_those_that_are_understood() -> None:
+    (on, off) = re.findall(r"A switch is (.*?), or (.*?), in any case", flat("docs/options.md"))[0]
+
+    assert set(re.findall(r"`(\w+)`", on)) == {word for word, value in _SWITCHES.items() if value}
+    assert set(re.findall(r"`(\w+)`", off)) == {word for word, value in _SWITCHES.items() if not value}
+
+
+def test_the_defaults_of_the_readme_are_those_of_the_reference() -> None:
+    told = column("README.md", "## Options", "default")
+
+    assert told == {
+        name: "none" if option.default == frozenset() else str(option.default).lower()
+        if isinstance(option.default, bool)
+        else str(option.default)
+        for name, option in OPTIONS.items()
+    }  # fmt: skip
+
+
+def test_the_choices_of_an_option_are_those_that_are_allowed() -> None:
+    for name in ("events", "query_text"):
+        (told,) = [cells[3] for cells in rows("docs/options.md", "# Options") if cells[0] == f"`{name}`"]
+        allowed = OPTIONS[name].metadata["allowed"].removesuffix(" is").replace(" or ", ", ").split(", ")
+
+        assert set(re.findall(r"`([a-z]+)`", told)) == set(allowed)
+
+
+def test_each_public_name_is_in_the_reference() -> None:
+    told = re.findall(r"^\.\. auto(?:class|function):: (\w+)", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+
+    assert set(told) == set(opentelemetry_mongo_events.__all__) - {"__version__"}
+
+
+def test_each_end_of_a_discovery_or_an_outage_is_in_the_reference() -> None:
+    ends = {
+        argument.value if isinstance(argument, ast.Constant) else _episodes.UNINSTRUMENTED
+        for path in SOURCE.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("end", "end_all")
+        for argument in chain.from_iterable(map(ast.walk, node.args))
+        if (isinstance(argument, ast.Constant) and isinstance(argument.value, str))
+        or (isinstance(argument, ast.Name) and argument.id == "UNINSTRUMENTED")
+    }
+
+    head, *lines = table("docs/outages.md", "## Discoveries and outages", 1)
+    assert head == ["`error.type`", "why it ended"]
+    assert ends == {cells[0].strip("`") for cells in lines}
+
+
+def test_the_sensitive_commands_are_all_named() -> None:
+    (spans,) = re.findall(r"carry credentials \((.*?)\) the driver", flat("docs/spans.md"))
+    captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Bounds")[0]
+    for name in re.findall(r"`(\w+)`", spans):
+        assert _attributes.is_secret(name) or name in ("hello", "speculativeAuthenticate")
+    for text in (spans, captured):
+        told = {name.lower() for name in re.findall(r"`(\w+)`", text)}
+        assert {name for name in _attributes._SECRET if not name.startswith("copydb")} <= told
+
+
+def test_the_versions_of_the_readme_are_those_that_are_asked_for() -> None:
+    told = column("README.md", "## Compatibility", "versions")
+    project = (ROOT / "pyproject.toml").read_text()
+
+    def asked(pattern: str) -> str:
+        return str(re.findall(pattern, project, re.MULTILINE)[0])
+
+    assert told["Python"].startswith(f"{asked(r'^requires-python = .>=([0-9.]+)')} and newer")
+    oldest, below = re.findall(r"^instruments = .*pymongo >= ([0-9.]+), < ([0-9]+)", project, re.MULTILINE)[0]
+    assert told["PyMongo"].startswith(f"{oldest} and newer, below {below};")
+    assert told["OpenTelemetry API"].startswith(f"{asked(r'opentelemetry-api >= ([0-9.]+)')} and newer")
+    for package in ("instrumentation", "semantic-conventions"):
+        assert asked(rf"opentelemetry-{package} >= ([0-9.b]+)") in told["OpenTelemetry API"]
+    assert told["Motor"] == f"{asked(r'motor >= ([0-9.]+)')} and newer"
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in [*PAGES, ROOT / "SECURITY.md"]])
+def test_a_link_to_a_section_leads_to_one(page: Path) -> None:
+    text = page.read_text()
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        other = (page.parent / link).read_text() if link else text
+        headings: list[Any] = re.findall(r"^#+ (.+)$", other, re.MULTILINE)
+        assert anchor in [slug(heading) for heading in headings], f"{page.name}: {link}#{anchor}"

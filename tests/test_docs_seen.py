@@ -1,0 +1,307 @@
+"""The tables of the reference, compared with what is emitted while a client goes through all that they tell of."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pymongo
+import pytest
+from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
+from opentelemetry.trace import SpanKind, StatusCode
+from pymongo.errors import PyMongoError
+
+from opentelemetry_mongo_events import _semconv, event_listeners
+from opentelemetry_mongo_events._instruments import Instruments
+from tests.clients import connect
+from tests.pages import ROOT, column, rows
+from tests.spans import attributes
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from opentelemetry.sdk.trace import ReadableSpan
+    from pymongo import MongoClient
+
+    from tests.logs import Logs
+    from tests.metrics import Metrics
+    from tests.servers.scripted import ScriptedReplicaSet
+    from tests.spans import Spans
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_driver"),
+    pytest.mark.skipif(pymongo.version_tuple < (4, 18), reason="an older driver tells less"),
+]
+
+TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool}
+EPISODES: Final = (_semconv.DISCOVERY, _semconv.OUTAGE)
+SECTIONS: Final = ("## Commands", "## Connection pools", "## Servers and heartbeats")
+METRICS: Final = "docs/metrics.md"
+
+
+def live_through_all(
+    replica_set: ScriptedReplicaSet, spans: Spans, metrics: Metrics, listeners: list[Any]
+) -> dict[str, Any]:
+    """A client's life, with each thing in it that the reference has a name for; the metrics at its end."""
+    options: dict[str, Any] = {"heartbeatFrequencyMS": 500, "maxPoolSize": 1, "waitQueueTimeoutMS": 200}
+    primary, second, third = replica_set.members
+    with connect(replica_set.uri, event_listeners=listeners, **options) as client:
+        send_each_kind(client, replica_set)
+        wait_in_vain(client, replica_set)
+        third.stop()
+        until(lambda: "heartbeat.failed" in told_of(metrics))
+        primary.fail("find", close_connection=True)  # it is repeated, on a server that is Unknown for a moment
+        client.shop.orders.find_one({})
+        replica_set.step_down()
+        until(lambda: ("RSPrimary", 0) in server_counts(metrics))
+        replica_set.elect(second)
+        client.shop.orders.insert_one({})
+        until(lambda: spans.named(_semconv.OUTAGE))
+        until(lambda: metrics.points("mongodb.client.outage.duration"))
+        return metrics.collected()  # before the client is closed, and its pools with it
+
+
+def send_each_kind(client: MongoClient[Any], replica_set: ScriptedReplicaSet) -> None:
+    primary = replica_set.members[0]
+    client.shop.orders.insert_many([{"_id": number} for number in range(5)])
+    assert len(list(client.shop.orders.find(batch_size=2))) == 5
+    primary.fail("insert", write_errors=[{"code": 11000, "errmsg": "E11000 index: email_1 dup key: {}"}])
+    primary.fail("count", code=59)
+    with contextlib.suppress(PyMongoError):
+        client.shop.orders.insert_one({})
+    with contextlib.suppress(PyMongoError):
+        client.shop.command("count", "orders")
+    with client.start_session() as session, session.start_transaction():
+        client.shop.orders.insert_one({}, session=session)
+
+
+def wait_in_vain(client: MongoClient[Any], replica_set: ScriptedReplicaSet) -> None:
+    """One command keeps the only connection, another one gets none."""
+    with ThreadPoolExecutor(1) as threads:
+        frozen = replica_set.members[0].freeze("find")
+        held = threads.submit(client.shop.orders.find_one, {})
+        assert frozen.reached.wait(20)
+        with contextlib.suppress(PyMongoError):
+            client.shop.orders.insert_one({})
+        frozen.release()
+        held.result()
+
+
+def told_of(metrics: Metrics) -> set[str]:
+    points = metrics.points("mongodb.client.heartbeat.duration")
+    return {"heartbeat.failed" for point in points if "error.type" in point.attributes}
+
+
+def server_counts(metrics: Metrics) -> set[tuple[str, int]]:
+    return {
+        (point.attributes["mongodb.client.server.type"], point.value)
+        for point in metrics.points("mongodb.client.server.count")
+    }
+
+
+class Life(NamedTuple):
+    """What was seen of it: the spans, and the metrics by name."""
+
+    spans: list[ReadableSpan]
+    metrics: dict[str, Any]
+
+
+@pytest.fixture
+def life(replica_set: ScriptedReplicaSet, spans: Spans, metrics: Metrics) -> Life:
+    listeners = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
+    measured = live_through_all(replica_set, spans, metrics, listeners)
+    return Life(spans.finished, measured)
+
+
+def commands(life: Life) -> list[ReadableSpan]:
+    return [span for span in life.spans if "db.operation.name" in attributes(span)]
+
+
+def assert_types_are_those_of(page: str, told: Iterable[tuple[str, Any]]) -> None:
+    """Each attribute of the page was seen, and no other, and each value is of the type that the page says."""
+    types = {name: TYPES[kind] for name, kind in column(page, "## Attributes", "type").items()}
+    seen: dict[str, set[type]] = {}
+    for name, value in told:
+        seen.setdefault(name, set()).add(type(value))
+    assert seen == {name: {kind} for name, kind in types.items()}
+
+
+def test_the_attributes_of_commands(life: Life) -> None:
+    told = [(name, value) for span in commands(life) for name, value in attributes(span).items()]
+    assert_types_are_those_of("docs/spans.md", told)
+
+    when = column("docs/spans.md", "## Attributes", "when")
+    (kind,) = re.findall(r"^Kind\n: `(\w+)`", (ROOT / "docs/spans.md").read_text(), re.MULTILINE)
+    for span in commands(life):
+        present = attributes(span).keys()
+        for name, condition in when.items():
+            if condition in ("always", "not for a Unix socket"):
+                assert name in present, f"{span.name} has no {name}"
+        assert ("error.type" in present) == (span.status.status_code is StatusCode.ERROR)
+        assert ("db.response.status_code" in present) <= ("error.type" in present)
+        assert span.kind is SpanKind[kind]
+        assert span.instrumentation_scope is not None
+        assert span.instrumentation_scope.name == _semconv.SCOPE
+
+
+def test_the_span_of_a_failed_checkout(life: Life) -> None:
+    checkouts = [span for span in life.spans if span.name.startswith("checkout ")]
+
+    assert checkouts
+    for span in checkouts:
+        assert span.kind is SpanKind.INTERNAL
+        assert span.status.status_code is StatusCode.ERROR
+        assert attributes(span).keys() == {
+            "db.system.name",
+            "server.address",
+            "server.port",
+            "db.client.connection.pool.name",
+            "error.type",
+        }
+        assert attributes(span)["error.type"] == span.status.description
+
+
+def test_the_attributes_of_events_and_episodes(life: Life) -> None:
+    episodes = [span for span in life.spans if span.name in EPISODES]
+    assert {span.name for span in episodes} == set(EPISODES)
+    happened = [event for span in life.spans for event in span.events]
+
+    told = [(name, value) for span in episodes for name, value in attributes(span).items()]
+    told += [(name, value) for event in happened for name, value in (event.attributes or {}).items()]
+    assert_types_are_those_of("docs/outages.md", told)
+    for span in episodes:
+        assert (span.kind, span.parent, span.status.status_code) == (SpanKind.INTERNAL, None, StatusCode.OK)
+    names = {cells[0].strip("`") for cells in rows("docs/outages.md", "## Events")}
+    assert {event.name.removeprefix("mongodb.client.") for event in happened} <= names
+
+
+def test_the_severities_of_events(replica_set: ScriptedReplicaSet, spans: Spans, metrics: Metrics, logs: Logs) -> None:
+    listeners = event_listeners(
+        tracer_provider=spans.provider,
+        meter_provider=metrics.provider,
+        logger_provider=logs.provider,
+        topology=True,
+        events="log",
+    )
+    live_through_all(replica_set, spans, metrics, listeners)
+
+    seen: dict[str, set[str]] = {}
+    for name, record in zip(logs.names, logs.records, strict=True):
+        seen.setdefault(name, set()).add(record.severity_text)
+    said = {
+        name: {word.strip("`,") for word in cell.split() if word.startswith("`")}
+        for name, cell in column("docs/outages.md", "## Events", "severity").items()
+    }
+    assert seen == said
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics.
+
+
+class Recorded(NoOpMeter):
+    """A meter that keeps how each instrument was made."""
+
+    def __init__(self) -> None:
+        super().__init__("recorded")
+        self.made: dict[str, tuple[str, str]] = {}
+
+    def create_histogram(self, name: str, unit: str = "", *args: Any, **options: Any) -> Any:
+        bounds = options["explicit_bucket_boundaries_advisory"]
+        self.made[name] = (f"histogram, {bounds[0]:,} to {bounds[-1]:,}", unit)
+        return super().create_histogram(name, unit)
+
+    def create_observable_counter(self, name: str, callbacks: Any = None, unit: str = "", *args: Any) -> Any:
+        self.made[name] = ("observable counter", unit)
+        return super().create_observable_counter(name, callbacks, unit)
+
+    def create_observable_up_down_counter(self, name: str, callbacks: Any = None, unit: str = "", *args: Any) -> Any:
+        self.made[name] = ("observable up-down counter", unit)
+        return super().create_observable_up_down_counter(name, callbacks, unit)
+
+    def create_observable_gauge(self, name: str, callbacks: Any = None, unit: str = "", *args: Any) -> Any:
+        self.made[name] = ("observable gauge", unit)
+        return super().create_observable_gauge(name, callbacks, unit)
+
+
+class Recording(NoOpMeterProvider):
+    def __init__(self) -> None:
+        self.meter = Recorded()
+
+    def get_meter(self, *args: Any, **options: Any) -> Recorded:
+        return self.meter
+
+
+def test_each_metric_is_made_as_it_is_said_to_be() -> None:
+    provider = Recording()
+    Instruments(provider)
+
+    said = {cells[0].strip("`"): (cells[1], cells[2]) for section in SECTIONS for cells in rows(METRICS, section)}
+    assert provider.meter.made == said
+
+
+# What the pages say in place of the names of attributes.
+SHORT: Final = {
+    "system": {"db.system.name"},
+    "namespace": {"db.namespace"},
+    "collection": {"db.collection.name"},
+    "operation": {"db.operation.name"},
+    "server": {"server.address", "server.port"},
+    "error": {"error.type", "db.response.status_code"},
+    "`error.type`": {"error.type"},
+    "pool": {"db.client.connection.pool.name"},
+    "state": {"db.client.connection.state"},
+    "close reason": {"mongodb.client.connection.close_reason"},
+    "awaited": {"mongodb.client.heartbeat.awaited"},
+    "server type": {"mongodb.client.server.type"},
+    "replica set": {"mongodb.client.replica_set"},
+}
+# And in place of the names of metrics.
+OF: Final = {
+    "commands": {"db.client.operation.duration", "db.client.response.returned_rows"},
+    "commands that failed": {"db.client.operation.duration"},
+    "commands and heartbeats that failed": {"db.client.operation.duration", "mongodb.client.heartbeat.duration"},
+    "servers": {"mongodb.client.server.round_trip_time", "mongodb.client.server.changes"},
+    "heartbeats": {"mongodb.client.heartbeat.duration"},
+}
+
+
+def seen_by_metric(life: Life) -> dict[str, set[str]]:
+    return {
+        name: {key for point in metric.data.data_points for key in point.attributes or ()}
+        for name, metric in life.metrics.items()
+    }
+
+
+def test_each_metric_has_the_attributes_that_it_is_said_to_have(life: Life) -> None:
+    def names(metric: str, words: str) -> Iterator[str]:
+        kind = metric.split(".")[2]  # whose type it is that changes
+        changes = {"previous type": {f"mongodb.client.{kind}.previous_type"}, "type": {f"mongodb.client.{kind}.type"}}
+        for word in words.split(", "):
+            yield from (SHORT | changes)[word]
+
+    said = {
+        name: set(names(name, cells[3]))
+        for section in SECTIONS
+        for cells in rows(METRICS, section)
+        if (name := cells[0].strip("`"))
+    }
+    assert seen_by_metric(life) == said
+
+
+def test_each_attribute_is_of_the_metrics_that_it_is_said_to_be_of(life: Life) -> None:
+    seen = seen_by_metric(life)
+    pools = {cells[0].strip("`") for cells in rows(METRICS, "## Connection pools")}
+
+    def of(words: str) -> Iterator[str]:
+        for word in words.split(", "):
+            if word.startswith("`"):
+                yield from [name for name in seen if name.endswith(f".{word.strip('`')}")]
+            else:
+                yield from (OF | {"pools": pools})[word]
+
+    for attribute, words in column(METRICS, "## Attributes", "of").items():
+        assert {name for name, keys in seen.items() if attribute in keys} == set(of(words)), attribute
