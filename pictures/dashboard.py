@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from pictures.files import keep
 from pictures.load import day
 from pictures.needs import pngquant
-from pictures.panels import Panel, legend, line, panel, resolved, told
+from pictures.panels import SHOWN, Panel, legend, line, panel, resolved, told
 from tests.exposition import Exposed
 from tests.servers.processes import Prometheus
 
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 
 NEEDS: Final = (pngquant,)
 
-SHOWN: Final = (
-    "Commands per second, by operation",
-    "Servers by type",
-    "Failed heartbeats per second",
-    "Pools in use",
-    "Requests that wait for a connection",
-    "Wait for a connection",
-)
 # In seconds. Grafana's $__rate_interval is four times the interval.
 INTERVAL: Final = 1
 RATE_INTERVAL: Final = f"{4 * INTERVAL}s"

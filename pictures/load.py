@@ -1,4 +1,4 @@
-"""A day of the shop in little more than a minute: it loses its primary, and later its pools are too small for the rush."""
+"""A day of the shop in little more than a minute: it loses its primary, and later a pool is too small."""
 
 from __future__ import annotations
 

@@ -52,13 +52,15 @@ def jaeger_ui() -> Path:
 
 def missing(needs: Iterable[Callable[[], object]]) -> list[str]:
     """What isn't there, each with how to get it."""
-    told = []
-    for need in needs:
+
+    def told(need: Callable[[], object]) -> str | None:
         try:
             need()
         except Missing as error:
-            told.append(str(error))
-    return told
+            return str(error)
+        return None
+
+    return [missing for need in needs if (missing := told(need)) is not None]
 
 
 def _program(name: str) -> Path:

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 DASHBOARD: Final = Path(__file__).resolve().parent.parent / "deploy" / "grafana" / "mongodb-client.json"
 
+SHOWN: Final = (
+    "Commands per second, by operation",
+    "Servers by type",
+    "Failed heartbeats per second",
+    "Pools in use",
+    "Requests that wait for a connection",
+    "Wait for a connection",
+)
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -62,7 +71,7 @@ def line(series: dict[str, Any], times: Sequence[float]) -> Iterator[float]:
 def told(value: float, unit: str) -> str:
     """A value in a panel's unit, as on an axis."""
     if unit == "s":
-        return f"{value * 1000:.3g} ms" if 0 < abs(value) < 1 else f"{value:.3g} s"
+        return f"{value * 1000:g} ms" if 0 < abs(value) < 1 else f"{value:g} s"
     if unit == "percentunit":
-        return f"{value * 100:.3g} %"
-    return f"{value:.3g}{ {'reqps': ' req/s', 'cps': ' c/s', 'short': ''}[unit] }"
+        return f"{value * 100:g} %"
+    return f"{value:g}{ {'reqps': ' req/s', 'cps': ' c/s', 'short': ''}[unit] }"

@@ -100,5 +100,7 @@ class TracePage:
         self._page.mouse.move(0, 0)
         rows = [row.bounding_box() for row in self._page.locator(".VirtualizedTraceView--row").all()]
         bottom = max(row["y"] + row["height"] for row in rows if row is not None)
-        clip = {"x": 0, "y": 0, "width": WIDTH, "height": bottom + 1}
-        return self._page.screenshot(clip=clip, animations="disabled")
+        png: bytes = self._page.screenshot(
+            clip={"x": 0, "y": 0, "width": WIDTH, "height": bottom + 1}, animations="disabled"
+        )
+        return png
