@@ -20,7 +20,8 @@ def page(width: int, height: int, pixels: float) -> Iterator[Page]:
     """An empty page of this size, and of so many pixels to each of CSS."""
     with (
         sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium()) as browser,
+        # Ctrl-C is for this program, which ends the browser then.
+        playwright.chromium.launch(executable_path=chromium(), handle_sigint=False) as browser,
         browser.new_context(
             viewport={"width": width, "height": height},
             device_scale_factor=pixels,

@@ -39,13 +39,13 @@ def failover(jaeger: Jaeger) -> tuple[str, str]:
     failed = FailedHeartbeats()
     with (
         tracing(jaeger) as provider,
+        ThreadPoolExecutor(1) as threads,  # what it waits for ends before it, also after a Ctrl-C
         ScriptedReplicaSet(3) as replica_set,
         connect(
             replica_set.uri,
             event_listeners=[failed, *event_listeners(tracer_provider=provider)],
             heartbeatFrequencyMS=500,
         ) as client,
-        ThreadPoolExecutor(1) as threads,
     ):
         primary, next_primary, _ = replica_set.members
         trace_of(jaeger, DISCOVERY)
@@ -69,6 +69,7 @@ def wait(jaeger: Jaeger) -> str:
     """A request waits for the only connection, at first in vain; its trace."""
     with (
         tracing(jaeger) as provider,
+        ThreadPoolExecutor(2) as threads,
         ScriptedServer() as server,
         connect(
             server.uri,
@@ -76,7 +77,6 @@ def wait(jaeger: Jaeger) -> str:
             maxPoolSize=1,
             waitQueueTimeoutMS=400,
         ) as client,
-        ThreadPoolExecutor(2) as threads,
     ):
         tracer = provider.get_tracer(SERVICE)
 

@@ -24,6 +24,9 @@ WIDTH, HEIGHT, PIXELS = 1140, 2400, 1.5
 # The column with the names of the spans, as wide as its heading needs it.
 NAMES = 296
 
+FITS: Final = """() => [...document.querySelectorAll(".VirtualizedTraceView--row")].every(
+  row => row.firstElementChild.offsetHeight <= row.clientHeight)"""
+
 
 def pictures() -> Iterator[Path]:
     """Make them."""
@@ -57,7 +60,7 @@ class TracePage:
         self._page = page
         page.goto(f"{jaeger.query_url}/trace/{trace_id}?uiEmbed=v0&uiTimelineHideMinimap=1&uiTimelineHideSummary=1")
         page.locator(".span-row").first.wait_for()
-        divider = page.locator(".VerticalResizer--dragger, .TimelineColumnResizer--dragger").first.bounding_box()
+        divider = page.locator(".VerticalResizer--dragger").bounding_box()
         assert divider is not None
         page.mouse.move(divider["x"] + divider["width"] / 2, divider["y"] + 10)
         page.mouse.down()
@@ -98,6 +101,7 @@ class TracePage:
     def picture(self) -> bytes:
         """The page, down to the last row."""
         self._page.mouse.move(0, 0)
+        self._page.wait_for_function(FITS)  # it measures what was opened a moment later
         rows = [row.bounding_box() for row in self._page.locator(".VirtualizedTraceView--row").all()]
         bottom = max(row["y"] + row["height"] for row in rows if row is not None)
         png: bytes = self._page.screenshot(
