@@ -105,6 +105,6 @@ class TracePage:
         rows = [row.bounding_box() for row in self._page.locator(".VirtualizedTraceView--row").all()]
         bottom = max(row["y"] + row["height"] for row in rows if row is not None)
         png: bytes = self._page.screenshot(
-            clip={"x": 0, "y": 0, "width": WIDTH, "height": bottom + 1}, animations="disabled"
+            clip={"x": 0, "y": 0, "width": WIDTH, "height": round(bottom)}, animations="disabled"
         )
         return png
