@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
@@ -30,7 +30,6 @@ RATE_INTERVAL: Final = f"{4 * INTERVAL}s"
 
 COLOURS: Final = ("#56A64B", "#E0A800", "#3274D9", "#E0571B", "#C4162A", "#8F3BB8", "#37872D", "#806EB7")
 GREY: Final = "#5A5F66"
-STYLE: Final[dict[str, Any]] = {"fontsize": 9, "color": GREY}
 
 
 def pictures() -> Iterator[Path]:
