@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz chaos benchmarks integration driver-tests versions lint types layers docs wheel audit check clean
+.PHONY: demo test fuzz chaos benchmarks integration driver-tests versions lint types layers docs pictures wheel audit check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
@@ -54,6 +54,11 @@ layers: $(VENV)/test.stamp $(VENV)/check.stamp
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/sphinx-build -n -W --keep-going -q docs docs/_build/html
+
+# Those of README and docs, of what really runs: with Chromium, pngquant, the servers, and JAEGER_UI, the folder of Jaeger's
+# built page. ONLY=demo makes but one; traces and dashboard are others.
+pictures: $(VENV)/pictures.stamp
+	@$(BIN)/python -m pictures $(ONLY)
 
 wheel: $(VENV)/check.stamp
 	PYTHON=$(BIN)/python scripts/check-wheel

@@ -177,7 +177,8 @@ def story(span: Span) -> Iterator[Text]:
     started = moment(span["start_time"])
     for event in span["events"]:
         told = event["attributes"]
-        line = Text(f"{(moment(event['timestamp']) - started).total_seconds() * 1000:6.0f} ms  ", "dim")
+        after = (moment(event["timestamp"]) - started).total_seconds()
+        line = Text.assemble((f"{after * 1000:6.0f} ms  ", "dim"))  # else all of the line is dim
         line.append(f"{event['name'].removeprefix('mongodb.client.'):<20}", "magenta")
         if "server.port" in told:
             line.append(f"{told['server.address']}:{told['server.port']}  ")

@@ -16,6 +16,7 @@ from opentelemetry_mongo_events import _semconv
 from opentelemetry_mongo_events._attributes import _OLD_NAMES
 from opentelemetry_mongo_events._config import ENVIRONMENT_PREFIX, OPTIONS
 from opentelemetry_mongo_events._query_text import query_text
+from pictures.files import FOLDER, MOST_BYTES
 from tests.pages import PAGES, ROOT, rows
 
 if TYPE_CHECKING:
@@ -232,6 +233,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     local = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
 
     assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_each_picture_is_shown_and_small() -> None:
+    shown = [
+        (page.parent / link).resolve()
+        for page in PAGES
+        for link in re.findall(r"!\[[^\]]{40,}\]\(([^)]+)\)", page.read_text())  # with words for who can't see it
+    ]
+    there = {path: path.stat().st_size for path in FOLDER.iterdir()}
+
+    assert there.keys() == set(shown)
+    assert max(there.values()) <= MOST_BYTES
+    assert sum(there.values()) <= 500_000
 
 
 def test_the_two_commands_of_the_readme_are_targets() -> None:

@@ -245,6 +245,12 @@ def test_prometheus_answers_an_expression(prometheus: Prometheus) -> None:
     assert (answer["metric"], answer["value"][1]) == ({"color": "red"}, "3")
 
 
+def test_prometheus_answers_what_an_expression_was(prometheus: Prometheus) -> None:
+    (answer,) = prometheus.query_range("vector(time())", 1000, 1001, 0.5)
+
+    assert answer == {"metric": {}, "values": [[1000, "1000"], [1000.5, "1000.5"], [1001, "1001"]]}
+
+
 @pytest.mark.parametrize("expression", ["sum(", "1 + 2"])
 def test_an_expression_that_gives_no_series_is_told(prometheus: Prometheus, expression: str) -> None:
     with pytest.raises(ValueError, match=r"parse error|no vector but a scalar"):

@@ -481,6 +481,22 @@ class Prometheus(Process):
         result: list[dict[str, Any]] = data["result"]
         return result
 
+    def query_range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
+        """Return what an expression was: for each series its ``metric`` and ``values`` (time, text).
+
+        Args:
+            expression: What to ask.
+            start: The first time, in seconds since the epoch.
+            end: The last one.
+            step: How many seconds are from one to the next.
+
+        Raises:
+            ValueError: The expression is none; the message holds what Prometheus says.
+        """
+        asked = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:g}"}
+        result: list[dict[str, Any]] = self._get("/api/v1/query_range", asked)["result"]
+        return result
+
     def wait_for(
         self,
         expression: str,

@@ -1,0 +1,1 @@
+"""The pictures of README and docs, made of what really runs: `make pictures`."""
