@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 from pymongo import MongoClient
 
 import opentelemetry_mongo_events
@@ -183,9 +183,10 @@ def here(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
 
 @pytest.fixture
 def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The meter providers that a snippet makes the global one, which they aren't for the other tests; shut down."""
+    """The providers that a snippet makes the global ones, which they aren't for the other tests; shut down."""
     made: list[Any] = []
     monkeypatch.setattr(metrics, "set_meter_provider", made.append)
+    monkeypatch.setattr(trace, "set_tracer_provider", made.append)
     yield made
     for provider in made:
         provider.shutdown()
