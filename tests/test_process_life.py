@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import os
@@ -14,12 +15,14 @@ import pymongo
 import pytest
 from opentelemetry._logs import Logger
 from opentelemetry.trace import StatusCode
+from pymongo.errors import AutoReconnect
 
 from opentelemetry_mongo_events import event_listeners
 from tests.clients import connect
 from tests.forks import in_child
 from tests.programs import PREAMBLE, Run, run
 from tests.spans import Spans, table_of
+from tests.test_outages import DISCOVERY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +58,31 @@ def test_the_child_forgets_what_its_parent_has_open_and_traces_its_own(
     thread.join(5)
     assert spans.one("find orders").status.status_code is StatusCode.UNSET
     assert len(table_of(listeners)) == 0
+
+
+@pytest.mark.skipif(pymongo.version_tuple < (4, 3), reason="before PyMongo 4.3 a child's topology is its parent's")
+@pytest.mark.parametrize("is_used", [False, True], ids=["unused", "used"])
+@pytest.mark.filterwarnings("ignore:MongoClient opened before fork:UserWarning")
+@pytest.mark.usefixtures("quick_driver")
+def test_a_client_that_was_made_before_discovers_its_servers_in_the_child(
+    server: ScriptedServer, is_used: bool
+) -> None:
+    spans = Spans()
+    listeners = event_listeners(tracer_provider=spans.provider, topology=True)
+    with connect(server.uri, event_listeners=listeners, connect=False) as client:
+        if is_used:
+            client.admin.command("ping")
+            spans.wait_for(DISCOVERY)
+            spans.clear()
+
+        def child() -> bool:
+            for _ in range(2):
+                with contextlib.suppress(AutoReconnect):  # PyMongo 4.0 makes its pool anew at the second try
+                    client.admin.command("ping")
+            spans.wait_for(DISCOVERY)
+            return len(spans.named(DISCOVERY)) == 1
+
+        assert in_child(child)
 
 
 def test_listeners_that_are_gone_are_no_trouble(capfd: pytest.CaptureFixture[str]) -> None:

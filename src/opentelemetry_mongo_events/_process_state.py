@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -22,6 +23,10 @@ S = TypeVar("S", bound=ProcessState)
 _known: Final[dict[type[ProcessState], dict[weakref.ref[ProcessState], None]]] = {}
 _watching: Final[dict[str, object]] = {}
 
+# Whose the state is, by its id; and a lock for each process that takes it over.
+_owner: Final[dict[str, int]] = {}
+_taking_over: Final[dict[int, threading.Lock]] = {}
+
 
 def keep_track(state: ProcessState) -> None:
     """Know `state` for as long as it lives."""
@@ -29,9 +34,10 @@ def keep_track(state: ProcessState) -> None:
     kind = _known.setdefault(type(state), {})
     kind[weakref.ref(state, lambda gone: kind.pop(gone, None))] = None
     # What is registered with `os` can't be taken out again, so it is registered once, for all of them.
+    _owner.setdefault("process", os.getpid())
     this = object()
     if _watching.setdefault("forks", this) is this and hasattr(os, "register_at_fork"):  # not on Windows
-        os.register_at_fork(after_in_child=_forget_all)
+        os.register_at_fork(after_in_child=take_over)
 
 
 def living(kind: type[S]) -> list[S]:
@@ -42,6 +48,20 @@ def living(kind: type[S]) -> list[S]:
 def peers(state: ProcessState) -> Sized:
     """All of its kind that are alive, itself among them, to be counted at any time and on any thread."""
     return _known[type(state)]
+
+
+def take_over() -> None:
+    """In a forked child, forget what is its parent's, unless that is done. Runs on any thread.
+
+    For whatever may come before this package is told of a fork: the driver is told first, and starts threads.
+    """
+    process = os.getpid()
+    if _owner.get("process") == process:
+        return
+    with _taking_over.setdefault(process, threading.Lock()):
+        if _owner.get("process") != process:
+            _forget_all()
+            _owner["process"] = process
 
 
 def _forget_all() -> None:

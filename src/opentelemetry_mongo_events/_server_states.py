@@ -11,7 +11,7 @@ from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import server_attributes
 from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._identity import Identity, identity
-from opentelemetry_mongo_events._process_state import keep_track, living
+from opentelemetry_mongo_events._process_state import keep_track, living, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -331,6 +331,7 @@ class ServerStates:
 
     def topology(self, topology_id: ObjectId) -> TopologyState:
         """The topology with that id."""
+        take_over()
         topology = self._topologies.get(topology_id)
         if topology is None:
             self._sweep()

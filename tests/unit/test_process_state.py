@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from opentelemetry_mongo_events import _process_state
 from opentelemetry_mongo_events._process_state import keep_track, living, peers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
 
 
@@ -48,6 +51,36 @@ def test_after_a_fork_the_child_forgets_all_of_it() -> None:
     assert [state.kept for state in states] == ["nothing", "nothing"]
 
 
+def test_a_child_forgets_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State("its parent's")
+    keep_track(state)
+    _process_state.take_over()
+    assert state.kept == "its parent's"
+
+    monkeypatch.setitem(_process_state._owner, "process", -1)
+    _process_state.take_over()
+    assert state.kept == "nothing"
+
+    state.kept = "its own"
+    _process_state.take_over()
+    assert state.kept == "its own"
+
+
+def test_of_two_threads_that_are_told_of_a_fork_one_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State("its own")
+    keep_track(state)
+
+    @contextlib.contextmanager
+    def after_another() -> Iterator[None]:
+        _process_state._owner["process"] = os.getpid()
+        yield
+
+    monkeypatch.setitem(_process_state._owner, "process", -1)
+    monkeypatch.setitem(_process_state._taking_over, os.getpid(), after_another())
+    _process_state.take_over()
+    assert state.kept == "its own"
+
+
 def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     state = State("gone")
     known = {State: {weakref.ref(state): None}}
@@ -76,4 +109,4 @@ def test_forks_are_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for state in states:
         keep_track(state)
 
-    assert watched == [{"after_in_child": _process_state._forget_all}]
+    assert watched == [{"after_in_child": _process_state.take_over}]
