@@ -50,6 +50,11 @@ class Metrics:
             values[key] = values.get(key, 0) + value
         return values
 
+    def servers(self, *keys: str) -> dict[Any, Any]:
+        """How many servers there are of each type, by those attributes: where there are none, of a primary only."""
+        counts = self.values("mongodb.client.server.count", *keys)
+        return {told: count for told, count in counts.items() if count or "RSPrimary" in (told, *told)}
+
     def connections(self) -> tuple[int, int]:
         """How many connections are idle and used, in all pools."""
         states = self.values("db.client.connection.count", STATE)

@@ -458,7 +458,7 @@ def test_servers_are_counted(life: Life, metrics: Metrics) -> None:
     expected = Counter((each["type"], after.get("setName")) for each in after["servers"])
     if after["topologyType"] == "ReplicaSetNoPrimary":
         expected["RSPrimary", after["setName"]] = 0
-    assert metrics.values("mongodb.client.server.count", SERVER_TYPES[1], SET) == expected
+    assert metrics.servers(SERVER_TYPES[1], SET) == expected
 
 
 def test_the_discovery_is_a_span(life: Life, spans: Spans) -> None:

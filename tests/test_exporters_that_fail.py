@@ -26,7 +26,7 @@ from tests.clients import answers, connect
 from tests.events import check_out_failed, checked_out, connection_closed, connection_created, connection_ready
 from tests.metrics import Metrics
 from tests.spans import Spans, attributes, event, table_of
-from tests.test_outages import CLOSED_WITHOUT_SERVER, COUNT, DISCOVERY, OFTEN, OUTAGE, listeners_with, lose
+from tests.test_outages import CLOSED_WITHOUT_SERVER, DISCOVERY, OFTEN, OUTAGE, TYPE, listeners_with, lose
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -245,12 +245,12 @@ def test_what_happens_is_told_even_if_no_span_can_be_started(replica_set: Script
     changes = ("mongodb.client.topology.changes", "mongodb.client.topology.previous_type")
     with connect(replica_set.uri, event_listeners=watching, **OFTEN):
         until(lambda: metrics.values(*changes).get("Unknown") == 1)
-        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 2})
+        until(lambda: metrics.servers(TYPE) == {"RSPrimary": 1, "RSSecondary": 2})
         replica_set.step_down()
         until(lambda: metrics.values(*changes).get("ReplicaSetWithPrimary") == 1)
         removed = replica_set.members.pop()
         replica_set.elect(replica_set.members[0])
-        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 1})
+        until(lambda: metrics.servers(TYPE) == {"RSPrimary": 1, "RSSecondary": 1})
         replica_set.members.append(removed)
     assert spans.names == []
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 
-SERVERS = ("mongodb.client.server.count", "mongodb.client.server.type")
+TYPE = "mongodb.client.server.type"
 
 is_asynchronous = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
 asynchronous = pytest.mark.skipif(pymongo.version_tuple < (4, 11), reason="4.9 and 4.10 block the loop for a reply")
@@ -264,13 +264,13 @@ def test_what_was_discovered_is_no_discovery_and_an_outage_is_one(
         client.admin.command("ping")
         until(lambda: len(client.nodes) == 3)
         observe(client, topology=True)
-        assert metrics.values(*SERVERS) == {"RSPrimary": 1, "RSSecondary": 2}
+        assert metrics.servers(TYPE) == {"RSPrimary": 1, "RSSecondary": 2}
 
         until(lambda: metrics.values("mongodb.client.heartbeat.duration").get(()) or 0 > 5)
         assert spans.names == []
 
         replica_set.step_down()
-        until(lambda: metrics.values(*SERVERS) == {"RSPrimary": 0, "RSSecondary": 3})
+        until(lambda: metrics.servers(TYPE) == {"RSPrimary": 0, "RSSecondary": 3})
         replica_set.elect(replica_set.members[1])
         outage = spans.wait_for(OUTAGE)
 
@@ -285,9 +285,9 @@ def test_a_server_that_is_lost_and_comes_back(
     living: MongoClient[Any], server: ScriptedServer, observe: Observe, spans: Spans, metrics: Metrics
 ) -> None:
     observe(living, topology=True)
-    assert metrics.values(*SERVERS) == {"Standalone": 1}
+    assert metrics.servers(TYPE) == {"Standalone": 1}
     server.stop()
-    until(lambda: metrics.values(*SERVERS) == {"Unknown": 1})
+    until(lambda: metrics.servers(TYPE) == {"Unknown": 1})
     server.start()
 
     outage = spans.wait_for(OUTAGE)
@@ -351,9 +351,9 @@ def test_what_waits_for_other_listeners_is_older(
         other.goes_on.set()
         until(waiting.empty)
         until(lambda: other.told[-1] == "Single")
-        assert metrics.values(*SERVERS) == {"Standalone": 1}
+        assert metrics.servers(TYPE) == {"Standalone": 1}
         server.stop()
-        until(lambda: metrics.values(*SERVERS) == {"Unknown": 1})
+        until(lambda: metrics.servers(TYPE) == {"Unknown": 1})
         server.start()
         outage = spans.wait_for(OUTAGE)
 
@@ -371,7 +371,7 @@ def test_a_listener_for_servers_alone_has_the_queue(server: ScriptedServer, obse
         observe(client, topology=True)
         assert client._topology._events is of_the_driver
         server.stop()
-        until(lambda: metrics.values(*SERVERS) == {"Unknown": 1})
+        until(lambda: metrics.servers(TYPE) == {"Unknown": 1})
         server.start()
 
 
@@ -515,7 +515,7 @@ def test_an_outage_ends_with_the_observation(
 ) -> None:
     observe(living, topology=True)
     server.stop()
-    until(lambda: metrics.values(*SERVERS) == {"Unknown": 1})
+    until(lambda: metrics.servers(TYPE) == {"Unknown": 1})
     MongoEventsInstrumentor().uninstrument_client(living)
 
     assert attributes(spans.wait_for(OUTAGE))["error.type"] == "uninstrumented"
@@ -807,7 +807,7 @@ async def test_an_asyncio_client(server: ScriptedServer, observe: Observe, spans
         await client.admin.command("ping")
         assert spans.names == ["ping admin"]
         server.stop()
-        await eventually(lambda: metrics.values(*SERVERS) == {"Unknown": 1})
+        await eventually(lambda: metrics.servers(TYPE) == {"Unknown": 1})
         assert metrics.connections() == held(client) == (0, 0)
         server.start()
         await eventually(lambda: spans.named(OUTAGE))

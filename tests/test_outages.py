@@ -41,7 +41,7 @@ OUTAGES = "mongodb.client.outage.duration"
 CHANGED = "mongodb.client.server.changed"
 
 SECONDARY = pymongo.ReadPreference.SECONDARY
-COUNT = ("mongodb.client.server.count", "mongodb.client.server.type")
+TYPE = "mongodb.client.server.type"
 
 # The shortest that the driver allows.
 OFTEN: dict[str, Any] = {"heartbeatFrequencyMS": 500}
@@ -486,7 +486,7 @@ def test_behind_a_load_balancer_there_is_nothing_to_discover(
     with ScriptedServer(role="load_balanced") as server:
         with connect(server.uri, event_listeners=watching) as client:
             client.admin.command("ping")
-            until(lambda: metrics.values(*COUNT) == {"LoadBalancer": 1})
+            until(lambda: metrics.servers(TYPE) == {"LoadBalancer": 1})
             server.drop_connections()
             until(lambda: answers(client))
         assert {DISCOVERY, OUTAGE} & set(spans.names) == set()
@@ -523,7 +523,7 @@ def test_another_set_than_the_one_that_is_asked_for_is_never_discovered(
     with connect(uri, event_listeners=watching, serverSelectionTimeoutMS=1000) as client:
         with pytest.raises(PyMongoError):
             client.admin.command("ping")
-        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 0})
+        until(lambda: metrics.servers(TYPE) == {"RSPrimary": 0})
     if pymongo.version_tuple < (4, 9):
         _episodes.end_all("exit")
     discovery = spans.wait_for(DISCOVERY)
@@ -531,7 +531,7 @@ def test_another_set_than_the_one_that_is_asked_for_is_never_discovered(
     assert discovery.status.status_code is StatusCode.ERROR
     assert events(discovery).count("server.closed") == 3
     if pymongo.version_tuple >= (4, 9):
-        assert metrics.values(*COUNT) == {}
+        assert metrics.servers(TYPE) == {}
 
 
 def test_a_server_that_is_removed_from_its_set_is_told(
@@ -540,10 +540,10 @@ def test_a_server_that_is_removed_from_its_set_is_told(
     with connect(replica_set.uri, event_listeners=watching, **OFTEN) as client:
         client.admin.command("ping")
         spans.wait_for(DISCOVERY)
-        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 2})
+        until(lambda: metrics.servers(TYPE) == {"RSPrimary": 1, "RSSecondary": 2})
         removed = replica_set.members.pop()
         replica_set.elect(replica_set.members[0])
-        until(lambda: metrics.values(*COUNT) == {"RSPrimary": 1, "RSSecondary": 1})
+        until(lambda: metrics.servers(TYPE) == {"RSPrimary": 1, "RSSecondary": 1})
         round_trips = metrics.points("mongodb.client.server.round_trip_time")
         assert removed.port not in {point.attributes["server.port"] for point in round_trips}
         replica_set.members.append(removed)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import TypeAlias
 
+    from opentelemetry_mongo_events._attributes import Attributes
     from opentelemetry_mongo_events._instruments import Instruments
     from opentelemetry_mongo_events._pool_states import PoolState
     from opentelemetry_mongo_events._server_states import ServerState, TopologyState
@@ -66,9 +67,15 @@ def _pending(instruments: Instruments) -> Iterator[Reading]:
 
 def _server_count(instruments: Instruments) -> Iterator[Reading]:
     for topology in _topologies(instruments):
-        replica_set = {} if topology.replica_set is None else {names.REPLICA_SET: topology.replica_set}
-        for server_type, count in topology.servers.items():
-            yield {names.SERVER_TYPE: server_type} | replica_set, count
+        known = {(topology.replica_set, server_type): count for server_type, count in topology.servers.items()}
+        # What was told once is told until the end: where metrics are pushed, the last value stands for minutes.
+        told = topology.told.copy()
+        topology.told |= dict.fromkeys(known, 0)
+        for (replica_set, server_type), count in (told | known).items():
+            attributes: Attributes = {names.SERVER_TYPE: server_type}
+            if replica_set is not None:
+                attributes[names.REPLICA_SET] = replica_set
+            yield attributes, count
 
 
 def round_trip_times(instruments: Instruments) -> Iterator[Reading]:

@@ -162,6 +162,7 @@ class TopologyState:
         topology_id: The driver's own, as text.
         type: The driver's name of its type.
         servers: How many there are of each type.
+        told: Of which replica sets and types that was told, each with the 0 that it is where there are none any more.
         members: Its servers, by the identity of their addresses.
         replica_set: The set's name, if it is one.
         is_closed: Whether its client was closed.
@@ -192,6 +193,7 @@ class TopologyState:
         "replica_set",
         "servers",
         "serves",
+        "told",
         "topology_id",
         "type",
     )
@@ -203,6 +205,7 @@ class TopologyState:
         self.topology_id = str(topology_id)
         self.type = "Unknown"
         self.servers: Counter[str] = Counter()
+        self.told: dict[tuple[str | None, str], int] = {}
         self.members: dict[int, ServerState] = {}
         self.replica_set: str | None = None
         self.is_beginning = False
@@ -227,13 +230,14 @@ class TopologyState:
         self._described = weakref.ref(description)
         self.type = description.topology_type_name
         servers = description.server_descriptions().values()
-        self.servers = Counter(server.server_type_name for server in servers)
+        known = Counter(server.server_type_name for server in servers)
         self.replica_set = description.replica_set_name
         # A direct connection has a set's name too, and no primary; nor has a client that nobody has used yet.
         if self.type.startswith("ReplicaSet") and (
             not servers or any(server.is_server_type_known or server.error is not None for server in servers)
         ):
-            self.servers["RSPrimary"] += 0  # a set without one says so
+            known["RSPrimary"] += 0  # a set without one says so
+        self.servers = known
         # A client that is garbage-collected publishes nothing. Its settings go with it.
         settings = getattr(description, "_topology_settings", None)
         self._settings = None if settings is None else weakref.ref(settings)
