@@ -329,6 +329,32 @@ def test_no_log_record_is_lost_at_the_exit() -> None:
     assert end.lines == ["mongodb.client.pool.cleared"] * 3 + ["shut down"]
 
 
+CLOSED_BY_A_FINALIZER = """
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry_mongo_events import event_listeners
+from pymongo import MongoClient
+
+class Repository:
+    def __init__(self):
+        listeners = event_listeners(logger_provider=LoggerProvider(), events="log")
+        self.client = MongoClient("mongodb://127.0.0.1:1", event_listeners=listeners)
+    def __del__(self, print=print):
+        self.client.close()
+        print("closed", flush=True)
+
+repository = Repository()
+"""
+
+
+@pytest.mark.skipif(
+    "event_name" not in inspect.signature(Logger.emit).parameters, reason="OpenTelemetry 1.38 has events"
+)
+def test_a_client_may_be_closed_as_the_interpreter_is_torn_down() -> None:
+    end = run(CLOSED_BY_A_FINALIZER)
+
+    assert (end.code, end.lines, end.error) == (0, ["closed"], "")
+
+
 LEFT_OPEN_IN_A_LOOP: dict[str, tuple[str, int]] = {
     "a client that looks for its servers": (
         """

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import queue
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -82,6 +83,10 @@ class Keeper:
         # First: a thread that finds nothing to do, under the lock, is no more.
         if self._waiting.empty():
             self._waiting.put(_nothing)
+        # A finalizer may come here as the interpreter is torn down. A thread that starts then never runs, and
+        # who starts it waits for good; so does who waits for the lock of a thread that is no more.
+        if sys.is_finalizing():
+            return
         with self._lock:
             # What a log or a span pipeline raises that is no exception, as `SystemExit`, ends the thread.
             if self.thread is not None and self.thread.is_alive():
@@ -104,7 +109,7 @@ class Keeper:
         self._waiting.put(done.set)
         self.wake()
         thread = self.thread
-        if thread is None or thread.ident == threading.get_ident():
+        if thread is None or thread.ident == threading.get_ident() or sys.is_finalizing():
             self._emit_here()
         else:
             done.wait(_PATIENCE)

@@ -23,9 +23,10 @@ S = TypeVar("S", bound=ProcessState)
 _known: Final[dict[type[ProcessState], dict[weakref.ref[ProcessState], None]]] = {}
 _watching: Final[dict[str, object]] = {}
 
-# Whose the state is, by its id; and a lock for each process that takes it over.
+# Whose the state is, by its id; and a lock for each process that takes it over. What is forgotten may have a finalizer
+# that closes a client, of which this package is told on the same thread.
 _owner: Final[dict[str, int]] = {}
-_taking_over: Final[dict[int, threading.Lock]] = {}
+_taking_over: Final[dict[int, threading.RLock]] = {}
 
 
 def keep_track(state: ProcessState) -> None:
@@ -58,7 +59,7 @@ def take_over() -> None:
     process = os.getpid()
     if _owner.get("process") == process:
         return
-    with _taking_over.setdefault(process, threading.Lock()):
+    with _taking_over.setdefault(process, threading.RLock()):
         if _owner.get("process") != process:
             _forget_all()
             _owner["process"] = process

@@ -8,6 +8,7 @@ those that have left the driver's checkout are found by their stacks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import operator
 import sys
@@ -15,12 +16,14 @@ import threading
 import types
 import weakref
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from opentelemetry_mongo_events._identity import Identity
+
+T = TypeVar("T")
 
 # Where nobody counts them, those that are gone are looked for when there are so many, and then at twice what is left.
 _MANY: Final = 64
@@ -103,22 +106,37 @@ class Waiters:
         """Whether a frame is the driver's, and gets a connection out of this pool."""
         if frame.f_code.co_name not in _CHECKOUT or not frame.f_globals.get("__name__", "").startswith("pymongo."):
             return False
-        return getattr(frame.f_locals.get("self"), "address", None) is self._identity.address
+        return getattr(_of(frame, "f_locals").get("self"), "address", None) is self._identity.address
 
 
 def _threads() -> dict[int, types.FrameType]:
-    """What each thread does, by its id.
+    """What each thread does, by its id."""
+    return _undisturbed(sys._current_frames)
 
-    Python 3.11 makes objects for it while it holds a lock of its own, and each may begin a garbage collection, in which
-    other threads come to run; one that starts or ends another thread by then waits for that lock, and doesn't let this
-    one go on: the program stands still for good (python/cpython#106883). Versions before it make no such objects, and
-    later ones collect between two steps of the program only.
+
+def _undisturbed(look: Callable[[], T]) -> T:
+    """Look at what other threads do, by one call that runs no Python code: none of them goes on meanwhile.
+
+    Python 3.11 makes a frame's object when somebody asks for it, and to make one may begin a garbage collection, in
+    which other threads come to run. Then the frame that is looked at may be gone, which crashes the program. And all
+    frames are asked for under a lock of the interpreter: a thread that starts or ends by then waits for that lock, and
+    doesn't let this one go on, so the program stands still for good (python/cpython#106883). Versions before it make no
+    such objects, and later ones collect between two steps of the program only.
     """
     if sys.version_info >= (3, 12) or sys.version_info < (3, 11) or not gc.isenabled():
-        return sys._current_frames()
+        return look()
     # In one step: nobody else finds the collector off, and nobody's word on it is overruled.
-    steps: tuple[Callable[[], Any], ...] = (gc.disable, sys._current_frames, gc.enable)
-    return list(map(operator.call, steps))[1]  # type: ignore[no-any-return]
+    steps: tuple[Callable[[], Any], ...] = (gc.disable, look, gc.enable)
+    try:
+        return list(map(operator.call, steps))[1]  # type: ignore[no-any-return]
+    except BaseException:  # an audit hook may refuse it
+        gc.enable()
+        raise
+
+
+def _of(part: object, name: str) -> Any:
+    """An attribute of a frame, or of what has one."""
+    return _undisturbed(functools.partial(getattr, part, name))
 
 
 def _depth(waiter: _Waiter | None) -> int:
@@ -170,7 +188,7 @@ def _stack(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[typ
 def _frames(frame: types.FrameType | None) -> Iterator[types.FrameType]:
     while frame is not None:
         yield frame
-        frame = frame.f_back
+        frame = _of(frame, "f_back")
 
 
 def _awaiting(awaitable: Any) -> Iterator[types.FrameType]:
@@ -179,11 +197,11 @@ def _awaiting(awaitable: Any) -> Iterator[types.FrameType]:
     while awaitable is not None and id(awaitable) not in seen:
         seen.add(id(awaitable))
         if isinstance(awaitable, types.CoroutineType):
-            frame, awaitable = awaitable.cr_frame, awaitable.cr_await
+            frame, awaitable = _of(awaitable, "cr_frame"), awaitable.cr_await
         elif isinstance(awaitable, types.AsyncGeneratorType):
-            frame, awaitable = awaitable.ag_frame, awaitable.ag_await
+            frame, awaitable = _of(awaitable, "ag_frame"), awaitable.ag_await
         elif isinstance(awaitable, types.GeneratorType):
-            frame, awaitable = awaitable.gi_frame, awaitable.gi_yieldfrom
+            frame, awaitable = _of(awaitable, "gi_frame"), awaitable.gi_yieldfrom
         else:
             # `anext()` and `__await__()` give wrappers that tell nobody what they wrap but the garbage collector.
             frame, awaitable = None, next(filter(_is_suspended, gc.get_referents(awaitable)), None)

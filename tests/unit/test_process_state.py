@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,33 @@ def test_of_two_threads_that_are_told_of_a_fork_one_forgets(monkeypatch: pytest.
     monkeypatch.setitem(_process_state._taking_over, os.getpid(), after_another())
     _process_state.take_over()
     assert state.kept == "its own"
+
+
+class Finalized:
+    """Something that is used once more as it goes, as a client that is closed then."""
+
+    def __del__(self) -> None:
+        _process_state.take_over()
+
+
+def test_what_is_forgotten_may_have_a_finalizer_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.held: Finalized | None = Finalized()
+
+        def forget(self) -> None:
+            self.held = None
+
+    state = Holder()
+    keep_track(state)
+    monkeypatch.setitem(_process_state._owner, "process", -1)
+
+    child = threading.Thread(target=_process_state.take_over, daemon=True)
+    child.start()
+    child.join(10)
+
+    assert not child.is_alive()
+    assert state.held is None
 
 
 def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:

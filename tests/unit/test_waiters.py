@@ -378,6 +378,97 @@ def test_counting_never_stands_still_where_garbage_is_collected() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# A collection that begins as a thread's stack is looked at, and in which that thread ends.
+A_THREAD_THAT_ENDS_AS_IT_IS_LOOKED_AT = """
+import faulthandler, gc, sys, threading
+
+from opentelemetry_mongo_events import _waiters
+
+faulthandler.enable()
+over, is_deep = threading.Event(), threading.Event()
+
+def go_down(steps):
+    if steps:
+        go_down(steps - 1)
+    else:
+        is_deep.set()
+        over.wait()
+
+class Garbage:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        over.set()
+        thread.join()
+        other = threading.Thread(target=lambda: None)  # which has the place that the other one gave back
+        other.start()
+        other.join()
+
+gc.collect()
+gc.disable()
+thread = threading.Thread(target=go_down, args=(400,))
+thread.start()
+is_deep.wait()
+stack = _waiters._frames(_waiters._threads()[thread.ident])
+for _ in range(20):
+    frame = next(stack)
+names = []
+Garbage()
+gc.set_threshold(1, 1, 1)
+gc.enable()
+if sys.argv[1] == "variables":
+    _waiters._of(frame, "f_locals")
+for frame in stack:
+    names.append(frame.f_code.co_name)
+print(names.count("go_down") > 300, over.is_set())
+"""
+
+
+@pytest.mark.parametrize("what", ["frames", "variables"])
+def test_a_thread_may_end_as_its_stack_is_looked_at(what: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", A_THREAD_THAT_ENDS_AS_IT_IS_LOOKED_AT, what],
+        env=environment(),
+        timeout=50,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")
+
+
+# An audit hook can't be taken out again.
+AN_AUDIT_HOOK_THAT_REFUSES = """
+import gc, sys
+
+from opentelemetry_mongo_events import _waiters
+
+def refuse(event, arguments):
+    if event == "sys._current_frames":
+        raise RuntimeError
+
+sys.addaudithook(refuse)
+try:
+    _waiters._threads()
+except RuntimeError:
+    print(gc.isenabled())
+"""
+
+
+def test_the_garbage_collector_stays_on_where_an_audit_hook_refuses() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AN_AUDIT_HOOK_THAT_REFUSES],
+        env=environment(),
+        timeout=50,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 @pytest.mark.parametrize("is_on", [True, False])
 def test_the_garbage_collector_stays_as_it_is(waiters: Waiters, is_on: bool) -> None:
     was_on = gc.isenabled()
