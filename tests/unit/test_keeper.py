@@ -97,6 +97,15 @@ def test_without_a_thread_they_are_emitted_where_it_is_waited_for_them(kept: Kep
     assert kept.keeper.thread is None
 
 
+def test_as_the_interpreter_is_torn_down_no_thread_begins(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    kept.emit("record")
+    assert (kept.keeper.thread, kept.done) == (None, [])
+
+    kept.keeper.flush()
+    assert (kept.keeper.thread, kept.done) == (None, ["record"])
+
+
 def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, daemon: bool, **__: object) -> None:
         raise RuntimeError("daemon threads are disabled in this (sub)interpreter")

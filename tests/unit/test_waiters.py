@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import subprocess
 import sys
 import threading
 import types
@@ -16,7 +15,7 @@ import pytest
 from opentelemetry_mongo_events import _waiters
 from opentelemetry_mongo_events._identity import identity
 from opentelemetry_mongo_events._waiters import Waiters
-from tests.servers.processes import environment
+from tests.programs import run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -366,16 +365,7 @@ over.set()
 
 
 def test_counting_never_stands_still_where_garbage_is_collected() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", THREADS_THAT_COME_AND_GO],
-        env=environment(),
-        timeout=50,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run(THREADS_THAT_COME_AND_GO) == (0, [], "")
 
 
 # A collection that begins as a thread's stack is looked at, and in which that thread ends.
@@ -426,16 +416,7 @@ print(names.count("go_down") > 300, over.is_set())
 
 @pytest.mark.parametrize("what", ["frames", "variables"])
 def test_a_thread_may_end_as_its_stack_is_looked_at(what: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", A_THREAD_THAT_ENDS_AS_IT_IS_LOOKED_AT, what],
-        env=environment(),
-        timeout=50,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")
+    assert run(A_THREAD_THAT_ENDS_AS_IT_IS_LOOKED_AT, what) == (0, ["True True"], "")
 
 
 # An audit hook can't be taken out again.
@@ -457,16 +438,17 @@ except RuntimeError:
 
 
 def test_the_garbage_collector_stays_on_where_an_audit_hook_refuses() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", AN_AUDIT_HOOK_THAT_REFUSES],
-        env=environment(),
-        timeout=50,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    assert run(AN_AUDIT_HOOK_THAT_REFUSES) == (0, ["True"], "")
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+def test_the_garbage_collector_stays_on_where_nothing_can_be_seen() -> None:
+    def look() -> None:
+        raise LookupError
+
+    assert gc.isenabled()
+    with pytest.raises(LookupError):
+        _waiters._undisturbed(look)
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("is_on", [True, False])
