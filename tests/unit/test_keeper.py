@@ -248,3 +248,24 @@ def test_a_record_that_comes_as_the_thread_has_just_ended_is_emitted(kept: Kept)
     assert ends.wait(5)
     kept.emit("just too late")
     until(lambda: kept.done)
+
+
+def test_in_another_process_what_waited_is_the_parents(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        goes_on.wait(10)
+
+    kept.keeper.emit(hold)
+    assert reached.wait(5)
+    kept.emit("of the parent")
+    # As a thread of the driver's in a child, before anybody told this one of the fork.
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    kept.emit("of the child")
+    kept.keeper.forget()  # now it is told
+    goes_on.set()
+    until(lambda: kept.done)
+    kept.keeper.flush()
+
+    assert kept.done == ["of the child"]
