@@ -6,12 +6,14 @@ import asyncio
 import functools
 import gc
 import itertools
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import bson
 import pytest
+from bson import Code, Int64
 from bson.raw_bson import RawBSONDocument
 from opentelemetry import metrics as otel_metrics
 from opentelemetry import trace
@@ -798,13 +800,31 @@ def test_a_command_whose_name_is_no_text_is_told_as_another(commands: Any, spans
 
 
 @pytest.mark.parametrize("odd", [[], {}, ["shop"]])
-def test_names_that_can_be_no_key_are_passed_over(odd: Any, commands: Any, listeners: Any, spans: Spans) -> None:
+def test_what_can_be_no_name_is_none(odd: Any, commands: Any, listeners: Any, spans: Spans) -> None:
     commands.started(started({"find": "orders"}, database=odd))
     commands.succeeded(succeeded("find"))
     commands.started(started({"find": odd}))
     commands.succeeded(succeeded("find"))
 
-    assert (spans.names, len(table_of(listeners))) == (["find shop"], 0)
+    assert (spans.names, len(table_of(listeners))) == (["find orders", "find shop"], 0)
+    assert attributes(spans.one("find orders"))["db.namespace"] == "_OTHER"
+
+
+def test_a_name_may_be_of_a_class_that_can_be_no_key(
+    commands: Any, listeners: Any, spans: Spans, metrics: Metrics
+) -> None:
+    """`bson.Code` is a text that has no hash."""
+    commands.started(started({"find": Code("orders")}, database=Code("shop")))
+    commands.succeeded(succeeded("find"))
+    commands.started(started({"getMore": Int64(7), "collection": Code("orders")}))
+    commands.succeeded(succeeded("getMore"))
+
+    assert (spans.names, len(table_of(listeners))) == (["find orders", "getMore orders"], 0)
+    told = attributes(spans.one("find orders"))
+    assert {type(told[name]) for name in ("db.namespace", "db.collection.name", "db.query.summary")} == {str}
+    assert metrics.values("db.client.operation.duration", "db.collection.name", "db.namespace") == {
+        ("orders", "shop"): 2
+    }
 
 
 def test_a_start_that_comes_twice_is_one_command(commands: Any, listeners: Any, spans: Spans, metrics: Metrics) -> None:
@@ -897,3 +917,23 @@ def test_no_event_makes_a_listener_raise(event: Any, watching: list[Any], caplog
                     getattr(listener, method)(event)
 
     assert len(caplog.messages) == len(set(caplog.messages))
+
+
+def test_free_threaded_python_3_13_is_one_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_telemetry, "HAS_GIL", False)
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    _telemetry._warn_of_free_threaded_3_13.cache_clear()
+    try:
+        for _ in range(2):
+            event_listeners()
+    finally:
+        _telemetry._warn_of_free_threaded_3_13.cache_clear()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        (
+            "free-threaded Python 3.13 isn't supported: its OrderedDict isn't thread-safe, so the process may crash. "
+            "Use Python 3.14t or newer, or enable the GIL (PYTHON_GIL=1)"
+        )
+    ]

@@ -36,6 +36,7 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_server_states._FAILURES"),
     ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_server_states._INCIDENTS"),
     ("docs/how-it-works.md", r"([\d,]+) log records may wait", "_keeper._LIMIT"),
+    ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pool_states._LIMIT"),
     ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_telemetry._REMEMBERED"),
     ("docs/how-it-works.md", r"names only \(([\d,]+) of commands", "_query_text._texts_of_shapes._limit"),
     ("docs/how-it-works.md", r"of commands, ([\d,]+) of documents\)", "_query_text._texts_of_keys._limit"),

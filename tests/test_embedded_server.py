@@ -65,7 +65,7 @@ def test_an_error_without_a_code(shop: Any, spans: Spans) -> None:
         list(shop.users.aggregate([{"$groop": {}}]))
 
     error = spans.finished[-1]
-    assert (error.status.status_code, attributes(error)["error.type"]) == (StatusCode.ERROR, "_OTHER")
+    assert (error.status.status_code, attributes(error)["error.type"]) == (StatusCode.ERROR, "OperationFailure")
     assert "db.response.status_code" not in attributes(error)
 
 

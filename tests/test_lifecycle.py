@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import pymongo
 import pytest
+import wrapt
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from pymongo import monitoring
 
@@ -302,3 +305,22 @@ def test_without_the_opt_in_there_are_no_old_names(
     with connect(server.uri) as client:
         client.shop.orders.find_one({})
         assert not attributes(spans.one("find orders")).keys() & {"db.system", "db.name", "net.peer.name"}
+
+
+def test_listeners_are_registered_when_pymongo_is_imported(
+    instrumentor: MongoEventsInstrumentor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyMongo works with eventlet only if it is imported after the patching, so `instrument()` doesn't import it."""
+    with monkeypatch.context() as not_yet:
+        not_yet.delitem(sys.modules, "pymongo")
+        instrumentor.instrument(topology=True)
+        assert kinds(registered_listeners()) == []
+    wrapt.notify_module_loaded(pymongo)
+
+    assert kinds(registered_listeners()) == [
+        "CommandEvents",
+        "ConnectionEvents",
+        "HeartbeatEvents",
+        "PoolEvents",
+        "TopologyEvents",
+    ]

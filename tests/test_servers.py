@@ -375,3 +375,32 @@ def test_a_server_may_be_closed_at_any_moment(spans: Spans) -> None:
             server.is_seen = False
             use()
     assert server.is_closed
+
+
+def test_of_two_threads_that_see_a_server_or_a_topology_first_one_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a monitor and a thread of commands do. Two states of one server would each know half of it."""
+    states, address, topology_id = ServerStates(Switch()), ("".join(["db.", "example"]), 27017), ObjectId()
+    made: list[object] = []
+
+    def sweep_as_another_makes_it() -> None:
+        if not made:
+            made.append(None)
+            made.extend([states.server(address), states.topology(topology_id)])
+
+    monkeypatch.setattr(states, "_sweep", sweep_as_another_makes_it)
+    assert states.server(address) is made[1]
+    made.clear()
+    states.forget()
+    assert states.topology(topology_id) is made[2]
+
+
+def test_what_happened_as_a_topology_was_told_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = ServerStates(Switch())
+    topology = states.topology(ObjectId())
+    server = states.server(("".join(["db.", "example"]), 27017))
+    server.note(Incident("first", {}))
+    server.topology = topology  # on the thread of the topology, which has yet to take what is there
+    server.note(Incident("second", {}))
+
+    assert [incident.name for incident in topology.incidents] == ["first", "second"]
+    assert not server.incidents

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
+from bson import Code, Int64
 from bson.raw_bson import RawBSONDocument
 from opentelemetry.trace import StatusCode
 from pymongo import DeleteOne, InsertOne, MongoClient, UpdateOne
@@ -177,7 +178,7 @@ def test_a_write_concern_error_is_an_error(client: MongoClient[Any], server: Scr
     [
         ({"code": 59, "code_name": "CommandNotFound"}, "59", "CommandNotFound"),
         ({"code": 13, "code_name": ""}, "13", "13"),
-        ({"errmsg": "alice"}, "_OTHER", "_OTHER"),
+        ({"errmsg": "alice"}, "OperationFailure", "OperationFailure"),
         ({"close_connection": True}, HANG_UP, HANG_UP),
     ],
 )
@@ -263,7 +264,7 @@ def test_the_batches_of_a_bulk_write_are_no_attempts(
 
 
 @pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="MongoClient.bulk_write came with PyMongo 4.9")
-def test_the_errors_of_a_client_bulk_write_are_errors(listeners: Any, spans: Spans) -> None:
+def test_the_errors_of_a_client_bulk_write_are_errors(listeners: Any, spans: Spans, metrics: Metrics) -> None:
     from pymongo.errors import ClientBulkWriteException
 
     error = {"ok": 0.0, "idx": 1, "n": 0, "code": 11000, "errmsg": "E11000 ... index: a_1 dup key: { a: 'alice' }"}
@@ -287,7 +288,57 @@ def test_the_errors_of_a_client_bulk_write_are_errors(listeners: Any, spans: Spa
     span = spans.one("bulkWrite admin")
     assert (span.status.description, attributes(span)["mongodb.client.write_errors"]) == ("11000 index a_1", 1)
     assert attributes(span)["db.operation.batch.size"] == 2
+    assert "db.response.returned_rows" not in attributes(span)  # results of operations are no rows
+    assert metrics.points("db.client.response.returned_rows") == []
     assert "alice" not in span.to_json()
+
+
+@tells_server_connection
+@pytest.mark.parametrize("number", [7, Int64(7), 7.0])
+def test_a_servers_number_of_a_connection_is_an_int_whatever_the_server_sends(
+    number: Any, listeners: Any, spans: Spans
+) -> None:
+    with ScriptedServer() as server:
+        server.reply("hello", lambda command: {**server.default_answer(command), "connectionId": number})
+        with connect(server.uri, event_listeners=listeners) as client:
+            client.shop.orders.find_one()
+
+    told = attributes(spans.one("find orders"))["db.mongodb.server_connection_id"]
+    assert (told, type(told)) == (7, int)
+
+
+def test_a_collection_may_be_named_by_a_text_that_can_be_no_key(client: MongoClient[Any], spans: Spans) -> None:
+    client.shop.command({"find": Code("orders")})
+
+    assert attributes(spans.one("find orders"))["db.collection.name"] == "orders"
+
+
+def test_the_class_of_an_error_is_the_drivers_also_as_the_application_handles_another(
+    client: MongoClient[Any], server: ScriptedServer, spans: Spans
+) -> None:
+    server.fail("find", times=2, errmsg="no")
+    with pytest.raises(OperationFailure):
+        client.shop.command("find", "orders")
+    try:
+        raise KeyError
+    except KeyError:
+        with pytest.raises(OperationFailure):
+            client.shop.command("find", "orders")
+
+    assert [attributes(span)["error.type"] for span in spans.finished] == ["OperationFailure"] * 2
+
+
+def test_the_rows_of_a_reply_that_is_an_error_are_not_measured(
+    client: MongoClient[Any], server: ScriptedServer, spans: Spans, metrics: Metrics
+) -> None:
+    """As of an aggregation that ends in `$merge`, whose reply has an empty batch."""
+    cursor = {"id": 0, "ns": "shop.orders", "firstBatch": []}
+    server.reply("aggregate", {"ok": 1, "cursor": cursor, "writeConcernError": {"code": 64, "errmsg": "waiting"}})
+    client.shop.command("aggregate", "orders", pipeline=[{"$merge": "bills"}], cursor={})
+    client.shop.orders.find_one()
+
+    assert attributes(spans.one("aggregate orders"))["error.type"] == "64"
+    assert metrics.values("db.client.response.returned_rows", "db.operation.name") == {"find": 1}
 
 
 def test_an_unacknowledged_write_is_a_span(client: MongoClient[Any], listeners: Any, spans: Spans) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
+import wrapt
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
 from opentelemetry_mongo_events._double_tracing import DoubleTracing
@@ -13,7 +14,7 @@ from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 
 class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -97,9 +98,18 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         MongoEventsInstrumentor._keywords = kwargs
         telemetry = telemetry_from(kwargs, double_tracing=DoubleTracing())
         self._switch.telemetry = telemetry
-        for signal in SIGNALS:
-            if getattr(telemetry.config, signal):
-                self._register(signal)
+        signals = [signal for signal in SIGNALS if getattr(telemetry.config, signal)]
+        if "pymongo" in sys.modules:
+            self._register_all(signals)
+        else:
+            # PyMongo doesn't work if it is imported before eventlet patches the standard library, which an application
+            # under `opentelemetry-instrument` does after this. So this waits until the application imports it. wrapt is
+            # required by opentelemetry-instrumentation.
+            wrapt.register_post_import_hook(lambda _: self._register_all(signals), "pymongo")
+
+    def _register_all(self, signals: Iterable[str]) -> None:
+        for signal in signals:
+            self._register(signal)
 
     def _register(self, signal: str) -> None:
         """Register a signal's listeners, once: PyMongo has no way to take one out, and a second one doubles all."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,6 +24,7 @@ from opentelemetry_mongo_events._reality import Reality
 from opentelemetry_mongo_events._recent import Recent
 from opentelemetry_mongo_events._semconv import SCHEMA_URL, SCOPE, old_names_wanted
 from opentelemetry_mongo_events._version import __version__
+from opentelemetry_mongo_events._waiters import HAS_GIL
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -104,6 +107,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
 
     What can't be used is one warning that names it, and is left out.
     """
+    _warn_of_free_threaded_3_13()
     options = dict(keywords)
     tracer_provider = usable(options, "tracer_provider", _gives_tracers, "a TracerProvider")
     meter_provider = usable(options, "meter_provider", _gives_meters, "a MeterProvider")
@@ -132,6 +136,15 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
         double_tracing,
         bool(double_tracing or config.exclude_commands or config.require_parent_span),
     )
+
+
+@functools.cache
+def _warn_of_free_threaded_3_13() -> None:
+    if sys.version_info < (3, 14) and not HAS_GIL:
+        warn(
+            "free-threaded Python 3.13 isn't supported: its OrderedDict isn't thread-safe, so the process may crash. "
+            "Use Python 3.14t or newer, or enable the GIL (PYTHON_GIL=1)"
+        )
 
 
 def _tracer(provider: trace.TracerProvider) -> Tracer:

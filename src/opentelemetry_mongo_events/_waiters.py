@@ -33,7 +33,7 @@ _MANY: Final = 64
 _FRAMES_ARE_MADE_WHEN_ASKED_FOR: Final = (3, 11) <= sys.version_info < (3, 12)
 
 # Without it, the frames of a running thread can't be read: they change meanwhile, and their memory may be reused.
-_HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
+HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 # What gets a connection out of a pool; the second is its name in PyMongo 4.0 and 4.1.
 _CHECKOUT: Final = frozenset({"_get_conn", "_get_socket"})
@@ -105,7 +105,7 @@ class Waiters:
             stack = _stack(waiter, threads)
             if stack is not None:
                 # Without the GIL, nobody knows whether it has left.
-                count += _depth(waiter) if not _HAS_GIL or any(map(self._is_checkout, stack)) else 0
+                count += _depth(waiter) if not HAS_GIL or any(map(self._is_checkout, stack)) else 0
             elif self._waiting.get(key) is waiter:  # and not one that began meanwhile
                 self._waiting.pop(key, None)
         return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -383,3 +384,77 @@ def test_what_failed_before_a_recovery_has_no_part_in_the_next_outage(world: Wor
     world.serve_again()
 
     assert linked(spans.one()) == [later.span_id]
+
+
+def test_outages_of_many_clients_that_come_and_go_are_each_told_once(spans: Spans, metrics: Metrics) -> None:
+    """Each client's outages begin and end on a thread of its own, in tables that all of them share."""
+    clients, count = 6, 300
+    worlds = [World(spans, metrics, events="none") for _ in range(clients)]
+    addresses = [(("".join(["db", str(number)]), 27017), ("".join(["db", str(number)]), 27018)) for number in range(6)]
+    for world, pair in zip(worlds, addresses, strict=True):
+        world.topology.members.clear()
+        for address in pair:
+            world.states.join(address, world.topology)
+    failed: list[BaseException] = []
+    failures_before = dict(_episodes._episodes.guard.failures)
+
+    def come_and_go(world: World) -> None:
+        try:
+            for _ in range(count):
+                world.topology.serves = False
+                world.begin_outage()
+                world.serve_again()
+        except BaseException as error:
+            failed.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=come_and_go, args=(world,)) for world in worlds]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert failed == []
+    assert _episodes._episodes.guard.failures == failures_before
+    assert (_episodes._episodes.open, _episodes._episodes.outages, _episodes._episodes._having_one) == ({}, {}, {})
+    assert len(spans.named(names.OUTAGE)) == clients * count
+    assert metrics.one("mongodb.client.outage.duration").count == clients * count
+
+
+def test_of_two_threads_that_end_an_outage_one_does(world: World, spans: Spans) -> None:
+    world.begin_outage()
+    (episode,) = _episodes._episodes.open
+    assert _episodes._episodes.take(world.topology, episode) is episode
+    world.topology.episode = episode  # as the other thread has just seen it
+    assert _episodes._episodes.take(world.topology) is None
+    world.topology.episode = None
+    episode.end(world.now + 1)
+
+    assert spans.names == [names.OUTAGE]
+
+
+def test_an_outage_that_cannot_begin_keeps_no_other_from_it(
+    world: World, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(_episodes.Episode, "__init__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            world.begin_outage()
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(_episodes.Episode, "note", interrupt)
+        world.note(names.HEARTBEAT_FAILED, 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            world.begin_outage()
+    world.serve_again()
+    world.topology.serves = False
+    world.begin_outage()
+    world.serve_again()
+
+    assert spans.names == [names.OUTAGE, names.OUTAGE]

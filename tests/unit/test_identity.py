@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry_mongo_events import _identity
 from opentelemetry_mongo_events._identity import Identity, identity
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def address() -> Any:
@@ -71,3 +74,24 @@ def test_a_callback_that_comes_late_leaves_its_successor_alone() -> None:
     del first
     assert reference() is None
     assert identity(the_drivers) is second
+
+
+def test_it_is_alone_when_what_lives_as_long_as_its_client_is_gone() -> None:
+    class Settings:
+        """The driver's, of a client."""
+
+    the_drivers, settings = address(), Settings()
+    ours = identity(the_drivers)
+    ours.owner = weakref.ref(settings)
+    assert not ours.is_alone
+
+    del settings
+    gc.collect()
+    assert ours.is_alone
+
+
+def test_without_reference_counts_nobody_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on PyPy: better a pool too many than none."""
+    monkeypatch.setattr(_identity, "_reference_count", None)
+    assert not identity(address()).is_alone
+    assert _identity._references_of_one_alone("db.example") == 0

@@ -59,6 +59,7 @@ def test_it_is_there_while_something_is_open(kept: Kept) -> None:
     until(lambda: len(kept.looks) == 3)
     assert kept.looks[2] - kept.looks[1] >= 0.09
     kept.keeper.wake()
+    kept.keeper._start()  # as another thread that has seen none
     assert kept.keeper.thread is thread is not None
     kept.is_open = False
     kept.keeper.wake()

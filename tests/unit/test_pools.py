@@ -14,7 +14,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import StatusCode
 from pymongo.monitoring import ConnectionCheckOutFailedEvent, PoolClearedEvent
 
-from opentelemetry_mongo_events import _connections, _pool_states, _process_state, event_listeners
+from opentelemetry_mongo_events import _connections, _identity, _pool_states, _process_state, event_listeners
 from opentelemetry_mongo_events._pools import PoolEvents
 from tests.events import (
     ADDRESS,
@@ -396,3 +396,36 @@ def test_before_4_2_a_failed_checkout_is_published_as_a_started_one(pools: Any, 
     assert spans.names == [f"checkout {NAME}"]
     assert metrics.values(FAILURES, "error.type") == {"timeout": 1}
     assert metrics.values(PENDING, POOL) == {NAME: 0}
+
+
+def test_where_references_are_not_counted_a_bounded_number_of_pools_is_kept(
+    pools: Any, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on PyPy, of clients that were never closed."""
+    monkeypatch.setattr(_identity, "_reference_count", None)
+    monkeypatch.setattr(_pool_states, "COUNTS_REFERENCES", False)
+    monkeypatch.setattr(_pool_states, "_LIMIT", 3)
+    for number in range(10):
+        at = (f"db{number}.example", 27017)
+        pools.pool_created(pool_created(at))
+        make(pools, 1, at)
+        del at
+        assert metrics.connections() == (min(number + 1, 3), 0)
+
+    assert len(pools._pools._current) == 3
+
+
+def test_of_two_threads_that_see_a_pool_first_one_makes_it(pools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, at = pools._pools, address()
+    new = states._new
+    made: list[Any] = []
+
+    def new_as_another_does(of: Any) -> Any:
+        if not made:
+            made.append(None)
+            made.append(states.of(of))
+        return new(of)
+
+    monkeypatch.setattr(states, "_new", new_as_another_does)
+    assert states.of(at) is made[1]
+    assert list(states._pools) == [made[1]]

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry_mongo_events import _process_state
-from opentelemetry_mongo_events._process_state import keep_track, living, peers
+from opentelemetry_mongo_events._process_state import SharedLock, keep_track, living, peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,3 +138,22 @@ def test_forks_are_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
         keep_track(state)
 
     assert watched == [{"after_in_child": _process_state.take_over}]
+
+
+def test_a_shared_lock_is_another_one_in_another_process_and_after_a_monkey_patch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock = SharedLock()
+    mine = lock()
+    assert lock() is mine
+    with lock(), lock():
+        pass
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, "getpid", lambda: -1)
+        assert lock() is not mine
+    with monkeypatch.context() as patched:
+        patched.setattr(threading, "Lock", object())
+        patched.setattr(threading, "RLock", lambda: "a green one")
+        assert str(lock()) == "a green one"
+    assert lock() is mine

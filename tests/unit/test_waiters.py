@@ -461,3 +461,55 @@ def test_the_garbage_collector_stays_as_it_is(waiters: Waiters, is_on: bool) -> 
         assert gc.isenabled() is is_on
     finally:
         (gc.enable if was_on else gc.disable)()
+
+
+def test_the_greenlet_that_runs_is_found_by_its_frames(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gevent gives each greenlet an identifier in place of its thread's."""
+    current = Greenlet()
+    monkeypatch.setitem(sys.modules, "greenlet", types.SimpleNamespace(getcurrent=lambda: current))
+    monkeypatch.setattr(threading, "get_ident", lambda: -1)
+    counts = []
+    waiters.begin()
+    get_conn(lambda: counts.append(waiters.count()))
+    counts.append(waiters.count())
+
+    assert counts == [1, 0]
+
+
+def test_without_the_gil_all_are_counted_that_still_run(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_waiters, "HAS_GIL", False)
+    monkeypatch.setattr(Waiters, "_is_checkout", None)  # no frame of a thread that runs is looked at
+    thread = threading.Thread(target=waiters.begin)
+    thread.start()
+    thread.join()
+    waiters.begin()
+    assert waiters.count() == 1
+    assert len(waiters._waiting) == 1
+
+    waiters.end()
+    assert waiters.count() == 0
+
+
+def test_where_frames_are_made_when_asked_for_nothing_is_collected_meanwhile(
+    waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Python 3.11."""
+    monkeypatch.setattr(_waiters, "_FRAMES_ARE_MADE_WHEN_ASKED_FOR", True)
+    looked: list[bool] = []
+
+    def refuse() -> None:
+        looked.append(gc.isenabled())
+        raise RuntimeError
+
+    assert gc.isenabled()
+    assert _waiters._undisturbed(gc.isenabled) is False
+    with pytest.raises(RuntimeError):
+        _waiters._undisturbed(refuse)
+    assert looked == [False]
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        assert _waiters._undisturbed(gc.isenabled) is False
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
