@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz chaos benchmarks integration driver-tests versions lint types layers docs pictures wheel audit check clean
+.PHONY: demo test pythons fuzz chaos benchmarks integration driver-tests versions lint types layers docs pictures wheel audit check clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
@@ -13,6 +13,18 @@ QUICK := --ignore=tests/integration --ignore=tests/benchmarks --ignore=tests/cha
 
 test: $(VENV)/test.stamp
 	$(BIN)/pytest -n auto --dist worksteal $(QUICK) --cov --cov-report=term
+
+# `make test` with each Python that is here, each in an environment of its own. With REQUIRE_PYTHONS=1 one that is missing
+# is a failure.
+PYTHONS ?= 3.10 3.11 3.12 3.13 3.14 3.15
+UNPACKED := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/opentelemetry-mongo-events/pythons/bin
+pythons: $(PYTHONS:%=test-%)
+
+# A program of its name may be pyenv's, which runs only what it is told to.
+test-%:
+	@python=$$(PATH="$$PATH:$(UNPACKED)" PYENV_VERSION=$* python$* -c 'import sys; print(sys.executable)' 2> /dev/null) \
+	  || { echo "Python $* is not here: left out"; exit $(if $(REQUIRE_PYTHONS),1,0); } \
+	  && $(MAKE) test PYTHON="$$python" VENV=.venv-$*
 
 # A million commands, of 10,000 shapes; SHAPES=100000 makes ten.
 SHAPES ?= 10000
@@ -69,7 +81,7 @@ audit: $(VENV)/audit.stamp
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt
 
-check: test lint types layers benchmarks integration driver-tests docs wheel versions
+check: test pythons lint types layers benchmarks integration driver-tests docs wheel versions
 
 $(VENV)/%.stamp: pyproject.toml
 	@test -x $(BIN)/python || { \
@@ -81,4 +93,4 @@ $(VENV)/%.stamp: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .nox build dist docs/_build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-3.* .nox build dist docs/_build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

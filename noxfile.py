@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import nox
@@ -14,7 +15,7 @@ import nox
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.13t", "3.14", "3.14t")
+PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.13t", "3.14", "3.14t", "3.15")
 """From old to new; with a `t`, free-threaded."""
 
 PYMONGOS: Final = {
@@ -27,11 +28,17 @@ PYMONGOS: Final = {
     "4.13.2": ("3.10", "3.11", "3.12", "3.13", "3.13t"),  # 4.14 came for 3.14, and dropped 3.13t
     # The last version that publishes no end of a cancelled command. 4.19 dropped Python 3.10.
     "4.20.0": ("3.11", "3.12", "3.13", "3.14", "3.14t"),
-    "newest": ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t"),
+    "newest": ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t", "3.15"),
 }
 """From old to new, with the Pythons that each can be had for."""
 
 OPENTELEMETRIES: Final = ("oldest", "newest")
+
+UNPACKED: Final = Path(
+    os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "opentelemetry-mongo-events/pythons/bin"
+)
+"""Where `scripts/unpack-pythons` puts Pythons."""
+os.environ["PATH"] += f"{os.pathsep}{UNPACKED}"
 
 nox.options.error_on_missing_interpreters = False
 nox.options.default_venv_backend = "virtualenv"
@@ -55,14 +62,22 @@ def executable(python: str) -> str | None:
 
 
 def diagonal(there: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Each PyMongo once: the older, the older the Python, of those that are there; and OpenTelemetry's ends in turn."""
+    """Each PyMongo and each Python, of those that are there: the older the one, the older the other.
+
+    OpenTelemetry's ends come in turn. With the newest PyMongo it is the oldest: the newest of both is in `make test`.
+    """
+    chosen = set()
     for number, (pymongo, pythons) in enumerate(PYMONGOS.items()):
         choice = [python for python in pythons if python in there]
         if choice:
             python = choice[round(number / (len(PYMONGOS) - 1) * (len(choice) - 1))]
-            yield python, pymongo, OPENTELEMETRIES[number % 2]
+            chosen.add(python)
+            yield python, pymongo, "oldest" if pymongo == "newest" else OPENTELEMETRIES[number % 2]
         else:
             print(f"noxfile: PyMongo {pymongo}: left out, since no Python that runs it is here")
+    for python in PYMONGOS["newest"]:
+        if python in there and python not in chosen:
+            yield python, "newest", "oldest"
 
 
 EXECUTABLES: Final = {python: found for python in PYTHONS if (found := executable(python))}
@@ -107,7 +122,7 @@ def tests(session: nox.Session, pymongo: str, opentelemetry: str) -> None:
         if pymongo not in ("4.0", "4.6.3"):
             versions.append("motor >= 3.7")  # which needs PyMongo 4.9
         session.install("-e", ".[instruments]", "--group", "versions", *versions)
-        chosen = ["-m", "not nx"]
+        chosen = ["-m", "not nx and not newest"]
     ignored = ("--ignore=tests/integration", "--ignore=tests/benchmarks", "--ignore=tests/chaos")
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ignored, *chosen, *session.posargs)
 

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from tests.application import console_metrics, console_spans, instrumented  # noqa: E402  # it is found only now
-from tests.servers.processes import NxServer, environment  # noqa: E402  # it is found only now
+from tests.servers.processes import Missing, NxServer, environment  # noqa: E402  # it is found only now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,9 +62,13 @@ def main() -> int:
     console = Console(highlight=False)
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     console.print("Starting the embedded server (nx-27017) ...")
-    with NxServer() as server:
-        console.print(f"Running examples/shop.py under opentelemetry-instrument, on {server.uri} ...")
-        exit_code, output = run_shop(server, to_console=not endpoint)
+    try:
+        with NxServer() as server:
+            console.print(f"Running examples/shop.py under opentelemetry-instrument, on {server.uri} ...")
+            exit_code, output = run_shop(server, to_console=not endpoint)
+    except Missing as error:
+        print(error, file=sys.stderr)
+        return 1
     if exit_code:
         console.print(f"The shop failed with exit code {exit_code}.")
         return exit_code

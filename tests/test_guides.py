@@ -21,8 +21,7 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from tests.servers.scripted import ScriptedServer
 
-# They are where the newest of all is, as the embedded server.
-pytestmark = pytest.mark.nx
+pytestmark = pytest.mark.newest
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "web-frameworks-and-workers.md"
 FILES = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL))

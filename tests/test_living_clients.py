@@ -864,7 +864,7 @@ async def test_an_asyncio_client_is_observed_from_within_its_loop(
         assert spans.names == ["ping admin"]
 
 
-@pytest.mark.nx
+@pytest.mark.newest
 async def test_a_client_of_motor(server: ScriptedServer, observe: Observe, spans: Spans, metrics: Metrics) -> None:
     motor_asyncio = pytest.importorskip("motor.motor_asyncio")
     client = motor_asyncio.AsyncIOMotorClient(server.uri, **OFTEN)
