@@ -47,8 +47,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nothing_left_by_another_test() -> None:
     """A test may leave a command open or a connection checked out, and the next one have its number."""
-    SPANS.__dict__.clear()
-    METRICS.__dict__.clear()
+    SPANS._last.set(None)
+    METRICS._last.set(None)
     _held.set(())
     # Its listeners may not be collected yet, and would report what has the same address.
     for pools in living(PoolStates):

@@ -122,6 +122,18 @@ def _is_document(value: object) -> TypeGuard[Mapping[str, Any]]:
     return type(value) is dict or isinstance(value, Mapping)
 
 
+def whole_number(value: object) -> int | None:
+    """A number that a server or the driver gives: what is an int32, an int64 or a double in BSON; None for others."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)  # the driver has a class of its own for an int64
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def plain_text(value: object) -> str | None:
+    """A text without the class of its own that it may have, as `bson.Code`, which can be no key; None for others."""
+    return value if type(value) is str else str.__str__(value) if isinstance(value, str) else None
+
+
 def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None:
     """The collection that a command names, or None.
 
@@ -133,12 +145,12 @@ def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None
             return None
         command_name = next(iter(command))
     if command_name == "getMore":
-        name = command.get("collection")
+        name = plain_text(command.get("collection"))
     elif command_name in COLLECTION_COMMANDS:
-        name = command.get(command_name)
+        name = plain_text(command.get(command_name))
     else:
         return None
-    if not isinstance(name, str) or not name or name == "$cmd" or name.startswith("$cmd."):
+    if not name or name == "$cmd" or name.startswith("$cmd."):
         return None
     return name
 
@@ -248,20 +260,19 @@ def _add_old_names(attributes: Attributes) -> None:
 
 def continued_cursor(command: Mapping[str, Any]) -> int | None:
     """The id of the cursor that a `getMore` goes on with."""
-    value = command.get("getMore")
-    return int(value) if isinstance(value, int) and value else None
+    return whole_number(command.get("getMore")) or None
 
 
 def transaction_number(command: Mapping[str, Any]) -> int | None:
     """The number of the transaction, or of the retryable write, that a command is part of."""
-    number = command.get("txnNumber")
-    return int(number) if isinstance(number, int) else None
+    return whole_number(command.get("txnNumber"))
 
 
 def killed_cursors(command: Mapping[str, Any]) -> list[int]:
     """The ids of the cursors that a `killCursors` closes."""
     cursors = command.get("cursors")
-    return [cursor for cursor in cursors if isinstance(cursor, int)] if isinstance(cursors, list) else []
+    numbers = map(whole_number, cursors) if isinstance(cursors, list) else ()
+    return [number for number in numbers if number is not None]
 
 
 def is_retryable_write_error(reply: object) -> bool:
@@ -282,13 +293,18 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
     identifier = batch = rows = None
     if type(cursor) is dict or (cursor is not None and _is_document(cursor)):
         identifier = cursor.get("id")
-        if type(identifier) is not int:  # the driver's own Int64 is another one
-            identifier = int(identifier) if isinstance(identifier, int) else None
+        if type(identifier) is not int:
+            identifier = whole_number(identifier)
         batch = cursor.get("firstBatch")
         if batch is None:
             batch = cursor.get("nextBatch")
-        # The driver publishes a raw batch as one blob, whose documents it hasn't counted.
-        if isinstance(batch, list) and (len(batch) != 1 or not isinstance(batch[0], bytes)):
+        # The driver publishes a raw batch as one blob, whose documents it hasn't counted; the batch of a client bulk
+        # write holds the results of its operations.
+        if (
+            isinstance(batch, list)
+            and (len(batch) != 1 or not isinstance(batch[0], bytes))
+            and command_name != "bulkWrite"
+        ):
             rows = len(batch)
     if command_name != "bulkWrite" and "writeErrors" not in reply and "writeConcernError" not in reply:
         return _good(rows, identifier) if identifier else _remembered_good(rows, identifier)
@@ -320,17 +336,22 @@ def _write_error(command_name: str, reply: Mapping[str, Any], batch: object) -> 
     write_errors = reply.get("writeErrors")
     if write_errors and isinstance(write_errors, list):
         return write_errors[0], len(write_errors)
-    if command_name == "bulkWrite" and isinstance(reply.get("nErrors"), int) and reply["nErrors"] > 0:
+    errors = whole_number(reply.get("nErrors")) if command_name == "bulkWrite" else None
+    if errors is not None and errors > 0:
         # The results of a client bulk write come in the batch of a cursor.
         results = batch if isinstance(batch, list) else ()
-        return next((each for each in results if _is_document(each) and not each.get("ok")), {}), int(reply["nErrors"])
+        return next((each for each in results if _is_document(each) and not each.get("ok")), {}), errors
     return reply.get("writeConcernError") or None, 0
 
 
-def failure_outcome(command_name: str, failure: object) -> Outcome:
+def failure_outcome(command_name: str, failure: object, error_class: str | None = None) -> Outcome:
     """What a failure tells: a server's error by its code, a client's by the exception's class.
 
-    `failure` is mostly a dictionary; an exception without details and a server without a code give less.
+    Args:
+        command_name: Of the command that failed.
+        failure: Mostly a dictionary; an exception without details and a server without a code give less.
+        error_class: The name of the class of the exception that the driver raises for it, if that is known: it stands
+            for a code where the server gives none.
     """
     attributes: Attributes = {}
     if _is_document(failure) and failure.get("code") is None:
@@ -338,7 +359,7 @@ def failure_outcome(command_name: str, failure: object) -> Outcome:
         if isinstance(kind, str) and kind:
             attributes[names.ERROR_TYPE] = kind
             return Outcome(attributes, kind, _message(command_name, failure))
-    return Outcome(attributes, _add_server_error(attributes, failure), _message(command_name, failure))
+    return Outcome(attributes, _add_server_error(attributes, failure, error_class), _message(command_name, failure))
 
 
 def _message(command_name: str, error: object) -> str | None:
@@ -346,16 +367,16 @@ def _message(command_name: str, error: object) -> str | None:
     return message if isinstance(message, str) else None
 
 
-def _add_server_error(attributes: Attributes, error: object) -> str:
+def _add_server_error(attributes: Attributes, error: object, error_class: str | None = None) -> str:
     """Add what a server says of an error; the status description: never its message, which holds user data."""
     if not _is_document(error):
         error = {}
-    code = error.get("code")
-    if (isinstance(code, int) and not isinstance(code, bool)) or (isinstance(code, float) and code.is_integer()):
-        text = str(int(code))
+    code = whole_number(error.get("code"))
+    if code is not None:
+        text = str(code)
         attributes[names.DB_RESPONSE_STATUS_CODE] = text
     else:
-        text = names.OTHER
+        text = error_class or names.OTHER
     attributes[names.ERROR_TYPE] = text
     code_name = error.get("codeName")
     if isinstance(code_name, str) and code_name:

@@ -23,6 +23,7 @@ from opentelemetry_mongo_events._attributes import (
     failure_outcome,
     is_retryable_write_error,
     killed_cursors,
+    plain_text,
     reply_outcome,
     transaction_number,
 )
@@ -32,6 +33,7 @@ from opentelemetry_mongo_events._driver import (
     ATTEMPTS_SHARE_OPERATION_ID,
     command_id,
     is_loss_of_server,
+    raised_for,
     runs_in_background,
 )
 from opentelemetry_mongo_events._episodes import outage_on, outages
@@ -63,6 +65,12 @@ Hook = Callable[[Span, Any], object]
 def _cursor_key(address: Address | None, cursor: int) -> tuple[Any, ...]:
     # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
     return (cursor, *(address or ()))
+
+
+def _claim_key(identifier: CommandId) -> tuple[int, int, int | None]:
+    # All listeners of a client are given the same address object. It isn't kept, for the same reason.
+    request_id, address, server_connection_id = identifier
+    return request_id, id(address), server_connection_id
 
 
 def _show_text(span: Span, command_name: str, command: Mapping[str, Any], telemetry: Telemetry) -> None:
@@ -134,7 +142,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
             has_rivals = len(self._peers) > 1
             if has_rivals:
                 self._has_claimed = True
-                is_measured = is_measured and METRICS.take(identifier, table)
+                is_measured = is_measured and METRICS.take(_claim_key(identifier), table)
             if is_traced and (has_rivals or telemetry.asks_of_each):
                 is_traced = self._is_traced(command_name, identifier, context, telemetry, has_rivals)
             if not is_measured and not is_traced:
@@ -151,7 +159,10 @@ class CommandEvents(OneOfItsKind, CommandListener):
             target = command.get(command_name)
             if type(target) is not str or command_name not in COLLECTION_COMMANDS:
                 target = collection_name(command_name, command)
-            kind = (command_name, event.database_name, target, address)
+            database = event.database_name
+            if type(database) is not str:
+                database = plain_text(database)  # type: ignore[assignment]  # an odd one is described as another
+            kind = (command_name, database, target, address)
             described = telemetry.descriptions.get(kind) or telemetry.describe(*kind)
             txn_number = command.get("txnNumber")
             past = _NO_PAST
@@ -239,7 +250,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
             return
         outcome, seconds = FAILED, None
         try:
-            outcome = failure_outcome(event.command_name, event.failure)
+            outcome = failure_outcome(event.command_name, event.failure, raised_for(event.failure))
             span = command.span
             if span is not None:
                 self._note_failure(command, span, outcome)
@@ -261,7 +272,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
         config = telemetry.config
         if telemetry.double_tracing is not None and telemetry.double_tracing.found(get_current_span(context)):
             return False
-        if has_rivals and not SPANS.take(identifier, self._open):
+        if has_rivals and not SPANS.take(_claim_key(identifier), self._open):
             return False
         if command_name in config.exclude_commands:
             return False
@@ -269,9 +280,9 @@ class CommandEvents(OneOfItsKind, CommandListener):
 
     def _claim_again(self, command: OpenCommand, *, is_traced: bool) -> None:
         if command.measured is not None:
-            METRICS.take(command.command_id, self._open)
+            METRICS.take(_claim_key(command.command_id), self._open)
         if is_traced:
-            SPANS.take(command.command_id, self._open)
+            SPANS.take(_claim_key(command.command_id), self._open)
 
     def _is_known(self, identifier: CommandId, held: HeldConnection | None) -> bool:
         """Whether the command is open on its connection, as it is where the client has this listener twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import operator
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -20,10 +21,9 @@ from pymongo.monitoring import (
 )
 
 from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._attributes import whole_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opentelemetry_mongo_events._attributes import Attributes
 
 CommandEvent = CommandStartedEvent | CommandSucceededEvent | CommandFailedEvent
@@ -46,19 +46,33 @@ CODEC_OPTIONS: Final[codec_options.CodecOptions[dict[str, Any]]] = codec_options
 """How a raw document is read."""
 
 
-def _command_id_without_connection(event: CommandEvent) -> tuple[int, Any, None]:
-    return event.request_id, event.connection_id, None
+_HAS_SERVER_CONNECTION_ID: Final = hasattr(CommandStartedEvent, "server_connection_id")
+_command_id: Final = operator.attrgetter("request_id", "connection_id", "server_connection_id")
 
 
-command_id: Final[Callable[[CommandEvent], tuple[int, Any, int | None]]] = (
-    operator.attrgetter("request_id", "connection_id", "server_connection_id")
-    if hasattr(CommandStartedEvent, "server_connection_id")
-    else _command_id_without_connection
-)
-"""The request id, the address and the server's own id of the connection.
+def command_id(event: CommandEvent) -> tuple[int, Any, int | None]:
+    """The request id, the address and the server's own id of the connection.
 
-PyMongo gives that since 4.7, a server since MongoDB 4.2.
-"""
+    PyMongo gives that since 4.7, a server since MongoDB 4.2: as an int32, an int64 or a double.
+    """
+    if not _HAS_SERVER_CONNECTION_ID:
+        return event.request_id, event.connection_id, None
+    identifier: tuple[int, Any, Any] = _command_id(event)
+    number = identifier[2]
+    if type(number) is int or number is None:
+        return identifier
+    return identifier[0], identifier[1], whole_number(number)
+
+
+def raised_for(failure: object) -> str | None:
+    """The name of the class of the exception that the driver raises for a failure, while it publishes that.
+
+    It publishes a failure from where it handles the exception. The application may run the command as it handles
+    another one: the driver's own holds the same document.
+    """
+    error = sys.exc_info()[1]
+    is_its_own = failure is not None and getattr(error, "details", None) is failure
+    return type(error).__name__ if is_its_own else None
 
 
 def runs_in_background() -> bool:

@@ -5,7 +5,6 @@ They are found out about by what the driver hands over about a second late, and 
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -73,6 +72,7 @@ class Episode:
         "_before",
         "_failures",
         "_first",
+        "_has_not_ended",
         "_incidents",
         "_nearly",
         "_span",
@@ -110,6 +110,7 @@ class Episode:
         # As keys: what comes as the episode begins may be noted twice.
         self._incidents: dict[Incident, None] = {}
         self._failures: list[Failure] = []
+        self._has_not_ended = [True]
         attributes: Attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type}
         if topology.replica_set is not None:
             attributes[names.REPLICA_SET] = topology.replica_set
@@ -125,6 +126,13 @@ class Episode:
         self._span = self.telemetry.tracer.start_span(
             self.name, NO_PARENT, SpanKind.INTERNAL, attributes, links, start_time=self._first
         )
+
+    def take(self) -> bool:
+        """Whether the caller is the one who ends it: true once, whichever threads ask."""
+        try:
+            return self._has_not_ended.pop()  # one operation of a list
+        except IndexError:
+            return False
 
     @property
     def _is_told(self) -> bool:
@@ -203,12 +211,12 @@ class Episode:
             span.set_attribute(names.ERROR_TYPE, error)
 
     def _tell_failures(self, at: float) -> None:
-        for failure in list(self._failures):
+        for failure in self._failures.copy():
             if failure.at <= at:
                 self._span.add_link(failure.span_context)
 
     def _tell_incidents(self, at: float, last: int, ended_by: Collection[int]) -> None:
-        for incident in sorted(self._incidents, key=lambda incident: min(incident.at, at)):
+        for incident in sorted(self._incidents.copy(), key=lambda incident: min(incident.at, at)):
             is_what_ended_it = incident.server in ended_by and incident.name == names.HEARTBEAT_SUCCEEDED
             if incident.at <= at + (_NEARLY if is_what_ended_it else 0):
                 incident.add_to(self._span, min(self._stamp(incident.at), last))
@@ -224,7 +232,11 @@ class Episode:
 
 
 class _Episodes:
-    """Those of this process that are open."""
+    """Those of this process that are open.
+
+    There is no lock: each step is one operation of a dictionary, and a topology has one episode at a time. Whoever
+    enters it in `_having_one` opens the episode, whoever `Episode.take` says so ends it and takes the topology out.
+    """
 
     def __init__(self) -> None:
         self.guard = Guard()
@@ -232,24 +244,24 @@ class _Episodes:
         self.forget()
 
     def forget(self) -> None:
-        """After a fork they are the parent's. The lock may have been held there."""
+        """After a fork they are the parent's."""
         self.open: dict[Episode, None] = {}
+        self._having_one: dict[TopologyState, object] = {}
         self.outages.clear()
-        self.lock = threading.RLock()
-        """Nothing that isn't this package's own is called while it is held."""
 
     def begin(self, topology: TopologyState, episode: Callable[[], Episode]) -> bool:
         """Open an episode, unless the topology has one or needs none; whether it did."""
-        with self.lock:
-            if topology.is_beginning or topology.episode is not None or not topology.is_in_need:
-                return False
-            topology.is_beginning = True
+        mine = object()
+        if not topology.is_in_need or self._having_one.setdefault(topology, mine) is not mine:
+            return False
         keep_track(self)
         try:
             begun = episode()
             self._add(begun)
-        finally:
-            topology.is_beginning = False
+        except BaseException:
+            if topology.episode is None:
+                self._having_one.pop(topology, None)
+            raise
         # What has changed in the meantime found nothing to end.
         if not topology.is_in_need:
             end(topology, time.monotonic(), "closed" if topology.is_closed else None)
@@ -259,35 +271,33 @@ class _Episodes:
 
     def _add(self, episode: Episode) -> None:
         topology = episode.topology
-        with self.lock:
-            topology.episode = episode
-            self.open[episode] = None
         if episode.name == names.OUTAGE:
-            self.outages |= dict.fromkeys(list(topology.members), episode)
-            for server in episode.lost:
-                for failure in list(server.failures):
-                    episode.hit(server, failure)
-        for incident in list(topology.incidents):
+            # First: whoever finds the episode may end it, and takes these out again.
+            self.outages.update(dict.fromkeys(list(topology.members), episode))
+        self.open[episode] = None
+        topology.episode = episode
+        for server in episode.lost if episode.name == names.OUTAGE else ():
+            for failure in server.failures.copy():
+                episode.hit(server, failure)
+        for incident in topology.incidents.copy():
             episode.note(incident)
 
     def take(self, topology: TopologyState, episode: Episode | None = None) -> Episode | None:
         """Take out what a topology goes through, or that episode if it still does. Who gets it ends it."""
-        if topology.episode is None:
+        taken = topology.episode
+        if taken is None or episode not in (None, taken) or not taken.take():
             return None
-        with self.lock:
-            taken = topology.episode
-            if taken is None or episode not in (None, taken):
-                return None
-            topology.episode = None
-            self.open.pop(taken, None)
-            self.unlink(taken)
-            return taken
+        topology.episode = None
+        self._having_one.pop(topology, None)  # from here on another one may begin
+        self.open.pop(taken, None)
+        self.unlink(taken)
+        return taken
 
     def unlink(self, episode: Episode) -> None:
-        """Commands that start from now on don't link to it."""
-        with self.lock:
-            for address in [address for address, each in self.outages.items() if each is episode]:
-                del self.outages[address]
+        """Commands that start from now on don't link to it. Runs on any thread."""
+        for address, each in self.outages.copy().items():
+            if each is episode:
+                self.outages.pop(address, None)
 
 
 _episodes: Final = _Episodes()

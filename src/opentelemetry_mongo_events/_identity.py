@@ -8,34 +8,43 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._attributes import Address
 
-# PyPy has none; there, what a client had that was never closed is kept for good.
-_reference_count: Final = getattr(sys, "getrefcount", lambda _: sys.maxsize)
+_reference_count: Final = getattr(sys, "getrefcount", None)
 
+COUNTS_REFERENCES: Final = _reference_count is not None
+"""PyPy doesn't. What a client had that was never closed is known to be gone there by the client's settings only, which
+its topology's descriptions refer to."""
 
 _known: Final[dict[int, weakref.ref[Identity]]] = {}
 
 
 class Identity:
-    """The driver's own address of a pool or a server, to which this package refers once, whatever it notes of it."""
+    """The driver's own address of a pool or a server, to which this package refers once, whatever it notes of it.
 
-    __slots__ = ("__weakref__", "address")
+    Attributes:
+        address: The address.
+        owner: What lives as long as its client does; None where that isn't known.
+    """
+
+    __slots__ = ("__weakref__", "address", "owner")
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.owner: weakref.ref[Any] | None = None
 
     @property
     def is_alone(self) -> bool:
         """Whether nobody else has it: what it is the address of is gone."""
-        return self._references() <= _ALONE
+        if self.owner is not None and self.owner() is None:
+            return True
+        return _reference_count is not None and self._references() <= _ALONE
 
     def _references(self) -> int:
-        count: int = _reference_count(self.address)
-        return count
+        return 0 if _reference_count is None else int(_reference_count(self.address))
 
 
 def _references_of_one_alone(host: str) -> int:

@@ -12,7 +12,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._process_state import keep_track, living
+from opentelemetry_mongo_events._process_state import SharedLock, keep_track, living
 from opentelemetry_mongo_events._readings import SUMS, round_trip_times, sums
 from opentelemetry_mongo_events._reality import Reality
 from opentelemetry_mongo_events._version import __version__
@@ -120,7 +120,6 @@ class Instruments:
                 name, [functools.partial(self._observe_tally, name, keys)], unit, description
             )
         keep_track(self)
-        keep_track(_made)
 
     @property
     def provider(self) -> MeterProvider | None:
@@ -192,12 +191,8 @@ class _Made:
     def __init__(self) -> None:
         self.of_the_global_provider: Instruments | None = None
         self.of_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
-        self.lock = threading.RLock()
+        self.lock = SharedLock()
         """Two threads that make the first ones of a provider would make two sets, one of which the SDK drops."""
-
-    def forget(self) -> None:
-        """The lock may have been held by another thread as the process forked."""
-        self.lock = threading.RLock()
 
 
 _made: Final = _Made()
@@ -205,7 +200,7 @@ _made: Final = _Made()
 
 def instruments(provider: MeterProvider | None) -> Instruments:
     """The instruments of a provider; for None of the global one, whichever that will be."""
-    with _made.lock:
+    with _made.lock():
         is_global = provider is None or provider is metrics.get_meter_provider()
         if is_global and _made.of_the_global_provider is not None:
             return _made.of_the_global_provider

@@ -14,7 +14,6 @@ import gc
 import os
 import queue
 import sys
-import threading
 import time
 import weakref
 from collections import deque
@@ -39,7 +38,7 @@ from opentelemetry_mongo_events._episodes import UNINSTRUMENTED, end_all, keeper
 from opentelemetry_mongo_events._guard import Guard, guarded
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners, are_observing, usable_client_name
 from opentelemetry_mongo_events._log import warn
-from opentelemetry_mongo_events._process_state import keep_track
+from opentelemetry_mongo_events._process_state import SharedLock
 from opentelemetry_mongo_events._quiet_pool_listener import QuietPoolListener
 from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
 
@@ -81,7 +80,7 @@ def instrument(client: object, keywords: Mapping[str, Any], defaults: Mapping[st
     """
     inside = _Inside(client)
     given = {name: value for name, value in keywords.items() if value is not None}
-    with _clients.lock:
+    with _clients.lock():
         observed = _clients.observed.get(inside.listeners)
         if observed is not None and observed.switch.telemetry is not None:
             return _left_out(given)
@@ -114,7 +113,7 @@ def uninstrument(client: object) -> None:
     Raises:
         TypeError: It is no client.
     """
-    with _clients.lock:
+    with _clients.lock():
         listeners = getattr(_client(client), "_event_listeners", None)
         observed = None if listeners is None else _clients.observed.get(listeners)
         is_on = observed is not None and _switch_off(observed)
@@ -125,7 +124,7 @@ def uninstrument(client: object) -> None:
 
 def uninstrument_all() -> bool:
     """Observe those no more that `instrument` did; whether there were any."""
-    with _clients.lock:
+    with _clients.lock():
         are_on = [_switch_off(observed) for observed in list(_clients.observed.values())]
     keeper.flush()
     return any(are_on)
@@ -144,12 +143,7 @@ class _Clients:
 
     def __init__(self) -> None:
         self.observed: weakref.WeakKeyDictionary[_EventListeners, _Observed] = weakref.WeakKeyDictionary()
-        self.forget()
-        keep_track(self)
-
-    def forget(self) -> None:
-        """After a fork the lock may have been held in the parent. The clients are as they were there."""
-        self.lock = threading.Lock()
+        self.lock = SharedLock()
 
 
 _clients: Final = _Clients()
@@ -243,7 +237,7 @@ class _Inside:
         _expect(topology._events is None or isinstance(topology._events, queue.Queue), "Topology._events")
         _expect(hasattr(topology, _executor_name(topology)), "Topology._events_executor")
         _executor(topology, queue.Queue(), is_async=self._is_async)
-        for server in topology._servers.values():
+        for server in list(topology._servers.values()):
             self._look_at_pool(server._pool)
             _expect(server._monitor._listeners is self.listeners, "Monitor._listeners")
             # Since 4.18 a monitor asks at each heartbeat; before, it has noted whether there are listeners.
@@ -292,7 +286,7 @@ class _Inside:
         stack.callback(lock.release)
 
     def _pools(self) -> list[Any]:
-        return [server._pool for server in self._topology._servers.values()]
+        return [server._pool for server in list(self._topology._servers.values())]
 
     def add(self, signals: SignalListeners, wanted: set[str]) -> None:
         """Add the listeners of those signals, and tell them what they would know if they had been there all the time.

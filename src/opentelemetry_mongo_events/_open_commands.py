@@ -107,7 +107,7 @@ class OpenCommand:
                 instruments = self.telemetry.instruments
                 rows = outcome.attributes.get(RETURNED_ROWS)
                 try:
-                    if rows is not None:
+                    if rows is not None and outcome.error is None:
                         instruments.returned_rows.record(rows, attributes, context)  # type: ignore[arg-type]  # an int
                 finally:
                     if outcome.error is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry_mongo_events import _semconv as names
 from opentelemetry_mongo_events._attributes import target
-from opentelemetry_mongo_events._identity import Identity, identity
+from opentelemetry_mongo_events._identity import COUNTS_REFERENCES, Identity, identity
 from opentelemetry_mongo_events._process_state import keep_track, living
 from opentelemetry_mongo_events._waiters import Waiters
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # PoolCreatedEvent tells options only where they differ from the driver's defaults.
 _MAX_POOL_SIZE: Final = 100
 _MIN_POOL_SIZE: Final = 0
+
+# How many pools of one listener are followed where it can't be known which of them are gone.
+_LIMIT: Final = 1_000
 
 # The driver looks for connections that were idle for too long about once a second.
 _GRACE: Final = 10.0
@@ -100,7 +103,7 @@ class PoolState:
     def connections(self) -> tuple[int, int]:
         """How many connections are made and not checked out, and how many are checked out, at one moment."""
         used = self._used()
-        return len(self.made.keys() - used), len(used)
+        return len(self.made.copy().keys() - used), len(used)
 
     def take(self, connection_id: int) -> bool:
         """The current thread got a connection; False if that is known.
@@ -189,7 +192,12 @@ class PoolStates:
     def create(self, address: Address, options: Mapping[str, Any]) -> None:
         """A pool was created. A server that went away and came back has a new one of the same address."""
         self._sweep()
-        self._add(address).has(options)
+        before = self._current.get(id(address))
+        if before is not None:
+            before.closed = True  # up to 4.8 the driver doesn't say so
+        pool = self._current[id(address)] = self._new(address)
+        pool.has(options)
+        self._keep(pool)
 
     def close(self, address: Address) -> None:
         """A pool was closed."""
@@ -201,7 +209,14 @@ class PoolStates:
 
     def of(self, address: Address) -> PoolState:
         """The pool with that address, which is a new one where its creation was not seen."""
-        return self._current.get(id(address)) or self._add(address)
+        pool = self._current.get(id(address))
+        if pool is None:
+            made = self._new(address)
+            # One operation of a dictionary: of several threads, one makes it.
+            pool = self._current.setdefault(id(address), made)
+            if pool is made:
+                self._keep(pool)
+        return pool
 
     def known(self, address: Address) -> PoolState | None:
         """The pool with that address, if it was seen before."""
@@ -223,21 +238,24 @@ class PoolStates:
         self._current = {}
         self._pools = {}
 
-    def _add(self, address: Address) -> PoolState:
+    def _new(self, address: Address) -> PoolState:
         """A new pool. Whoever comes first, of several listeners, reports it."""
         others = [each.switch for each in living(PoolStates) if each is not self and id(address) in each._current]
-        before = self._current.get(id(address))
-        if before is not None:
-            before.closed = True  # up to 4.8 the driver doesn't say so
-        pool = PoolState(identity(address), self._client_name, others)
+        return PoolState(identity(address), self._client_name, others)
+
+    def _keep(self, pool: PoolState) -> None:
         self._pools[pool] = None
-        self._current[id(address)] = pool
-        return pool
+        # Where references aren't counted, those of clients that were never closed may stay.
+        if not COUNTS_REFERENCES and len(self._pools) > _LIMIT:
+            self._drop(next(iter(self._pools.copy())))
+
+    def _drop(self, pool: PoolState) -> None:
+        self._pools.pop(pool, None)
+        if self._current.get(id(pool.identity.address)) is pool:
+            self._current.pop(id(pool.identity.address), None)
 
     def _sweep(self) -> None:
         for pool in list(self._pools):
             pool.drop_expired()
             if pool.is_over:
-                self._pools.pop(pool, None)
-                if self._current.get(id(pool.identity.address)) is pool:
-                    self._current.pop(id(pool.identity.address), None)
+                self._drop(pool)

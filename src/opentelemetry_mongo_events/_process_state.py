@@ -41,6 +41,24 @@ def keep_track(state: ProcessState) -> None:
         os.register_at_fork(after_in_child=take_over)
 
 
+class SharedLock:
+    """A re-entrant lock for what is shared by the whole process.
+
+    The real lock is created when it is needed, and another one in a forked child (where the first may be held for good)
+    and once gevent or eventlet has patched `threading` (a lock from before would block the whole OS thread, not one
+    greenlet).
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[tuple[int, object], threading.RLock] = {}
+
+    def __call__(self) -> threading.RLock:
+        """The lock, to be used in a `with` statement."""
+        key = os.getpid(), threading.Lock
+        # One operation of a dictionary: of several threads, one creates it.
+        return self._locks.get(key) or self._locks.setdefault(key, threading.RLock())
+
+
 def living(kind: type[S]) -> list[S]:
     """All states of that kind which are alive, the oldest first. Runs on any thread."""
     return [state for reference in list(_known.get(kind, ())) if isinstance(state := reference(), kind)]

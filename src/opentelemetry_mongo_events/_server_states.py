@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections import Counter, deque
@@ -112,11 +113,19 @@ class ServerState:
 
     def note(self, incident: Incident) -> None:
         """Keep what happened to it, for an episode that is open or found out about later."""
+        if not self.is_closed:
+            self.incidents.append(incident)
         topology = self.topology  # once: it may be closed meanwhile
         if topology is not None:
-            topology.note(incident)
-        elif not self.is_closed:
-            self.incidents.append(incident)
+            self.hand_over(topology)
+
+    def hand_over(self, topology: TopologyState) -> None:
+        """Have its topology keep what happened to it. Its monitor and its topology's thread may come here at once."""
+        with contextlib.suppress(IndexError):
+            while True:
+                incident = self.incidents.popleft()
+                incident.attributes = incident.attributes | topology.attributes
+                topology.note(incident)
 
 
 class Change(NamedTuple):
@@ -166,7 +175,6 @@ class TopologyState:
         members: Its servers, by the identity of their addresses.
         replica_set: The set's name, if it is one.
         is_closed: Whether its client was closed.
-        is_beginning: Whether an episode is just being made.
         serves: Whether it has a writable server, or, where it never had one, a readable one.
         is_discovered: Whether it ever did, and its discovery is over.
         incidents: What happened to it and its servers lately.
@@ -174,16 +182,15 @@ class TopologyState:
         last_sign: When anything was heard of it.
         heartbeat_frequency: How many seconds the driver leaves between two heartbeats of a server; 0 where unknown.
         others: The switches of other listeners which saw it first.
+        settings: The client's settings, which live as long as it does; None where they aren't known.
     """
 
     __slots__ = (
         "_described",
         "_had_writable",
-        "_settings",
         "episode",
         "heartbeat_frequency",
         "incidents",
-        "is_beginning",
         "is_closed",
         "is_discovered",
         "is_new",
@@ -193,13 +200,14 @@ class TopologyState:
         "replica_set",
         "servers",
         "serves",
+        "settings",
         "told",
         "topology_id",
         "type",
     )
 
     def __init__(self, topology_id: ObjectId, others: Sequence[Switch]) -> None:
-        self._settings: weakref.ref[Any] | None = None
+        self.settings: weakref.ref[Any] | None = None
         self._described: weakref.ref[TopologyDescription] | None = None
         self._had_writable = False
         self.topology_id = str(topology_id)
@@ -208,7 +216,6 @@ class TopologyState:
         self.told: dict[tuple[str | None, str], int] = {}
         self.members: dict[int, ServerState] = {}
         self.replica_set: str | None = None
-        self.is_beginning = False
         self.is_closed = False
         self.serves = False
         self.is_discovered = False
@@ -240,7 +247,7 @@ class TopologyState:
         self.servers = known
         # A client that is garbage-collected publishes nothing. Its settings go with it.
         settings = getattr(description, "_topology_settings", None)
-        self._settings = None if settings is None else weakref.ref(settings)
+        self.settings = None if settings is None else weakref.ref(settings)
         self.heartbeat_frequency = getattr(settings, "heartbeat_frequency", 0.0)
         self._had_writable |= any(server.is_writable for server in servers)
         self.serves = description.has_writable_server() or any(self.uses(server) for server in servers)
@@ -260,8 +267,9 @@ class TopologyState:
         """It can serve again since then: what was lost before, and failed, has no part in its next outage."""
         for server in list(self.members.values()):
             server.lost_at = None
-            while server.failures and server.failures[0].at <= at:
-                server.failures.popleft()
+            with contextlib.suppress(IndexError):  # a client that is being closed empties it
+                while server.failures[0].at <= at:
+                    server.failures.popleft()
 
     @property
     def is_in_need(self) -> bool:
@@ -279,7 +287,7 @@ class TopologyState:
     @property
     def is_over(self) -> bool:
         """Whether its client was garbage-collected."""
-        return self._settings is not None and self._settings() is None
+        return self.settings is not None and self.settings() is None
 
     @property
     def is_reported_by_another(self) -> bool:
@@ -316,7 +324,8 @@ class ServerStates:
         server = self._servers.get(id(address))
         if server is None:
             self._sweep()
-            server = self._servers[id(address)] = ServerState(identity(address))
+            # One operation of a dictionary: of several threads, one makes it.
+            server = self._servers.setdefault(id(address), ServerState(identity(address)))
         return server
 
     def known(self, address: Address | None) -> ServerState | None:
@@ -342,7 +351,7 @@ class ServerStates:
             others = [
                 each.switch for each in living(ServerStates) if each is not self and topology_id in each._topologies
             ]
-            topology = self._topologies[topology_id] = TopologyState(topology_id, others)
+            topology = self._topologies.setdefault(topology_id, TopologyState(topology_id, others))
         return topology
 
     def join(self, address: Address, topology: TopologyState) -> ServerState:
@@ -351,10 +360,8 @@ class ServerStates:
         server.is_closed = False
         server.topology = topology
         topology.members[id(address)] = server
-        while server.incidents:
-            incident = server.incidents.popleft()
-            incident.attributes = incident.attributes | topology.attributes
-            topology.note(incident)
+        server.hand_over(topology)
+        server.identity.owner = topology.settings
         return server
 
     def take_over(self, topology_id: ObjectId, description: TopologyDescription) -> None:
@@ -378,7 +385,7 @@ class ServerStates:
         topology = self.topology(topology_id)
         topology.is_closed = True
         self._topologies.pop(topology_id, None)
-        for server in list(topology.members.values()):
+        for server in list(topology.members.copy().values()):
             self.close_server(server.identity.address)
 
     def servers(self) -> list[ServerState]:
@@ -389,7 +396,7 @@ class ServerStates:
     def topologies(self) -> list[TopologyState]:
         """All topologies."""
         self._sweep()
-        return list(self._topologies.values())
+        return list(self._topologies.copy().values())
 
     def forget(self) -> None:
         """Drop all: after a fork they are the parent's."""

@@ -104,7 +104,7 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
         for gone in difference.closed:
             if topology.uses(gone):
                 self._servers.server(gone.address).lost_at = difference.when.at
-        return [server for server in topology.members.values() if server.lost_at is not None]
+        return [server for server in topology.members.copy().values() if server.lost_at is not None]
 
     def _tell(
         self,

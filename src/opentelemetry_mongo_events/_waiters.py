@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import itertools
 import operator
 import sys
 import threading
@@ -27,6 +28,12 @@ T = TypeVar("T")
 
 # Where nobody counts them, those that are gone are looked for when there are so many, and then at twice what is left.
 _MANY: Final = 64
+
+# Before 3.12 (3.11 only) a frame's object is made when somebody asks for it, see `_undisturbed`.
+_FRAMES_ARE_MADE_WHEN_ASKED_FOR: Final = (3, 11) <= sys.version_info < (3, 12)
+
+# Without it, the frames of a running thread can't be read: they change meanwhile, and their memory may be reused.
+_HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 # What gets a connection out of a pool; the second is its name in PyMongo 4.0 and 4.1.
 _CHECKOUT: Final = frozenset({"_get_conn", "_get_socket"})
@@ -97,7 +104,8 @@ class Waiters:
         for key, waiter in waiting:
             stack = _stack(waiter, threads)
             if stack is not None:
-                count += _depth(waiter) if any(map(self._is_checkout, stack)) else 0
+                # Without the GIL, nobody knows whether it has left.
+                count += _depth(waiter) if not _HAS_GIL or any(map(self._is_checkout, stack)) else 0
             elif self._waiting.get(key) is waiter:  # and not one that began meanwhile
                 self._waiting.pop(key, None)
         return count
@@ -123,12 +131,12 @@ def _undisturbed(look: Callable[[], T]) -> T:
     doesn't let this one go on, so the program stands still for good (python/cpython#106883). Versions before it make no
     such objects, and later ones collect between two steps of the program only.
     """
-    if sys.version_info >= (3, 12) or sys.version_info < (3, 11) or not gc.isenabled():
+    if not _FRAMES_ARE_MADE_WHEN_ASKED_FOR or not gc.isenabled():
         return look()
     # In one step: nobody else finds the collector off, and nobody's word on it is overruled.
     steps: tuple[Callable[[], Any], ...] = (gc.disable, look, gc.enable)
     try:
-        return list(map(operator.call, steps))[1]  # type: ignore[no-any-return]
+        return list(map(operator.methodcaller("__call__"), steps))[1]  # type: ignore[no-any-return]
     except BaseException:  # an audit hook may refuse it
         gc.enable()
         raise
@@ -177,12 +185,22 @@ def _stack(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[typ
             return None
         coroutine = runs_in.get_coro()
         if getattr(coroutine, "cr_running", False):
-            return _frames(threads.get(waiter.thread))
+            return _running(waiter, threads)
         return _awaiting(coroutine)
     if runs_in.dead:
         return None
     # A greenlet has no frame of its own while it runs: it is what its thread does.
-    return _frames(runs_in.gr_frame or threads.get(waiter.thread))
+    return _frames(runs_in.gr_frame) if runs_in.gr_frame is not None else _running(waiter, threads)
+
+
+def _running(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[types.FrameType]:
+    """What the thread of a waiter does that is running now.
+
+    gevent and eventlet give each greenlet an identifier in place of its thread's: then it may be any thread.
+    """
+    if waiter.thread in threads:
+        return _frames(threads[waiter.thread])
+    return itertools.chain.from_iterable(map(_frames, threads.values()))
 
 
 def _frames(frame: types.FrameType | None) -> Iterator[types.FrameType]:

@@ -59,7 +59,7 @@ def left_open() -> list[str]:
         for pool in states.pools()
         if (count := pool.waiters.count())
     ]
-    records = [] if keeper._waiting.empty() else [f"{keeper._waiting.qsize()} log records wait"]
+    records = [f"{len(keeper._waiting)} log records wait"] if keeper._waiting else []
     return [*commands, *episodes, *waiting, *records]
 
 

@@ -318,7 +318,6 @@ DUPLICATE = 'E11000 duplicate key error collection: shop.users index: email_1 du
                 "cursor": {"id": 0, "firstBatch": [{"ok": 1.0}, {"ok": 0.0, "code": 11000, "errmsg": DUPLICATE}]},
             },
             {
-                "db.response.returned_rows": 2,
                 "error.type": "11000",
                 "db.response.status_code": "11000",
                 "mongodb.client.write_errors": 1,

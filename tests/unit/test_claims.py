@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextvars
+import gc
+
+import pytest
+
 from opentelemetry_mongo_events._claims import Claim
 
 
-def test_the_first_takes_it_and_the_second_keeps_quiet() -> None:
-    claim, first, second = Claim(), object(), object()
+class Owner:
+    """A table of commands."""
+
+
+@pytest.fixture
+def claim() -> Claim:
+    return Claim("tests_claim")
+
+
+def test_the_first_takes_it_and_the_second_keeps_quiet(claim: Claim) -> None:
+    first, second = Owner(), Owner()
 
     assert claim.take("a command", first)
     assert claim.take("a command", first)
@@ -15,8 +29,8 @@ def test_the_first_takes_it_and_the_second_keeps_quiet() -> None:
     claim.give_up(second)
 
 
-def test_only_the_owner_gives_a_claim_up() -> None:
-    claim, first, second = Claim(), object(), object()
+def test_only_the_owner_gives_a_claim_up(claim: Claim) -> None:
+    first, second = Owner(), Owner()
     assert claim.take("a command", first)
 
     claim.give_up(second)
@@ -27,9 +41,19 @@ def test_only_the_owner_gives_a_claim_up() -> None:
     claim.give_up(second)
 
 
-def test_an_owner_is_let_go_of_with_its_claim() -> None:
-    claim, owner = Claim(), object()
-    assert claim.take("a command", owner)
+def test_a_claim_keeps_no_owner_alive(claim: Claim) -> None:
+    first, second = Owner(), Owner()
+    assert claim.take("a command", first)
 
-    claim.give_up(owner)
-    assert claim.owner is None
+    del first
+    gc.collect()
+    assert claim.take("a command", second)
+
+
+def test_what_another_task_claims_changes_nothing_here(claim: Claim) -> None:
+    """As greenlets do, which share a thread and have a context each."""
+    first, second = Owner(), Owner()
+    assert claim.take("a command", first)
+
+    assert contextvars.copy_context().run(claim.take, "another command", second)
+    assert not claim.take("a command", second)

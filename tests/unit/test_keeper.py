@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -161,12 +161,93 @@ def test_what_it_looks_after_may_wait_for_records(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_was_ended_is_replaced(kept: Kept) -> None:
+    goes_on = threading.Event()
+    kept.keeper.emit(goes_on.wait)
+    thread = kept.keeper.thread
+    assert thread is not None
     kept.keeper.emit(sys.exit)
-    until(lambda: kept.keeper.thread is not None and not kept.keeper.thread.is_alive())
+    goes_on.set()
+    thread.join(5)
+    assert kept.keeper.thread is None
     kept.emit("next")
     kept.keeper.flush()
 
     assert kept.done == ["next"]
+
+
+def test_a_thread_from_before_a_monkey_patch_is_replaced(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where gevent or eventlet patches `threading` while something is open."""
+    made: list[threading.Lock] = []
+    original = threading.Lock
+
+    def green_lock() -> threading.Lock:
+        made.append(original())
+        return made[-1]
+
+    kept.is_open = True
+    kept.keeper.wake()
+    before = kept.keeper.thread
+    assert before is not None
+    kept.emit("before")
+    monkeypatch.setattr(threading, "Lock", green_lock)
+    kept.emit("after")
+    kept.keeper.flush()
+    after = kept.keeper.thread
+    before.join(5)
+
+    assert kept.done == ["before", "after"]
+    assert made
+    assert not before.is_alive()
+    assert after not in (None, before)
+    assert kept.keeper.thread is after
+
+
+def test_what_emits_a_record_emits_no_other(kept: Kept) -> None:
+    def record() -> None:
+        kept.emit("because of it")
+        kept.done.append("record")
+
+    kept.keeper.emit(record)
+    kept.keeper.flush()
+    kept.emit("later")
+    kept.keeper.flush()
+
+    assert kept.done == ["record", "later"]
+
+
+def test_a_record_that_comes_as_the_thread_is_about_to_end_is_emitted(kept: Kept) -> None:
+    class Workers(dict[str, Any]):
+        def pop(self, *args: Any) -> Any:
+            if not kept.done:
+                kept.emit("just in time")
+            return super().pop(*args)
+
+    kept.keeper._workers = Workers()
+    kept.keeper.wake()
+    until(lambda: kept.done)
+
+
+def test_a_record_that_comes_as_the_thread_has_just_ended_is_emitted(kept: Kept) -> None:
+    ends, found_it = threading.Event(), threading.Event()
+
+    class Workers(dict[str, Any]):
+        def pop(self, *args: Any) -> Any:
+            ends.set()
+            found_it.wait(5)
+            return super().pop(*args)
+
+        def get(self, *args: Any) -> Any:
+            found = super().get(*args)
+            if found is not None and threading.current_thread() is threading.main_thread() and not found_it.is_set():
+                found_it.set()
+                found.thread.join(5)
+            return found
+
+    kept.keeper._workers = Workers()
+    kept.keeper.wake()
+    assert ends.wait(5)
+    kept.emit("just too late")
+    until(lambda: kept.done)
 
 
 def test_in_another_process_what_waited_is_the_parents(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
