@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -224,9 +225,8 @@ def check(lived: Lived) -> None:
 def check_episodes(lived: Lived, server: ScriptedServer, *, is_discovered: bool = True) -> None:
     """That what the client went through is there, each once."""
     system = {"db.system.name": "mongodb"}
-    assert lived.spans(DISCOVERY) == [
-        {"span": DISCOVERY, "status": "OK", "attributes": system | {"mongodb.client.topology.type": "Unknown"}}
-    ] * is_discovered
+    discovery = {"span": DISCOVERY, "status": "OK", "attributes": system | {"mongodb.client.topology.type": "Unknown"}}
+    assert lived.spans(DISCOVERY) == [discovery] * is_discovered
     about = {"mongodb.client.topology.type": "Single", "server.address": "127.0.0.1", "server.port": server.port}
     assert lived.spans(OUTAGE) == [{"span": OUTAGE, "status": "OK", "attributes": system | about}]
 
@@ -240,15 +240,14 @@ def check_commands(lived: Lived) -> None:
 
 
 # By their names: the parts of a program up to its client.
-PATCHED_FIRST = ("patch", "import", "instrument", "client")
 ORDERS = {
-    "patch, then import": PATCHED_FIRST,
+    "patch, then import": ("patch", "import", "instrument", "client"),
     "import, then patch": ("import", "patch", "instrument", "client"),
     "instrument, then patch": ("import", "instrument", "patch", "client"),
 }
 # PyMongo is not among what eventlet can patch after its import: see the test of that.
-PROGRAMS = [pytest.param("gevent", order, id=f"gevent-{order}") for order in ORDERS]
-PROGRAMS += [pytest.param("eventlet", "patch, then import", id="eventlet-patch, then import")]
+EVENTLET = ("eventlet", "patch, then import")
+EXTREMES = [("gevent", "patch, then import"), ("gevent", "instrument, then patch"), EVENTLET]
 
 
 def parts(library: str, order: Sequence[str]) -> list[str]:
@@ -257,7 +256,7 @@ def parts(library: str, order: Sequence[str]) -> list[str]:
     return [library if part == "patch" else part for part in order]
 
 
-@pytest.mark.parametrize(("library", "order"), PROGRAMS)
+@pytest.mark.parametrize(("library", "order"), [*(("gevent", order) for order in ORDERS), EVENTLET])
 def test_a_greenlet_ticks_on_while_a_client_finds_its_servers_and_loses_them(
     library: str, order: str, server: ScriptedServer, tmp_path: Path
 ) -> None:
@@ -272,7 +271,7 @@ def test_a_greenlet_ticks_on_while_a_client_finds_its_servers_and_loses_them(
 @pytest.mark.skipif(
     "event_name" not in inspect.signature(Logger.emit).parameters, reason="OpenTelemetry 1.38 has events"
 )
-@pytest.mark.parametrize(("library", "order"), PROGRAMS)
+@pytest.mark.parametrize(("library", "order"), EXTREMES)
 def test_a_greenlet_ticks_on_while_log_records_are_emitted(
     library: str, order: str, server: ScriptedServer, tmp_path: Path
 ) -> None:
@@ -284,12 +283,21 @@ def test_a_greenlet_ticks_on_while_log_records_are_emitted(
     check_episodes(lived, server)
     check_commands(lived)
     assert lived.error == ""
-    found = [record.removeprefix("mongodb.client.") for record in lived.all("record")]
-    assert [name for name in found if name != "heartbeat.failed"] == RECORDS
-    assert "heartbeat.failed" in found
+    records = Counter(record.removeprefix("mongodb.client.") for record in lived.all("record"))
+    assert records.pop("heartbeat.failed") > 0  # one for each try
+    assert records == {
+        "topology.opened": 1,
+        "server.opened": 1,
+        "heartbeat.succeeded": 2,
+        "server.changed": 3,
+        "topology.changed": 2,
+        "pool.cleared": 1,
+        "server.closed": 1,
+        "topology.closed": 1,
+    }
 
 
-@pytest.mark.parametrize(("library", "order"), PROGRAMS)
+@pytest.mark.parametrize(("library", "order"), EXTREMES)
 def test_a_greenlet_ticks_on_when_the_instrumentor_goes_off_in_an_outage(
     library: str, order: str, server: ScriptedServer, tmp_path: Path
 ) -> None:
@@ -306,7 +314,7 @@ def test_a_greenlet_ticks_on_when_the_instrumentor_goes_off_in_an_outage(
     assert lived.error == ""
 
 
-@pytest.mark.parametrize(("library", "order"), PROGRAMS)
+@pytest.mark.parametrize(("library", "order"), EXTREMES)
 def test_a_program_that_ends_in_an_outage_ends_at_once(
     library: str, order: str, server: ScriptedServer, tmp_path: Path
 ) -> None:
@@ -348,7 +356,7 @@ def test_a_client_whose_threads_are_older_than_the_patching_is_observed(
     assert "opentelemetry" not in lived.error
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ["patch, then import", "instrument, then patch"])
 def test_threads_that_are_not_patched_are_observed(order: str, server: ScriptedServer, tmp_path: Path) -> None:
     made = parts("gevent without threads", ORDERS[order])
     lived = live(server, tmp_path, *made, "work", "lose", "find", "close", "end")
@@ -363,8 +371,9 @@ def test_threads_that_are_not_patched_are_observed(order: str, server: ScriptedS
 def test_pymongo_finds_no_server_where_eventlet_patches_after_its_import(
     is_on: bool, server: ScriptedServer, tmp_path: Path
 ) -> None:
-    made = parts("eventlet", ("import", "patch", "instrument", "client"))
+    made = parts("eventlet", ORDERS["instrument, then patch"])
     lived = live(server, tmp_path, *made, "seek", "end", is_on=is_on)
 
     check(lived)
     assert lived.all("lost") == ["module 'select' has no attribute 'poll'"]
+    assert lived.error == ""  # nor does eventlet find locks of this package that it can't patch
