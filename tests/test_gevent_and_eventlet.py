@@ -20,7 +20,7 @@ from tests.servers.processes import environment
 from tests.test_outages import DISCOVERY, OUTAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tests.servers.scripted import ScriptedServer
 
@@ -40,8 +40,6 @@ PARTS = {
 import json, threading, time
 
 import pymongo
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from pymongo import common
 
 from tests.ticks import Ticks
@@ -51,6 +49,11 @@ common.EVENTS_QUEUE_FREQUENCY = common.MIN_HEARTBEAT_INTERVAL = 0.05
 
 def say(**what):
     write(1, f"{json.dumps(what)}\\n".encode())
+""",
+    "set up": """
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 
 class Told(SpanExporter):
@@ -60,7 +63,9 @@ class Told(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-tracer_provider = TracerProvider()
+# Where detectors of resources are asked, and threads aren't patched, the SDK waits for them for five seconds.
+nobody = Resource.get_empty()
+tracer_provider = TracerProvider(resource=nobody)
 tracer_provider.add_span_processor(SimpleSpanProcessor(Told()))
 options = {"tracer_provider": tracer_provider}
 if IS_ON:
@@ -83,7 +88,7 @@ class Logged(LogRecordProcessor):
         return True
 
 
-logger_provider = LoggerProvider()
+logger_provider = LoggerProvider(resource=nobody)
 logger_provider.add_log_record_processor(Logged())
 options |= {"logger_provider": logger_provider, "events": "both"}
 """,
@@ -172,7 +177,14 @@ class Lived(NamedTuple):
         return [each for each in self.said if each.get("span") == name]
 
 
-def live(server: ScriptedServer, folder: Path, *parts: str, is_on: bool = True) -> Lived:
+def live(
+    server: ScriptedServer,
+    folder: Path,
+    *parts: str,
+    is_on: bool = True,
+    prefix: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Lived:
     """Run a program of those parts, which has the server stopped and started again."""
     program = "\n".join(
         [
@@ -189,8 +201,8 @@ def live(server: ScriptedServer, folder: Path, *parts: str, is_on: bool = True) 
     with (folder / "error").open("w+") as error:
         process = subprocess.Popen(
             # Both libraries warn of what is imported before they patch, and eventlet of itself.
-            [sys.executable, "-W", "ignore", "-c", program, server.uri, "on" if is_on else "off"],
-            env=environment() | {"PYTHONPATH": python_path},
+            [*prefix, sys.executable, "-W", "ignore", "-c", program, server.uri, "on" if is_on else "off"],
+            env=environment() | {"PYTHONPATH": python_path} | dict(variables or {}),
             stdout=subprocess.PIPE,
             stderr=error,
             text=True,
@@ -241,9 +253,9 @@ def check_commands(lived: Lived) -> None:
 
 # By their names: the parts of a program up to its client.
 ORDERS = {
-    "patch, then import": ("patch", "import", "instrument", "client"),
-    "import, then patch": ("import", "patch", "instrument", "client"),
-    "instrument, then patch": ("import", "instrument", "patch", "client"),
+    "patch, then import": ("patch", "import", "set up", "instrument", "client"),
+    "import, then patch": ("import", "set up", "patch", "instrument", "client"),
+    "instrument, then patch": ("import", "set up", "instrument", "patch", "client"),
 }
 # PyMongo is not among what eventlet can patch after its import: see the test of that.
 EVENTLET = ("eventlet", "patch, then import")
@@ -276,7 +288,7 @@ def test_a_greenlet_ticks_on_while_log_records_are_emitted(
     library: str, order: str, server: ScriptedServer, tmp_path: Path
 ) -> None:
     made = parts(library, ORDERS[order])
-    made.insert(made.index("import") + 1, "log")
+    made.insert(made.index("set up") + 1, "log")
     lived = live(server, tmp_path, *made, "work", "lose", "find", "close", "end")
 
     check(lived)
@@ -324,7 +336,7 @@ def test_a_program_that_ends_in_an_outage_ends_at_once(
     assert [(span["status"], span["attributes"].get("error.type")) for span in lived.spans(OUTAGE)] == [
         ("ERROR", "exit")
     ]
-    assert "opentelemetry" not in lived.error
+    assert "opentelemetry_mongo_events" not in lived.error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -332,10 +344,11 @@ def test_a_program_that_ends_in_an_outage_ends_at_once(
 # loses an error or two on stderr, with this package or without it.
 
 OF_BOTH_KINDS = {
-    "a client is made, then patch": ("import", "instrument", "client", "patch"),
-    "a client is used, then patch": ("import", "instrument", "client", "ping", "patch"),
+    "a client is made, then patch": ("import", "set up", "instrument", "client", "patch"),
+    "a client is used, then patch": ("import", "set up", "instrument", "client", "ping", "patch"),
     "a client is used, then patch, then instrument_client": (
         "import",
+        "set up",
         "client",
         "ping",
         "patch",
@@ -353,7 +366,7 @@ def test_a_client_whose_threads_are_older_than_the_patching_is_observed(
     check(lived)
     check_episodes(lived, server, is_discovered="instrument" in OF_BOTH_KINDS[order])
     check_commands(lived)
-    assert "opentelemetry" not in lived.error
+    assert "opentelemetry_mongo_events" not in lived.error
 
 
 @pytest.mark.parametrize("order", ["patch, then import", "instrument, then patch"])
@@ -364,7 +377,7 @@ def test_threads_that_are_not_patched_are_observed(order: str, server: ScriptedS
     check(lived)
     check_episodes(lived, server)
     check_commands(lived)
-    assert "opentelemetry" not in lived.error
+    assert "opentelemetry_mongo_events" not in lived.error
 
 
 @pytest.mark.parametrize("is_on", [False, True], ids=["without", "with"])
