@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.compare import Goal, Work, compare, parser
 from opentelemetry_mongo_events import event_listeners
-from opentelemetry_mongo_events._query_text import query_text
+from opentelemetry_mongo_events._query_text.text import query_text
 from tests import events
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from opentelemetry._logs import Logger
 from pymongo import MongoClient, common, monitoring
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
-from opentelemetry_mongo_events._claims import METRICS, SPANS
-from opentelemetry_mongo_events._held_connections import _held
-from opentelemetry_mongo_events._pool_states import PoolStates
-from opentelemetry_mongo_events._process_state import living
-from opentelemetry_mongo_events._server_states import ServerStates
+from opentelemetry_mongo_events._commands.claims import METRICS, SPANS
+from opentelemetry_mongo_events._commands.held_connections import _held
+from opentelemetry_mongo_events._pools.state import PoolStates
+from opentelemetry_mongo_events._runtime.process import living
+from opentelemetry_mongo_events._servers.state import ServerStates
 from tests.clients import connect
 from tests.events import ADDRESS
 from tests.metrics import Metrics

@@ -6,7 +6,7 @@ from typing import Any
 
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 
-from opentelemetry_mongo_events._episodes import keeper
+from opentelemetry_mongo_events._servers.outages import keeper
 
 
 class Logs:

@@ -8,14 +8,14 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from opentelemetry_mongo_events._commands import CommandEvents
-from opentelemetry_mongo_events._connections import ConnectionEvents
+from opentelemetry_mongo_events._commands.connections import ConnectionEvents
+from opentelemetry_mongo_events._commands.listener import CommandEvents
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.sampling import Sampler
 
-    from opentelemetry_mongo_events._open_commands import OpenCommands
+    from opentelemetry_mongo_events._commands.open_commands import OpenCommands
 
 
 class Spans:

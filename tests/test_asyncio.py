@@ -14,8 +14,9 @@ from opentelemetry.trace import StatusCode
 from pymongo import monitoring
 from pymongo.monitoring import TopologyListener
 
-from opentelemetry_mongo_events import MongoEventsInstrumentor, _episodes, _registration
-from opentelemetry_mongo_events._driver import TOPOLOGY_LISTENERS_NEED_A_LOOP
+from opentelemetry_mongo_events._driver import registration
+from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
+from opentelemetry_mongo_events._servers import outages
 from tests.clients import aconnect
 from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, attributes, table_of
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from pymongo import AsyncMongoClient
+
+    from opentelemetry_mongo_events import MongoEventsInstrumentor
 
 
 pytestmark = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
@@ -263,7 +266,7 @@ def test_a_client_can_be_made_where_no_loop_runs(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(_registration._TopologyListeners, "_has_warned", False)
+    monkeypatch.setattr(registration._TopologyListeners, "_has_warned", False)
     monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY", "true")
     instrumentor.instrument(tracer_provider=spans.provider)
     clients = [aconnect(server.uri, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=1000) for _ in range(2)]
@@ -276,7 +279,7 @@ def test_a_client_can_be_made_where_no_loop_runs(
         for client in clients:
             await client.admin.command("ping")
         await asyncio.to_thread(server.stop)
-        await eventually(lambda: len(_episodes.outages) == observed)
+        await eventually(lambda: len(outages.outages) == observed)
         for client in clients:
             await client.close()
 

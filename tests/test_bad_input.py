@@ -24,8 +24,9 @@ from opentelemetry.trace import StatusCode
 from pymongo.errors import OperationFailure
 from pymongo.monitoring import CommandStartedEvent, TopologyOpenedEvent
 
-from opentelemetry_mongo_events import Config, _instruments, _telemetry, event_listeners
+from opentelemetry_mongo_events import Config, event_listeners
 from opentelemetry_mongo_events._config import OPTIONS, config_from
+from opentelemetry_mongo_events._telemetry import instruments, telemetry
 from tests.clients import connect
 from tests.events import (
     check_out_failed,
@@ -386,7 +387,7 @@ def test_a_global_provider_that_cant_be_used_is_a_warning(
     # What `set_tracer_provider` and its like have been given.
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: given and Gives(given))
     monkeypatch.setattr(otel_metrics, "get_meter_provider", lambda: given and Gives(given))
-    monkeypatch.setattr(_instruments, "_made", _instruments._Made())
+    monkeypatch.setattr(instruments, "_made", instruments._Made())
     with connect(server.uri, event_listeners=event_listeners()) as client:
         client.admin.command("ping")
 
@@ -402,7 +403,7 @@ def test_a_global_logger_provider_that_cant_be_used_is_a_warning(
     def fail(*_: Any) -> None:
         raise ValueError
 
-    monkeypatch.setattr(_telemetry, "get_logger", fail)
+    monkeypatch.setattr(telemetry, "get_logger", fail)
     listeners = event_listeners(tracer_provider=spans.provider, events="both")
     with connect(server.uri, event_listeners=listeners) as client:
         client.admin.command("ping")
@@ -922,14 +923,14 @@ def test_no_event_makes_a_listener_raise(event: Any, watching: list[Any], caplog
 def test_free_threaded_python_3_13_is_one_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_telemetry, "HAS_GIL", False)
+    monkeypatch.setattr(telemetry, "HAS_GIL", False)
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
-    _telemetry._warn_of_free_threaded_3_13.cache_clear()
+    telemetry._warn_of_free_threaded_3_13.cache_clear()
     try:
         for _ in range(2):
             event_listeners()
     finally:
-        _telemetry._warn_of_free_threaded_3_13.cache_clear()
+        telemetry._warn_of_free_threaded_3_13.cache_clear()
 
     assert [record.getMessage() for record in caplog.records] == [
         (

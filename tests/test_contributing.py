@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import opentelemetry_mongo_events
-from opentelemetry_mongo_events import _semconv
+from opentelemetry_mongo_events._telemetry import semconv
 from tests.pages import ROOT, column
 
 SOURCE = Path(opentelemetry_mongo_events.__file__).parent
@@ -59,9 +59,9 @@ def test_each_folder_of_the_tests_is_explained() -> None:
 
 def test_each_name_is_listed() -> None:
     """One that isn't would escape all tests that go through them."""
-    names = {name for name in vars(_semconv) if name.isupper()} - {"TYPE_CHECKING"}
+    names = {name for name in vars(semconv) if name.isupper()} - {"TYPE_CHECKING"}
 
-    assert names == {name for name in _semconv.__all__ if name.isupper()}
+    assert names == {name for name in semconv.__all__ if name.isupper()}
 
 
 @pytest.mark.parametrize("name", re.findall(r"`(test_each_\w+)`", (ROOT / PAGE).read_text()))

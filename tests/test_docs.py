@@ -12,10 +12,10 @@ from opentelemetry import metrics, trace
 from pymongo import MongoClient
 
 import opentelemetry_mongo_events
-from opentelemetry_mongo_events import _semconv
-from opentelemetry_mongo_events._attributes import _OLD_NAMES
+from opentelemetry_mongo_events._commands.description import _OLD_NAMES
 from opentelemetry_mongo_events._config import ENVIRONMENT_PREFIX, OPTIONS
-from opentelemetry_mongo_events._query_text import query_text
+from opentelemetry_mongo_events._query_text.text import query_text
+from opentelemetry_mongo_events._telemetry import semconv
 from pictures.files import FOLDER, MOST_BYTES
 from tests.pages import PAGES, ROOT, rows
 
@@ -50,19 +50,17 @@ def is_metric(constant: str) -> bool:
 
 def emitted() -> set[str]:
     """Every attribute's name that the code has."""
-    constants = {
-        name: getattr(_semconv, name) for name in _semconv.__all__ if not is_metric(name) and not is_event(name)
-    }
+    constants = {name: getattr(semconv, name) for name in semconv.__all__ if not is_metric(name) and not is_event(name)}
     return {value for name, value in constants.items() if isinstance(value, str) and name not in NO_NAMES}
 
 
 def measured() -> set[str]:
     """Every metric's name that the code has."""
-    return {getattr(_semconv, name) for name in _semconv.__all__ if is_metric(name)}
+    return {getattr(semconv, name) for name in semconv.__all__ if is_metric(name)}
 
 
 def old() -> set[str]:
-    return {getattr(_semconv, name) for name in _semconv.__all__ if name.startswith("OLD_")}
+    return {getattr(semconv, name) for name in semconv.__all__ if name.startswith("OLD_")}
 
 
 def test_each_attribute_is_in_the_reference_and_no_other() -> None:
@@ -77,14 +75,12 @@ def test_each_attribute_is_in_the_reference_and_no_other() -> None:
 
 
 def test_each_event_and_each_span_of_a_clients_own_is_in_the_reference() -> None:
-    events = {getattr(_semconv, name) for name in _semconv.__all__ if is_event(name) and not is_metric(name)}
+    events = {getattr(semconv, name) for name in semconv.__all__ if is_event(name) and not is_metric(name)}
     page = (ROOT / "docs/outages.md").read_text()
     documented = [cells[0].strip("`") for cells in rows("docs/outages.md", "## Events")]
 
     assert sorted(f"mongodb.client.{name}" for name in documented) == sorted(events)
-    assert {_semconv.DISCOVERY, _semconv.OUTAGE} == set(
-        re.findall(r"^`(mongodb\.client\.\w+)`\n: ", page, re.MULTILINE)
-    )
+    assert {semconv.DISCOVERY, semconv.OUTAGE} == set(re.findall(r"^`(mongodb\.client\.\w+)`\n: ", page, re.MULTILINE))
 
 
 def test_each_metric_is_in_the_reference_and_no_other() -> None:
@@ -108,7 +104,7 @@ def test_each_old_name_is_in_the_reference_with_its_new_one() -> None:
 
 
 def test_the_schema_is_that_of_the_reference() -> None:
-    version = _semconv.SCHEMA_URL.rpartition("/")[2]
+    version = semconv.SCHEMA_URL.rpartition("/")[2]
 
     assert f"(schema {version})" in (ROOT / "docs/spans.md").read_text()
 

@@ -23,7 +23,7 @@ WARNINGS, EXCEPTIONS = "## Warnings", "## Exceptions"
 
 def calls() -> Iterator[tuple[str, ast.Call, bool]]:
     """Each call in the source, with its module and whether it makes what is raised."""
-    for path in sorted(SOURCE.glob("*.py")):
+    for path in sorted(SOURCE.rglob("*.py")):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         raised = {id(node.exc) for node in nodes if isinstance(node, ast.Raise)}
         for node in nodes:
@@ -85,14 +85,14 @@ def test_a_message_that_nobody_explains_is_found() -> None:
 def test_nothing_is_told_in_another_way() -> None:
     imports = {
         (path.stem, name)
-        for path in SOURCE.glob("*.py")
+        for path in SOURCE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
     }
     named = {call.func.id for _, call, _ in calls() if isinstance(call.func, ast.Name)}
 
-    assert {module for module, name in imports if name in ("logging", "warnings")} == {"_log"}
+    assert {module for module, name in imports if name in ("logging", "warnings")} == {"log"}
     assert named.isdisjoint({"print", "getLogger"})
-    logs = [call.func for module, call, _ in calls() if module == "_log"]
+    logs = [call.func for module, call, _ in calls() if module == "log"]
     assert sorted(each.attr for each in logs if isinstance(each, ast.Attribute)) == ["getLogger", "suppress", "warning"]

@@ -15,8 +15,12 @@ import pytest
 from pymongo.errors import AutoReconnect
 
 import opentelemetry_mongo_events
-from opentelemetry_mongo_events import _attributes, _double_tracing, _driver, _episodes, _semconv, event_listeners
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._commands import description
 from opentelemetry_mongo_events._config import _SWITCHES, ENVIRONMENT_PREFIX, OPTIONS, Config
+from opentelemetry_mongo_events._driver import versions
+from opentelemetry_mongo_events._servers import outages
+from opentelemetry_mongo_events._telemetry import other_tracers, semconv
 from tests.pages import PAGES, ROOT, column, rows, table
 
 PACKAGE = "opentelemetry_mongo_events"
@@ -30,39 +34,39 @@ def flat(page: str) -> str:
 
 # Each sentence that names a number, with what that is in the code.
 NUMBERS: Final = [
-    ("docs/how-it-works.md", r"([\d,]+) commands may be open", "_open_commands.LIMIT"),
-    ("docs/how-it-works.md", r"([\d,]+) cursors and", "_commands._REMEMBERED"),
-    ("docs/how-it-works.md", r"([\d,]+) failed attempts are remembered", "_commands._REMEMBERED"),
-    ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_server_states._FAILURES"),
-    ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_server_states._INCIDENTS"),
-    ("docs/how-it-works.md", r"([\d,]+) log records may wait", "_keeper._LIMIT"),
-    ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pool_states._LIMIT"),
-    ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_telemetry._REMEMBERED"),
-    ("docs/how-it-works.md", r"names only \(([\d,]+) of commands", "_query_text._texts_of_shapes._limit"),
-    ("docs/how-it-works.md", r"of commands, ([\d,]+) of documents\)", "_query_text._texts_of_keys._limit"),
-    ("docs/how-it-works.md", r"seen within ([\d,]+) ms, a meter", "_telemetry._LOOK_AGAIN"),
-    ("docs/how-it-works.md", r"a meter provider within ([\d,]+) ms", "_instruments._LOOK_AGAIN"),
-    ("docs/how-it-works.md", r"A topology of more than ([\d,]+) servers is therefore one warning", "_topology._MANY"),
-    ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pool_states._GRACE"),
-    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_open_commands._INCIDENTS"),
-    ("docs/outages.md", r"cleared pools the first ([\d,]+) are kept", "_episodes._REPEATED"),
-    ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_episodes._ALL"),
-    ("docs/outages.md", r"which failed on the servers that were lost, from (\w+) seconds before", "_episodes._BEFORE"),
-    ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_episodes._LINKS"),
-    ("docs/outages.md", r"([\d,]+) of them may wait for it", "_keeper._LIMIT"),
-    ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_keeper._PATIENCE"),
+    ("docs/how-it-works.md", r"([\d,]+) commands may be open", "_commands.open_commands:LIMIT"),
+    ("docs/how-it-works.md", r"([\d,]+) cursors and", "_commands.listener:_REMEMBERED"),
+    ("docs/how-it-works.md", r"([\d,]+) failed attempts are remembered", "_commands.listener:_REMEMBERED"),
+    ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_servers.state:_FAILURES"),
+    ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_servers.state:_INCIDENTS"),
+    ("docs/how-it-works.md", r"([\d,]+) log records may wait", "_runtime.background:_LIMIT"),
+    ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pools.state:_LIMIT"),
+    ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_telemetry.telemetry:_REMEMBERED"),
+    ("docs/how-it-works.md", r"names only \(([\d,]+) of commands", "_query_text.text:_texts_of_shapes._limit"),
+    ("docs/how-it-works.md", r"of commands, ([\d,]+) of documents\)", "_query_text.text:_texts_of_keys._limit"),
+    ("docs/how-it-works.md", r"seen within ([\d,]+) ms, a meter", "_telemetry.telemetry:_LOOK_AGAIN"),
+    ("docs/how-it-works.md", r"a meter provider within ([\d,]+) ms", "_telemetry.instruments:_LOOK_AGAIN"),
+    ("docs/how-it-works.md", r"of more than ([\d,]+) servers is therefore one warning", "_servers.topology_listener:_MANY"),
+    ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pools.state:_GRACE"),
+    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_INCIDENTS"),
+    ("docs/outages.md", r"cleared pools the first ([\d,]+) are kept", "_servers.outages:_REPEATED"),
+    ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_servers.outages:_ALL"),
+    ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_BEFORE"),
+    ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_servers.outages:_LINKS"),
+    ("docs/outages.md", r"([\d,]+) of them may wait for it", "_runtime.background:_LIMIT"),
+    ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_runtime.background:_PATIENCE"),
     ("docs/outages.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
-    ("docs/outages.md", r"topologies of more than ([\d,]+) servers", "_topology._MANY"),
-    ("docs/spans.md", r"At most ([\d,]+) characters", "_attributes._SUMMARY_LENGTH"),
-    ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands._REMEMBERED"),
-    ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_open_commands.LIMIT"),
+    ("docs/outages.md", r"topologies of more than ([\d,]+) servers", "_servers.topology_listener:_MANY"),
+    ("docs/spans.md", r"At most ([\d,]+) characters", "_commands.description:_SUMMARY_LENGTH"),
+    ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands.listener:_REMEMBERED"),
+    ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_commands.open_commands:LIMIT"),
     ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
-    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_living_clients._PATIENCE"),
-    ("docs/what-is-captured.md", r"is ([\d,]+) characters long at most", "_masking._SEGMENT_LENGTH"),
+    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_existing_clients:_PATIENCE"),
+    ("docs/what-is-captured.md", r"is ([\d,]+) characters long at most", "_query_text.masking:_SEGMENT_LENGTH"),
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
-    ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text._ELEMENTS"),
-    ("docs/what-is-captured.md", r"and ([\d,]+) values of a command", "_query_text._VALUES"),
-    ("docs/what-is-captured.md", r"more than ([\d,]+) keys all of them are masked", "_query_text._KEYS"),
+    ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text.text:_ELEMENTS"),
+    ("docs/what-is-captured.md", r"and ([\d,]+) values of a command", "_query_text.text:_VALUES"),
+    ("docs/what-is-captured.md", r"more than ([\d,]+) keys all of them are masked", "_query_text.text:_KEYS"),
 ]  # fmt: skip
 WORDS = {"five": "5", "ten": "10"}
 
@@ -71,7 +75,7 @@ def number(what: str) -> float:
     """A constant of the code, or the default of an option."""
     if what.startswith("option "):
         return float(getattr(Config(), what.removeprefix("option ")))
-    module, _, name = what.partition(".")
+    module, _, name = what.partition(":")
     return float(operator.attrgetter(name)(importlib.import_module(f"{PACKAGE}.{module}")))
 
 
@@ -86,30 +90,35 @@ def test_a_number_is_that_of_the_code(page: str, sentence: str, what: str) -> No
 def test_a_message_of_the_driver_is_cut_where_it_is_said_to_be() -> None:
     (told,) = re.findall(r"configured timeouts; at most (\d+) characters", flat("docs/outages.md"))
 
-    attributes = _driver.error_attributes(AutoReconnect("x" * 1000))
-    assert len(str(attributes[_semconv.ERROR_MESSAGE])) == int(told)
+    attributes = versions.error_attributes(AutoReconnect("x" * 1000))
+    assert len(str(attributes[semconv.ERROR_MESSAGE])) == int(told)
 
 
 def test_no_limit_of_the_code_is_left_out() -> None:
     """Whoever adds one is led here: to a sentence in the documentation, or to this list of what nobody notices."""
     unnoticed = {
-        ("_guard", "_KINDS"),
-        ("_held_connections", "_LIMIT"),
-        ("_instruments", "_MANY"),
-        ("_masking", "_KEY_LENGTH"),
-        ("_query_text", "_REMEMBERED_LENGTH"),
-        ("_waiters", "_MANY"),
+        ("_runtime.guard", "_KINDS"),
+        ("_commands.held_connections", "_LIMIT"),
+        ("_telemetry.instruments", "_MANY"),
+        ("_query_text.masking", "_KEY_LENGTH"),
+        ("_query_text.text", "_REMEMBERED_LENGTH"),
+        ("_pools.waiters", "_MANY"),
     }
     limits = {
-        (path.stem, node.target.id)
-        for path in SOURCE.glob("*.py")
+        (".".join(path.relative_to(SOURCE).with_suffix("").parts), node.target.id)
+        for path in SOURCE.rglob("*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if isinstance(node.value, ast.Constant) and type(node.value.value) is int and node.value.value >= 16
     }
-    settings = {("_attributes", "_DUPLICATE_KEY"), ("_pool_states", "_MAX_POOL_SIZE")}  # MongoDB's and the driver's
+    settings = {
+        ("_commands.description", "_DUPLICATE_KEY"),
+        ("_pools.state", "_MAX_POOL_SIZE"),
+    }  # MongoDB's and the driver's
 
-    assert limits - unnoticed - settings <= {tuple(what.split(".")[:2]) for _, _, what in NUMBERS}
+    assert limits - unnoticed - settings <= {
+        tuple(re.split("[:.](?=_*[A-Z])", what)) for _, _, what in NUMBERS if ":" in what
+    }
 
 
 def variables_of(module: str) -> set[str]:
@@ -126,7 +135,7 @@ def test_each_environment_variable_is_read_by_somebody() -> None:
     theirs |= variables_of("opentelemetry.sdk.environment_variables")
     theirs |= variables_of("opentelemetry.instrumentation.environment_variables")
     theirs |= {"OTEL_SEMCONV_STABILITY_OPT_IN"}  # the API has it in a private module
-    pymongo_tells = set(re.findall(r"OTEL_\w+", inspect.getsource(_double_tracing)))
+    pymongo_tells = set(re.findall(r"OTEL_\w+", inspect.getsource(other_tracers)))
 
     for page in [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]:
         named = set(re.findall(r"\bOTEL_[A-Z_]*[A-Z]\b", page.read_text())) - {"OTEL_PYTHON_MONGO_EVENTS"}
@@ -177,8 +186,8 @@ def test_each_public_name_is_in_the_reference() -> None:
 
 def test_each_end_of_a_discovery_or_an_outage_is_in_the_reference() -> None:
     ends = {
-        argument.value if isinstance(argument, ast.Constant) else _episodes.UNINSTRUMENTED
-        for path in SOURCE.glob("*.py")
+        argument.value if isinstance(argument, ast.Constant) else outages.UNINSTRUMENTED
+        for path in SOURCE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("end", "end_all")
         for argument in chain.from_iterable(map(ast.walk, node.args))
@@ -195,10 +204,10 @@ def test_the_sensitive_commands_are_all_named() -> None:
     (spans,) = re.findall(r"carry credentials \((.*?)\) the driver", flat("docs/spans.md"))
     captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Bounds")[0]
     for name in re.findall(r"`(\w+)`", spans):
-        assert _attributes.is_secret(name) or name in ("hello", "speculativeAuthenticate")
+        assert description.is_secret(name) or name in ("hello", "speculativeAuthenticate")
     for text in (spans, captured):
         told = {name.lower() for name in re.findall(r"`(\w+)`", text)}
-        assert {name for name in _attributes._SECRET if not name.startswith("copydb")} <= told
+        assert {name for name in description._SECRET if not name.startswith("copydb")} <= told
 
 
 def test_the_versions_of_the_readme_are_those_that_are_asked_for() -> None:

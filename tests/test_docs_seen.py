@@ -13,8 +13,9 @@ from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
 from opentelemetry.trace import SpanKind, StatusCode
 from pymongo.errors import PyMongoError
 
-from opentelemetry_mongo_events import _semconv, event_listeners
-from opentelemetry_mongo_events._instruments import Instruments
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._telemetry import semconv
+from opentelemetry_mongo_events._telemetry.instruments import Instruments
 from tests.clients import connect
 from tests.pages import ROOT, column, rows
 from tests.spans import attributes
@@ -37,7 +38,7 @@ pytestmark = [
 ]
 
 TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool}
-EPISODES: Final = (_semconv.DISCOVERY, _semconv.OUTAGE)
+EPISODES: Final = (semconv.DISCOVERY, semconv.OUTAGE)
 SECTIONS: Final = ("## Commands", "## Connection pools", "## Servers and heartbeats")
 METRICS: Final = "docs/metrics.md"
 
@@ -59,7 +60,7 @@ def live_through_all(
         until(lambda: ("RSPrimary", 0) in server_counts(metrics))
         replica_set.elect(second)
         client.shop.orders.insert_one({})
-        until(lambda: spans.named(_semconv.OUTAGE))
+        until(lambda: spans.named(semconv.OUTAGE))
         until(lambda: metrics.points("mongodb.client.outage.duration"))
         return metrics.collected()  # before the client is closed, and its pools with it
 
@@ -144,7 +145,7 @@ def test_the_attributes_of_commands(life: Life) -> None:
         assert ("db.response.status_code" in present) <= ("error.type" in present)
         assert span.kind is SpanKind[kind]
         assert span.instrumentation_scope is not None
-        assert span.instrumentation_scope.name == _semconv.SCOPE
+        assert span.instrumentation_scope.name == semconv.SCOPE
 
 
 def test_the_span_of_a_failed_checkout(life: Life) -> None:

@@ -33,9 +33,9 @@ from pymongo.monitoring import (
 from pymongo.server_description import ServerDescription
 
 from opentelemetry_mongo_events import event_listeners
-from opentelemetry_mongo_events._episodes import _episodes, keeper
-from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
-from opentelemetry_mongo_events._topology import TopologyEvents
+from opentelemetry_mongo_events._servers.heartbeat_listener import HeartbeatEvents
+from opentelemetry_mongo_events._servers.outages import _episodes, keeper
+from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
 from tests.clients import connect
 from tests.events import heartbeat_started, heartbeat_succeeded
 from tests.waiting import until

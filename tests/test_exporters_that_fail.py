@@ -20,7 +20,7 @@ from opentelemetry.trace import StatusCode
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from opentelemetry_mongo_events import event_listeners
-from opentelemetry_mongo_events._pool_states import PoolState
+from opentelemetry_mongo_events._pools.state import PoolState
 from tests.broken import BrokenMeterProvider, BrokenTracerProvider, Picky, TelemetryError
 from tests.clients import answers, connect
 from tests.events import check_out_failed, checked_out, connection_closed, connection_created, connection_ready

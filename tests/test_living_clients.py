@@ -15,8 +15,8 @@ import pytest
 from opentelemetry import trace
 from pymongo.monitoring import CommandListener, ConnectionPoolListener, ServerListener, TopologyListener
 
-from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, _living_clients, event_listeners
-from opentelemetry_mongo_events._living_clients import _OtherwiseError
+from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, _existing_clients, event_listeners
+from opentelemetry_mongo_events._existing_clients import _OtherwiseError
 from tests.clients import aconnect, answers, connect
 from tests.forks import in_child
 from tests.metrics import POOL, Metrics
@@ -168,7 +168,7 @@ def test_a_pool_keeps_its_limits_and_its_idle_time(server: ScriptedServer, obser
 def test_a_client_that_nobody_has_used_yet(server: ScriptedServer, observe: Observe, spans: Spans) -> None:
     with connect(server.uri, connect=False, **OFTEN) as client:
         observe(client, topology=True)
-        assert getattr(client._topology, _living_clients._executor_name(client._topology))._thread is None
+        assert getattr(client._topology, _existing_clients._executor_name(client._topology))._thread is None
 
         client.admin.command("ping")
         discovery = spans.wait_for(DISCOVERY)
@@ -602,16 +602,16 @@ def test_what_cannot_be_used_is_left_out(
 
 def test_a_client_that_is_collected_leaves_nothing(server: ScriptedServer, observe: Observe) -> None:
     gc.collect()
-    before = len(_living_clients._clients.observed)
+    before = len(_existing_clients._clients.observed)
     client = connect(server.uri)
     observe(client)
     gone = weakref.ref(client._event_listeners)
-    assert len(_living_clients._clients.observed) == before + 1
+    assert len(_existing_clients._clients.observed) == before + 1
     client.close()
     del client
 
     until(lambda: (gc.collect(), gone())[1] is None)
-    assert len(_living_clients._clients.observed) == before
+    assert len(_existing_clients._clients.observed) == before
 
 
 def test_a_child_process_goes_on(living: MongoClient[Any], observe: Observe, spans: Spans) -> None:
@@ -622,7 +622,7 @@ def test_a_child_process_goes_on(living: MongoClient[Any], observe: Observe, spa
         observe(living)
         return True
 
-    with _living_clients._clients.lock():
+    with _existing_clients._clients.lock():
         assert in_child(child)
 
 
@@ -663,7 +663,7 @@ def _pool(client: Any) -> Any:
 
 
 def _connection(client: Any) -> Any:
-    return _living_clients._idle(_pool(client))[0]
+    return _existing_clients._idle(_pool(client))[0]
 
 
 def _monitor(client: Any) -> Any:
@@ -693,7 +693,7 @@ def _monitor(client: Any) -> Any:
         (_connection, "active", None),
         (_connection, "idle_time_seconds", lambda: None),
         (_connection, "pool_ref", lambda: None),
-        (lambda client: _living_clients._gate(_pool(client))[0], "?", None),
+        (lambda client: _existing_clients._gate(_pool(client))[0], "?", None),
     ],
 )
 def test_a_driver_that_is_made_otherwise_is_refused(
@@ -708,7 +708,7 @@ def test_a_driver_that_is_made_otherwise_is_refused(
         client.admin.command("ping")
         holder = part(client)
         if attribute == "?":
-            attribute = _living_clients._gate(_pool(client))[1]
+            attribute = _existing_clients._gate(_pool(client))[1]
         before = _state(client)
         with monkeypatch.context() as patch:
             patch.setattr(holder, attribute, value)
@@ -729,13 +729,13 @@ def _state(client: Any) -> Any:
         },
         _gate_of_topology(client)._publish_tp,
         topology._events,
-        getattr(topology, _living_clients._executor_name(topology)),
+        getattr(topology, _existing_clients._executor_name(topology)),
     )
 
 
 def test_a_module_without_what_is_looked_for(living: MongoClient[Any]) -> None:
     with pytest.raises(_OtherwiseError, match="SomethingNew"):
-        _living_clients._named(living._topology, "SomethingNew")
+        _existing_clients._named(living._topology, "SomethingNew")
 
 
 def test_an_address_that_was_not_looked_up_yet(
@@ -753,7 +753,7 @@ def test_an_address_that_was_not_looked_up_yet(
 def test_a_listener_of_the_client_cannot_call_it(
     living: MongoClient[Any], observe: Observe, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_living_clients, "_PATIENCE", 0.01)
+    monkeypatch.setattr(_existing_clients, "_PATIENCE", 0.01)
     before = _state(living)
     with living._topology._lock, pytest.raises(RuntimeError, match="doesn't come to rest"):
         observe(living)
@@ -773,7 +773,7 @@ def test_what_fails_half_way_is_quiet(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(_living_clients, "_connections", fail)
+        patch.setattr(_existing_clients, "_connections", fail)
         with pytest.raises(MemoryError):
             observe(living)
     living.admin.command("ping")

@@ -14,11 +14,12 @@ import pytest
 from opentelemetry._logs import Logger, SeverityNumber
 from opentelemetry.sdk._logs import LogRecordProcessor
 
-from opentelemetry_mongo_events import _telemetry, event_listeners
-from opentelemetry_mongo_events._episodes import keeper
-from opentelemetry_mongo_events._guard import Guard
-from opentelemetry_mongo_events._incidents import Incident
-from opentelemetry_mongo_events._telemetry import NO_PARENT
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._servers.events import Incident
+from opentelemetry_mongo_events._servers.outages import keeper
+from opentelemetry_mongo_events._telemetry import telemetry
+from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 from tests.clients import answers, connect
 from tests.conftest import registered_listeners
 from tests.events import heartbeat_failed, heartbeat_started, pool_cleared
@@ -348,7 +349,7 @@ def test_without_events_in_the_api_there_is_one_warning(
     class OlderLogger:
         def emit(self, record: Any) -> None: ...
 
-    monkeypatch.setattr(_telemetry, "Logger", OlderLogger)
+    monkeypatch.setattr(telemetry, "Logger", OlderLogger)
     event_listeners(logger_provider=logs.provider, events="both")
     event_listeners(logger_provider=logs.provider)
 

@@ -165,9 +165,9 @@ def test_commands_are_measured_while_their_spans_stand_down(
     metrics: Metrics,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from opentelemetry_mongo_events import _double_tracing
+    from opentelemetry_mongo_events._telemetry import other_tracers
 
-    monkeypatch.setattr(_double_tracing, "_contrib_is_active", lambda: True)
+    monkeypatch.setattr(other_tracers, "_contrib_is_active", lambda: True)
     own, theirs = Spans(), Metrics()
     instrumentor.instrument(tracer_provider=spans.provider, meter_provider=metrics.provider)
     made = event_listeners(tracer_provider=own.provider, meter_provider=theirs.provider)

@@ -530,7 +530,7 @@ async def test_a_cancelled_waiter_waits_no_more(
 async def test_waiters_that_nobody_counts_are_forgotten(
     server: ScriptedServer, listeners: Any, metrics: Metrics
 ) -> None:
-    from opentelemetry_mongo_events._pools import PoolEvents
+    from opentelemetry_mongo_events._pools.listener import PoolEvents
 
     table = next(listener for listener in listeners if isinstance(listener, PoolEvents))._pools
     async with aconnect(server.uri, event_listeners=listeners, maxPoolSize=1) as client:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pymongo.errors import OperationFailure
 from pymongo.monitoring import CommandFailedEvent, CommandSucceededEvent
 
-from opentelemetry_mongo_events import _query_text, event_listeners
-from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
-from opentelemetry_mongo_events._query_text import query_text
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._query_text import text
+from opentelemetry_mongo_events._query_text.text import query_text
+from opentelemetry_mongo_events._servers.heartbeat_listener import HeartbeatEvents
 from tests import events
 from tests.metrics import Metrics
 from tests.planted import SECRETS, commands, filled
@@ -59,8 +60,8 @@ def test_masked_text_is_the_shape_of_a_command_and_nothing_else(template: dict[s
     texts = {text_of(filled(template, chance)) for _ in range(FILLINGS)}
 
     assert len(texts) == 1
-    _query_text._texts_of_shapes.clear()
-    _query_text._texts_of_keys.clear()
+    text._texts_of_shapes.clear()
+    text._texts_of_keys.clear()
     assert texts == {text_of(filled(template, chance))}
     assert revealed(texts.pop()) == []
 

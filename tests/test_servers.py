@@ -20,12 +20,12 @@ from pymongo.monitoring import (
     TopologyClosedEvent,
 )
 
-from opentelemetry_mongo_events import _process_state
-from opentelemetry_mongo_events._driver import is_cancelled_heartbeat
-from opentelemetry_mongo_events._identity import identity
-from opentelemetry_mongo_events._incidents import Incident
-from opentelemetry_mongo_events._server_states import ServerState, ServerStates, TopologyState, note_failure
-from opentelemetry_mongo_events._telemetry import Switch
+from opentelemetry_mongo_events._driver.identity import identity
+from opentelemetry_mongo_events._driver.versions import is_cancelled_heartbeat
+from opentelemetry_mongo_events._runtime import process
+from opentelemetry_mongo_events._servers.events import Incident
+from opentelemetry_mongo_events._servers.state import ServerState, ServerStates, TopologyState, note_failure
+from opentelemetry_mongo_events._telemetry.telemetry import Switch
 from tests.clients import aconnect, answers, connect
 from tests.events import ADDRESS, heartbeat_failed, heartbeat_started, heartbeat_succeeded, topology_changed
 from tests.forks import in_child
@@ -327,7 +327,7 @@ def test_a_child_forgets_the_servers(watching: list[Any], metrics: Metrics) -> N
     assert metrics.servers(TYPE) == {"Unknown": 2}
     assert metrics.one(ROUND_TRIP).value == 1
 
-    _process_state._forget_all()
+    process._forget_all()
 
     assert metrics.points(COUNT) == metrics.points(ROUND_TRIP) == []
 

@@ -17,7 +17,7 @@ from pymongo.cursor import CursorType
 from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, WriteConcernError
 
 from opentelemetry_mongo_events import event_listeners
-from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID
+from opentelemetry_mongo_events._driver.versions import ATTEMPTS_SHARE_OPERATION_ID
 from tests.clients import connect
 from tests.conftest import registered_listeners
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from opentelemetry_mongo_events._log import warn
+from opentelemetry_mongo_events._runtime.log import warn
 
 ENVIRONMENT_PREFIX = "OTEL_PYTHON_MONGO_EVENTS_"
 

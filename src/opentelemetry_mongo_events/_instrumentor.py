@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import wrapt
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
-from opentelemetry_mongo_events._double_tracing import DoubleTracing
-from opentelemetry_mongo_events._episodes import UNINSTRUMENTED, end_all, keeper
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners
-from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
+from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all, keeper
+from opentelemetry_mongo_events._telemetry.other_tracers import DoubleTracing
+from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -68,9 +68,9 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 address that wasn't looked up yet; or it is called outside of the client's event loop, or by one of
                 the client's listeners. The client is as it was then.
         """
-        from opentelemetry_mongo_events import _living_clients
+        from opentelemetry_mongo_events import _existing_clients
 
-        _living_clients.instrument(client, keywords, cls._keywords)
+        _existing_clients.instrument(client, keywords, cls._keywords)
 
     @classmethod
     def uninstrument_client(cls, client: Any) -> None:
@@ -82,14 +82,14 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         Raises:
             TypeError: It is no client.
         """
-        from opentelemetry_mongo_events import _living_clients
+        from opentelemetry_mongo_events import _existing_clients
 
-        _living_clients.uninstrument(client)
+        _existing_clients.uninstrument(client)
 
     def uninstrument(self, **kwargs: Any) -> None:
         """Observe no client any more, but for those that were made with `event_listeners(...)`."""
         # Without PyMongo there are no clients, and this can't be imported.
-        living_clients = sys.modules.get(f"{__package__}._living_clients")
+        living_clients = sys.modules.get(f"{__package__}._existing_clients")
         had_clients = living_clients is not None and living_clients.uninstrument_all()
         if self.is_instrumented_by_opentelemetry or not had_clients:
             super().uninstrument(**kwargs)
@@ -115,7 +115,7 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         """Register a signal's listeners, once: PyMongo has no way to take one out, and a second one doubles all."""
         if signal in self._registered:
             return
-        from opentelemetry_mongo_events._registration import register
+        from opentelemetry_mongo_events._driver.registration import register
 
         if self._listeners is None:
             MongoEventsInstrumentor._listeners = SignalListeners(self._switch)

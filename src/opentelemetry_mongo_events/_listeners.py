@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from opentelemetry_mongo_events._guard import Guard
-from opentelemetry_mongo_events._open_commands import OpenCommands
-from opentelemetry_mongo_events._pool_states import PoolStates
-from opentelemetry_mongo_events._server_states import ServerStates
-from opentelemetry_mongo_events._telemetry import Switch, telemetry_from, usable
+from opentelemetry_mongo_events._commands.open_commands import OpenCommands
+from opentelemetry_mongo_events._pools.state import PoolStates
+from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._servers.state import ServerStates
+from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from, usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Listener: TypeAlias = CommandListener | ConnectionPoolListener | ServerHeartbeatListener | TopologyListener
 
     from opentelemetry_mongo_events._config import Config
-    from opentelemetry_mongo_events._telemetry import FailedHook, RequestHook, ResponseHook
+    from opentelemetry_mongo_events._telemetry.telemetry import FailedHook, RequestHook, ResponseHook
 
 
 def event_listeners(
@@ -134,24 +134,24 @@ class SignalListeners:
         return made
 
     def _commands(self) -> list[Listener]:
-        from opentelemetry_mongo_events._commands import CommandEvents
-        from opentelemetry_mongo_events._connections import ConnectionEvents
+        from opentelemetry_mongo_events._commands.connections import ConnectionEvents
+        from opentelemetry_mongo_events._commands.listener import CommandEvents
 
         open_commands = OpenCommands()
         guard = Guard()
         return [CommandEvents(self._switch, open_commands, guard), ConnectionEvents(open_commands, guard)]
 
     def _pools(self) -> list[Listener]:
-        from opentelemetry_mongo_events._pools import PoolEvents
+        from opentelemetry_mongo_events._pools.listener import PoolEvents
 
         return [PoolEvents(self.pools, self.servers, Guard())]
 
     def _heartbeats(self) -> list[Listener]:
-        from opentelemetry_mongo_events._heartbeats import HeartbeatEvents
+        from opentelemetry_mongo_events._servers.heartbeat_listener import HeartbeatEvents
 
         return [HeartbeatEvents(self.servers, Guard())]
 
     def _topology(self) -> list[Listener]:
-        from opentelemetry_mongo_events._topology import TopologyEvents
+        from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
 
         return [TopologyEvents(self.servers, Guard())]

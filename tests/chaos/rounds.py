@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import SpanKind
 
-from opentelemetry_mongo_events import _episodes, event_listeners
-from opentelemetry_mongo_events._guard import Guard
-from opentelemetry_mongo_events._semconv import SCOPE
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._servers import outages
+from opentelemetry_mongo_events._telemetry.semconv import SCOPE
 from tests.chaos.witness import Witness
 from tests.metrics import POOL, Metrics
 from tests.spans import Spans, table_of
@@ -96,7 +97,7 @@ class Round:
 
     def check(self) -> int:
         """When no client is left: all that was started has ended, and was told once; how many were interrupted."""
-        until(lambda: gc.collect() >= 0 and not _episodes._episodes.open, _SECONDS)
+        until(lambda: gc.collect() >= 0 and not outages._episodes.open, _SECONDS)
         until(lambda: gc.collect() >= 0 and self.metrics.points("db.client.connection.count") == [], _SECONDS)
         assert len(table_of(self.observing)) == 0
         interrupted = self.witness.compare(self.commands)

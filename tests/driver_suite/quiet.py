@@ -7,12 +7,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry_mongo_events._episodes import _episodes, keeper
-from opentelemetry_mongo_events._guard import Guard
-from opentelemetry_mongo_events._open_commands import OpenCommands
-from opentelemetry_mongo_events._pool_states import PoolStates
-from opentelemetry_mongo_events._pools import PoolEvents
-from opentelemetry_mongo_events._process_state import living
+from opentelemetry_mongo_events._commands.open_commands import OpenCommands
+from opentelemetry_mongo_events._pools.listener import PoolEvents
+from opentelemetry_mongo_events._pools.state import PoolStates
+from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._runtime.process import living
+from opentelemetry_mongo_events._servers.outages import _episodes, keeper
 from tests.metrics import POOL
 
 if TYPE_CHECKING:

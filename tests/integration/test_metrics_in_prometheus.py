@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pymongo.errors import PyMongoError
 
-from opentelemetry_mongo_events import _semconv, event_listeners
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._telemetry import semconv
 from tests.clients import connect
 from tests.exposition import Exposed
 from tests.integration.conftest import running
@@ -232,8 +233,8 @@ def test_the_rules_are_evaluated_without_an_error(scraping: Prometheus) -> None:
 def test_what_is_measured_is_shown() -> None:
     shown = DASHBOARD.read_text()
     ours = {
-        getattr(_semconv, name).replace(".", "_")
-        for name in _semconv.__all__
+        getattr(semconv, name).replace(".", "_")
+        for name in semconv.__all__
         if name.startswith(("DB_CLIENT_", "MONGODB_CLIENT_"))
     }
 

@@ -215,7 +215,10 @@ class NxServer(Process):
         """Return the command line of a server in memory."""
         if importlib.util.find_spec("nx_27017") is None:
             if sys.version_info >= (3, 15):
-                raise Missing(f"{self.name} does not support Python 3.15 yet: use an older one: make demo PYTHON=python3.14 VENV=.venv-3.14")
+                raise Missing(
+                    f"{self.name} does not support Python 3.15 yet. Use an older one: "
+                    "make demo PYTHON=python3.14 VENV=.venv-3.14"
+                )
             raise Missing(f"{self.name} is not installed: pip install nx-27017")
         return [
             # Not `-m`: it warns that the package has imported its module before.

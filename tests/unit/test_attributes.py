@@ -10,7 +10,7 @@ from bson import Int64, encode
 from bson.binary import Binary
 from bson.raw_bson import RawBSONDocument
 
-from opentelemetry_mongo_events._attributes import (
+from opentelemetry_mongo_events._commands.description import (
     Outcome,
     add_batch_and_transaction,
     collection_name,

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from opentelemetry_mongo_events._claims import Claim
+from opentelemetry_mongo_events._commands.claims import Claim
 
 
 class Owner:

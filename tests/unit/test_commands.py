@@ -14,8 +14,9 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
 
-from opentelemetry_mongo_events import _commands, _open_commands, event_listeners
-from opentelemetry_mongo_events._driver import ATTEMPTS_SHARE_OPERATION_ID
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._commands import listener, open_commands
+from opentelemetry_mongo_events._driver.versions import ATTEMPTS_SHARE_OPERATION_ID
 from tests.events import ADDRESS, checked_in, checked_out, failed, started, succeeded
 from tests.spans import Spans, attributes, commands_of, connections_of, table_of
 
@@ -391,8 +392,8 @@ def test_a_parent_can_be_required(spans: Spans) -> None:
 def test_a_full_table_leaves_commands_unobserved(
     listeners: Any, spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_open_commands, "LIMIT", 2)
-    monkeypatch.setattr(_commands, "LIMIT", 2)
+    monkeypatch.setattr(open_commands, "LIMIT", 2)
+    monkeypatch.setattr(listener, "LIMIT", 2)
     commands = commands_of(listeners)
     for number in range(5):
         commands.started(started({"find": "orders"}, request_id=number))

@@ -9,8 +9,8 @@ import pytest
 from bson import Int64
 from pymongo.errors import AutoReconnect, OperationFailure
 
-from opentelemetry_mongo_events import _driver
-from opentelemetry_mongo_events._driver import command_id, raised_for
+from opentelemetry_mongo_events._driver import versions
+from opentelemetry_mongo_events._driver.versions import command_id, raised_for
 from tests.events import ADDRESS, SERVER_CONNECTION_ID, started
 
 HAS_NUMBER = pymongo.version_tuple >= (4, 7)
@@ -20,7 +20,7 @@ def test_a_command_is_known_by_its_request_its_server_and_its_connection(monkeyp
     event = started({"find": "orders"}, request_id=5)
 
     assert command_id(event) == (5, ADDRESS, SERVER_CONNECTION_ID if HAS_NUMBER else None)
-    monkeypatch.setattr(_driver, "_HAS_SERVER_CONNECTION_ID", False)
+    monkeypatch.setattr(versions, "_HAS_SERVER_CONNECTION_ID", False)
     assert command_id(event) == (5, ADDRESS, None)
 
 

@@ -13,10 +13,10 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
-from opentelemetry_mongo_events import _episodes
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._clock import moment
-from opentelemetry_mongo_events._episodes import (
+from opentelemetry_mongo_events._runtime.clock import moment
+from opentelemetry_mongo_events._servers import outages
+from opentelemetry_mongo_events._servers.events import Incident
+from opentelemetry_mongo_events._servers.outages import (
     begin_discovery,
     begin_outage,
     end,
@@ -25,16 +25,16 @@ from opentelemetry_mongo_events._episodes import (
     outage_on,
     watch,
 )
-from opentelemetry_mongo_events._incidents import Incident
-from opentelemetry_mongo_events._server_states import Failure, ServerStates, TopologyState, note_failure
-from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
+from opentelemetry_mongo_events._servers.state import Failure, ServerStates, TopologyState, note_failure
+from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 from tests.spans import Spans, attributes, events, linked, seconds, span_id
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from opentelemetry_mongo_events._server_states import ServerState
+    from opentelemetry_mongo_events._servers.state import ServerState
     from tests.metrics import Metrics
 
 HERE: Any = ("db.example", 27017)
@@ -73,7 +73,7 @@ class World:
 @pytest.fixture
 def world(spans: Spans, metrics: Metrics) -> Iterator[World]:
     yield World(spans, metrics)
-    assert (_episodes._episodes.open, _episodes._episodes.outages) == ({}, {})
+    assert (outages._episodes.open, outages._episodes.outages) == ({}, {})
 
 
 def test_what_caused_it_and_what_ended_it_are_part_of_it(world: World, spans: Spans) -> None:
@@ -213,7 +213,7 @@ def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -
     end_all("uninstrumented", one.switch)
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented"]
 
-    _episodes.keeper.at_exit()
+    outages.keeper.at_exit()
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented", "exit"]
 
 
@@ -227,7 +227,7 @@ def test_without_another_thread_it_ends_with_what_is_told(
     watch()
     world.begin_outage()
     watch()
-    assert _episodes.keeper.thread is None
+    assert outages.keeper.thread is None
     world.serve_again()
 
     assert spans.one().status.status_code is StatusCode.OK
@@ -241,7 +241,7 @@ def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metr
     watch()
     watch()
     until(lambda: spans.names == ["mongodb.client.outage"])
-    until(lambda: _episodes.keeper.thread is None)
+    until(lambda: outages.keeper.thread is None)
 
     assert attributes(spans.one())["error.type"] == "timeout"
     assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(10, abs=1e-6)
@@ -254,7 +254,7 @@ def test_each_is_told_when_it_is_due(spans: Spans, metrics: Metrics) -> None:
     until(lambda: len(spans.finished) == 1, seconds=0.4)
     until(lambda: len(spans.finished) == 4)
     now = time.monotonic()
-    assert now - max(episode.started for episode in _episodes._episodes.open) < 0.4
+    assert now - max(episode.started for episode in outages._episodes.open) < 0.4
     end_all("exit")
 
     assert seconds(spans.finished[0]) == pytest.approx(0.1, abs=0.1)
@@ -274,8 +274,8 @@ def test_what_is_overdue_more_than_once_is_one_span(world: World, spans: Spans) 
 def test_one_goes_on_for_two_heartbeats_of_silence(silence: int, goes_on: bool, world: World, spans: Spans) -> None:
     world.topology.heartbeat_frequency = 100.0
     world.begin_outage()
-    (episode,) = _episodes._episodes.open
-    _episodes._go_on(episode, world.topology.last_sign + silence)
+    (episode,) = outages._episodes.open
+    outages._go_on(episode, world.topology.last_sign + silence)
     assert (world.topology.episode is not None) is goes_on
     world.serve_again(after=300)
 
@@ -285,14 +285,14 @@ def test_one_goes_on_for_two_heartbeats_of_silence(silence: int, goes_on: bool, 
 def test_what_the_first_span_tells_is_not_told_by_the_next(world: World, spans: Spans) -> None:
     world.now -= world.telemetry.config.episode_timeout + 1
     world.begin_outage()
-    (episode,) = _episodes._episodes.open
+    (episode,) = outages._episodes.open
     end_of_first = episode.telemetry.config.episode_timeout
     failed = spans.tracer.start_span("command").get_span_context()
     world.here.failures.append(Failure(world.now + end_of_first - 1, failed))
     episode.hit(world.here, world.here.failures[0])
     world.note(names.HEARTBEAT_FAILED, end_of_first - 0.01)
     world.note(names.HEARTBEAT_FAILED, end_of_first + 0.01)
-    _episodes._go_on(episode, time.monotonic())
+    outages._go_on(episode, time.monotonic())
     world.serve_again(after=end_of_first + 1)
 
     first, second = spans.finished
@@ -302,14 +302,14 @@ def test_what_the_first_span_tells_is_not_told_by_the_next(world: World, spans: 
 
 def test_one_that_has_ended_doesnt_go_on(world: World, spans: Spans) -> None:
     world.begin_outage()
-    (episode,) = _episodes._episodes.open
+    (episode,) = outages._episodes.open
     world.serve_again()
-    _episodes._go_on(episode, world.now + 100)
+    outages._go_on(episode, world.now + 100)
     assert len(spans.finished) == 1
 
     world.topology.serves = False
     world.begin_outage()
-    _episodes._go_on(episode, world.now + 100)  # another one is open by now
+    outages._go_on(episode, world.now + 100)  # another one is open by now
     assert len(spans.finished) == 1
     world.serve_again()
     assert len(spans.finished) == 2
@@ -319,19 +319,19 @@ def test_an_outage_without_a_span_goes_on_and_is_measured(
     world: World, spans: Spans, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.begin_outage()
-    (episode,) = _episodes._episodes.open
+    (episode,) = outages._episodes.open
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError
 
     with monkeypatch.context() as failing:
         failing.setattr(type(world.telemetry.tracer), "start_span", fail)
-        _episodes._go_on(episode, world.now + 1)
+        outages._go_on(episode, world.now + 1)
         assert attributes(spans.one())["error.type"] == "timeout"
-        (unseen,) = _episodes._episodes.open
+        (unseen,) = outages._episodes.open
         assert outage_on(HERE) is None
     # The next one links to nothing: what it goes on with has no span.
-    _episodes._go_on(unseen, world.now + 2)
+    outages._go_on(unseen, world.now + 2)
     world.serve_again()
     assert [linked(span) for span in spans.named(names.OUTAGE)] == [[], []]
     assert metrics.one("mongodb.client.outage.duration").count == 1
@@ -396,7 +396,7 @@ def test_outages_of_many_clients_that_come_and_go_are_each_told_once(spans: Span
         for address in pair:
             world.states.join(address, world.topology)
     failed: list[BaseException] = []
-    failures_before = dict(_episodes._episodes.guard.failures)
+    failures_before = dict(outages._episodes.guard.failures)
 
     def come_and_go(world: World) -> None:
         try:
@@ -419,18 +419,18 @@ def test_outages_of_many_clients_that_come_and_go_are_each_told_once(spans: Span
         sys.setswitchinterval(interval)
 
     assert failed == []
-    assert _episodes._episodes.guard.failures == failures_before
-    assert (_episodes._episodes.open, _episodes._episodes.outages, _episodes._episodes._having_one) == ({}, {}, {})
+    assert outages._episodes.guard.failures == failures_before
+    assert (outages._episodes.open, outages._episodes.outages, outages._episodes._having_one) == ({}, {}, {})
     assert len(spans.named(names.OUTAGE)) == clients * count
     assert metrics.one("mongodb.client.outage.duration").count == clients * count
 
 
 def test_of_two_threads_that_end_an_outage_one_does(world: World, spans: Spans) -> None:
     world.begin_outage()
-    (episode,) = _episodes._episodes.open
-    assert _episodes._episodes.take(world.topology, episode) is episode
+    (episode,) = outages._episodes.open
+    assert outages._episodes.take(world.topology, episode) is episode
     world.topology.episode = episode  # as the other thread has just seen it
-    assert _episodes._episodes.take(world.topology) is None
+    assert outages._episodes.take(world.topology) is None
     world.topology.episode = None
     episode.end(world.now + 1)
 
@@ -444,11 +444,11 @@ def test_an_outage_that_cannot_begin_keeps_no_other_from_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(_episodes.Episode, "__init__", interrupt)
+        interrupted.setattr(outages.Episode, "__init__", interrupt)
         with pytest.raises(KeyboardInterrupt):
             world.begin_outage()
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(_episodes.Episode, "note", interrupt)
+        interrupted.setattr(outages.Episode, "note", interrupt)
         world.note(names.HEARTBEAT_FAILED, 0.0)
         with pytest.raises(KeyboardInterrupt):
             world.begin_outage()

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._runtime.guard import Guard, guarded
 
 
 class Listener:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 from typing import Any
 
-from opentelemetry_mongo_events._held_connections import _held, held_connection, hold, holder, release
+from opentelemetry_mongo_events._commands.held_connections import _held, held_connection, hold, holder, release
 
 HERE = ("db.example", 27017)
 THERE = ("db.example", 27018)

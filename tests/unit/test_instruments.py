@@ -14,9 +14,11 @@ from opentelemetry.sdk import metrics as sdk
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from opentelemetry_mongo_events import _instruments, _process_state, event_listeners
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._instruments import Instruments, instruments
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._runtime import process
+from opentelemetry_mongo_events._telemetry import instruments as instruments_module
+from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.instruments import Instruments, instruments
 from tests.clients import connect
 from tests.metrics import Metrics
 
@@ -55,7 +57,7 @@ def test_threads_that_ask_at_once_get_one_set() -> None:
 
 
 def test_a_provider_that_becomes_the_global_one_keeps_its_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_instruments._made, "of_the_global_provider", None)
+    monkeypatch.setattr(instruments_module._made, "of_the_global_provider", None)
     metrics = Metrics()
     made = instruments(metrics.provider)
     monkeypatch.setattr(api, "get_meter_provider", lambda: metrics.provider)
@@ -65,7 +67,7 @@ def test_a_provider_that_becomes_the_global_one_keeps_its_set(monkeypatch: pytes
 
 def test_two_sets_of_one_provider_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
     # As where the instruments of the global provider were made before there was one.
-    monkeypatch.setattr(_instruments._made, "of_the_global_provider", None)
+    monkeypatch.setattr(instruments_module._made, "of_the_global_provider", None)
     of_the_global = instruments(None)
     metrics = Metrics()
     by_name = instruments(metrics.provider)
@@ -168,7 +170,7 @@ def test_what_is_counted_is_forgotten_by_a_child() -> None:
     made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
     assert metrics.one(names.MONGODB_CLIENT_POOL_CLEARED).value == 2
 
-    _process_state._forget_all()
+    process._forget_all()
     made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
 
     assert metrics.one(names.MONGODB_CLIENT_POOL_CLEARED).value == 1

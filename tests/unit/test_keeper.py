@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opentelemetry_mongo_events import _keeper
-from opentelemetry_mongo_events._keeper import Keeper
+from opentelemetry_mongo_events._runtime import background
+from opentelemetry_mongo_events._runtime.background import Keeper
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monk
 
 
 def test_a_record_that_is_never_emitted_is_not_waited_for(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_keeper, "_PATIENCE", 0.05)
+    monkeypatch.setattr(background, "_PATIENCE", 0.05)
     goes_on = threading.Event()
     kept.keeper.emit(goes_on.wait)
     kept.emit("next")
@@ -134,7 +134,7 @@ def test_a_record_that_is_never_emitted_is_not_waited_for(kept: Kept, monkeypatc
 def test_without_a_thread_records_that_take_long_are_not_waited_for(
     kept: Kept, no_more_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_keeper, "_PATIENCE", 0.01)
+    monkeypatch.setattr(background, "_PATIENCE", 0.01)
     kept.keeper.emit(lambda: time.sleep(0.02))
     kept.emit("next")
     kept.keeper.flush()

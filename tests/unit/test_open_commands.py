@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from opentelemetry.context import Context
 
-from opentelemetry_mongo_events import _open_commands
-from opentelemetry_mongo_events._attributes import Outcome
-from opentelemetry_mongo_events._clock import moment
-from opentelemetry_mongo_events._held_connections import HeldConnection, held_connection, hold, holder
-from opentelemetry_mongo_events._incidents import Incident
-from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand, OpenCommands
-from opentelemetry_mongo_events._telemetry import telemetry_from
+from opentelemetry_mongo_events._commands import open_commands
+from opentelemetry_mongo_events._commands.description import Outcome
+from opentelemetry_mongo_events._commands.held_connections import HeldConnection, held_connection, hold, holder
+from opentelemetry_mongo_events._commands.open_commands import CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._runtime.clock import moment
+from opentelemetry_mongo_events._servers.events import Incident
+from opentelemetry_mongo_events._telemetry.telemetry import telemetry_from
 from tests.spans import Spans, attributes, events
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def test_a_full_table_takes_no_more_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(_open_commands, "LIMIT", 2)
+    monkeypatch.setattr(open_commands, "LIMIT", 2)
     commands = [open_command(number) for number in (1, 2)]
     for command in commands:
         assert table.has_room()
@@ -111,7 +111,7 @@ def test_a_full_table_takes_no_more_and_says_so_once(
 
 
 def test_ten_thousand_is_the_limit() -> None:
-    assert _open_commands.LIMIT == 10_000
+    assert open_commands.LIMIT == 10_000
 
 
 def test_what_is_open_on_a_connection_can_be_taken_from_it(

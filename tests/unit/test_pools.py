@@ -14,8 +14,12 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import StatusCode
 from pymongo.monitoring import ConnectionCheckOutFailedEvent, PoolClearedEvent
 
-from opentelemetry_mongo_events import _connections, _identity, _pool_states, _process_state, event_listeners
-from opentelemetry_mongo_events._pools import PoolEvents
+from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._commands import connections
+from opentelemetry_mongo_events._driver import identity
+from opentelemetry_mongo_events._pools import state
+from opentelemetry_mongo_events._pools.listener import PoolEvents
+from opentelemetry_mongo_events._runtime import process
 from tests.events import (
     ADDRESS,
     check_out_failed,
@@ -236,7 +240,7 @@ def test_what_was_idle_is_gone_when_the_pool_is_closed(pools: Any, metrics: Metr
 
 
 def test_what_was_idle_for_too_long_is_gone(pools: Any, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pool_states, "_GRACE", 0.0)
+    monkeypatch.setattr(state, "_GRACE", 0.0)
     pools.pool_created(pool_created(maxIdleTimeMS=300))
     for connection_id in (1, 2):
         make(pools, connection_id, ADDRESS)
@@ -298,7 +302,7 @@ def test_what_the_driver_doesnt_time_is_measured(
     listeners: Any, pools: Any, metrics: Metrics, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As before PyMongo 4.7, whose events have no duration.
-    monkeypatch.setattr(_connections, "POOL_EVENTS_HAVE_DURATIONS", False)
+    monkeypatch.setattr(connections, "POOL_EVENTS_HAVE_DURATIONS", False)
     commands: Any = commands_of(listeners)
     for each in (pools, connections_of(listeners)):
         each.connection_check_out_started(check_out_started())
@@ -368,7 +372,7 @@ def test_a_child_forgets_the_pools(pools: Any, metrics: Metrics) -> None:
     make(pools, 1, ADDRESS)
     assert metrics.connections() == (1, 0)
 
-    _process_state._forget_all()
+    process._forget_all()
     assert metrics.points("db.client.connection.count") == []
 
     # What it inherited may still be given back, or closed.
@@ -402,9 +406,9 @@ def test_where_references_are_not_counted_a_bounded_number_of_pools_is_kept(
     pools: Any, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on PyPy, of clients that were never closed."""
-    monkeypatch.setattr(_identity, "_reference_count", None)
-    monkeypatch.setattr(_pool_states, "COUNTS_REFERENCES", False)
-    monkeypatch.setattr(_pool_states, "_LIMIT", 3)
+    monkeypatch.setattr(identity, "_reference_count", None)
+    monkeypatch.setattr(state, "COUNTS_REFERENCES", False)
+    monkeypatch.setattr(state, "_LIMIT", 3)
     for number in range(10):
         at = (f"db{number}.example", 27017)
         pools.pool_created(pool_created(at))

@@ -8,8 +8,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry_mongo_events import _process_state
-from opentelemetry_mongo_events._process_state import SharedLock, keep_track, living, peers
+from opentelemetry_mongo_events._runtime import process
+from opentelemetry_mongo_events._runtime.process import SharedLock, keep_track, living, peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ def test_after_a_fork_the_child_forgets_all_of_it() -> None:
     for state in states:
         keep_track(state)
 
-    _process_state._forget_all()
+    process._forget_all()
 
     assert [state.kept for state in states] == ["nothing", "nothing"]
 
@@ -55,15 +55,15 @@ def test_after_a_fork_the_child_forgets_all_of_it() -> None:
 def test_a_child_forgets_once(monkeypatch: pytest.MonkeyPatch) -> None:
     state = State("its parent's")
     keep_track(state)
-    _process_state.take_over()
+    process.take_over()
     assert state.kept == "its parent's"
 
-    monkeypatch.setitem(_process_state._owner, "process", -1)
-    _process_state.take_over()
+    monkeypatch.setitem(process._owner, "process", -1)
+    process.take_over()
     assert state.kept == "nothing"
 
     state.kept = "its own"
-    _process_state.take_over()
+    process.take_over()
     assert state.kept == "its own"
 
 
@@ -73,12 +73,12 @@ def test_of_two_threads_that_are_told_of_a_fork_one_forgets(monkeypatch: pytest.
 
     @contextlib.contextmanager
     def after_another() -> Iterator[None]:
-        _process_state._owner["process"] = os.getpid()
+        process._owner["process"] = os.getpid()
         yield
 
-    monkeypatch.setitem(_process_state._owner, "process", -1)
-    monkeypatch.setitem(_process_state._taking_over, os.getpid(), after_another())
-    _process_state.take_over()
+    monkeypatch.setitem(process._owner, "process", -1)
+    monkeypatch.setitem(process._taking_over, os.getpid(), after_another())
+    process.take_over()
     assert state.kept == "its own"
 
 
@@ -86,7 +86,7 @@ class Finalized:
     """Something that is used once more as it goes, as a client that is closed then."""
 
     def __del__(self) -> None:
-        _process_state.take_over()
+        process.take_over()
 
 
 def test_what_is_forgotten_may_have_a_finalizer_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +99,9 @@ def test_what_is_forgotten_may_have_a_finalizer_that_comes_back(monkeypatch: pyt
 
     state = Holder()
     keep_track(state)
-    monkeypatch.setitem(_process_state._owner, "process", -1)
+    monkeypatch.setitem(process._owner, "process", -1)
 
-    child = threading.Thread(target=_process_state.take_over, daemon=True)
+    child = threading.Thread(target=process.take_over, daemon=True)
     child.start()
     child.join(10)
 
@@ -113,15 +113,15 @@ def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> 
     state = State("gone")
     known = {State: {weakref.ref(state): None}}
     del state
-    monkeypatch.setattr(_process_state, "_known", known)
+    monkeypatch.setattr(process, "_known", known)
 
-    _process_state._forget_all()
+    process._forget_all()
     assert living(State) == []
 
 
 def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "register_at_fork", raising=False)
-    monkeypatch.setattr(_process_state, "_watching", {})
+    monkeypatch.setattr(process, "_watching", {})
     state = State("here")
 
     keep_track(state)
@@ -132,12 +132,12 @@ def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch)
 def test_forks_are_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     watched: list[Any] = []
     monkeypatch.setattr(os, "register_at_fork", lambda **hooks: watched.append(hooks), raising=False)
-    monkeypatch.setattr(_process_state, "_watching", {})
+    monkeypatch.setattr(process, "_watching", {})
     states = [State("a"), State("b")]
     for state in states:
         keep_track(state)
 
-    assert watched == [{"after_in_child": _process_state.take_over}]
+    assert watched == [{"after_in_child": process.take_over}]
 
 
 def test_a_shared_lock_is_another_one_in_another_process_and_after_a_monkey_patch(

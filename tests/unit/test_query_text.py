@@ -26,8 +26,9 @@ from bson import (
 from bson.raw_bson import RawBSONDocument
 from bson.son import SON
 
-from opentelemetry_mongo_events import _masking, _query_text
-from opentelemetry_mongo_events._query_text import query_text
+from opentelemetry_mongo_events._query_text import masking
+from opentelemetry_mongo_events._query_text import text as text_module
+from opentelemetry_mongo_events._query_text.text import query_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -1026,7 +1027,7 @@ def test_a_cut_repetition_is_not_shown() -> None:
 
 
 def remembered() -> int:
-    return len(_query_text._texts_of_keys) + len(_query_text._texts_of_shapes)
+    return len(text_module._texts_of_keys) + len(text_module._texts_of_shapes)
 
 
 def test_commands_of_one_shape_share_their_text_and_no_data_is_remembered() -> None:
@@ -1068,9 +1069,9 @@ def test_a_cut_text_is_not_remembered() -> None:
 
 
 def test_a_text_of_an_expression_is_not_remembered() -> None:
-    before = _masking._masked_path.cache_info()
+    before = masking._masked_path.cache_info()
     assert masked(_project({"$eq": ["alice@example.org", 1]}))
-    assert _masking._masked_path.cache_info() == before
+    assert masking._masked_path.cache_info() == before
 
 
 class Unhashable(str):

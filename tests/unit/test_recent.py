@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opentelemetry_mongo_events._recent import Recent
+from opentelemetry_mongo_events._runtime.bounded_dict import Recent
 
 
 def test_the_oldest_is_forgotten() -> None:

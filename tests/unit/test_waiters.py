@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opentelemetry_mongo_events import _waiters
-from opentelemetry_mongo_events._identity import identity
-from opentelemetry_mongo_events._waiters import Waiters
+from opentelemetry_mongo_events._driver.identity import identity
+from opentelemetry_mongo_events._pools import waiters as waiters_module
+from opentelemetry_mongo_events._pools.waiters import Waiters
 from tests.programs import run
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def test_one_that_begins_again_meanwhile_is_kept(waiters: Waiters, monkeypatch: 
         waiters.begin()
 
     waiters.begin()
-    monkeypatch.setattr(_waiters, "_stack", gone)
+    monkeypatch.setattr(waiters_module, "_stack", gone)
 
     assert waiters.count() == 0
     assert len(waiters._waiting) == 1
@@ -297,7 +297,7 @@ async def test_a_task_may_be_of_another_make(waiters: Waiters) -> None:
 def test_those_that_are_gone_are_looked_for_when_there_are_many(
     waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_waiters, "_MANY", 4)
+    monkeypatch.setattr(waiters_module, "_MANY", 4)
     waiters = Waiters(identity(POOL.address))
     for _ in range(100):
         thread = threading.Thread(target=waiters.begin)
@@ -356,8 +356,8 @@ def test_who_waits_in_another_pool_waits_there_only(waiters: Waiters) -> None:
 # Python 3.11 stood still here within a moment: another thread begins while this one collects garbage.
 THREADS_THAT_COME_AND_GO = """
 import gc, threading, time
-from opentelemetry_mongo_events._identity import identity
-from opentelemetry_mongo_events._waiters import Waiters
+from opentelemetry_mongo_events._driver.identity import identity
+from opentelemetry_mongo_events._pools.waiters import Waiters
 
 class Garbage:
     def __init__(self):
@@ -393,7 +393,7 @@ def test_counting_never_stands_still_where_garbage_is_collected() -> None:
 A_THREAD_THAT_ENDS_AS_IT_IS_LOOKED_AT = """
 import faulthandler, gc, sys, threading
 
-from opentelemetry_mongo_events import _waiters
+from opentelemetry_mongo_events._pools import waiters
 
 faulthandler.enable()
 over, is_deep = threading.Event(), threading.Event()
@@ -420,7 +420,7 @@ gc.disable()
 thread = threading.Thread(target=go_down, args=(400,))
 thread.start()
 is_deep.wait()
-stack = _waiters._frames(_waiters._threads()[thread.ident])
+stack = waiters._frames(waiters._threads()[thread.ident])
 for _ in range(20):
     frame = next(stack)
 names = []
@@ -428,7 +428,7 @@ Garbage()
 gc.set_threshold(1, 1, 1)
 gc.enable()
 if sys.argv[1] == "variables":
-    _waiters._of(frame, "f_locals")
+    waiters._of(frame, "f_locals")
 for frame in stack:
     names.append(frame.f_code.co_name)
 print(names.count("go_down") > 300, over.is_set())
@@ -444,7 +444,7 @@ def test_a_thread_may_end_as_its_stack_is_looked_at(what: str) -> None:
 AN_AUDIT_HOOK_THAT_REFUSES = """
 import gc, sys
 
-from opentelemetry_mongo_events import _waiters
+from opentelemetry_mongo_events._pools import waiters
 
 def refuse(event, arguments):
     if event == "sys._current_frames":
@@ -452,7 +452,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 try:
-    _waiters._threads()
+    waiters._threads()
 except RuntimeError:
     print(gc.isenabled())
 """
@@ -468,7 +468,7 @@ def test_the_garbage_collector_stays_on_where_nothing_can_be_seen() -> None:
 
     assert gc.isenabled()
     with pytest.raises(LookupError):
-        _waiters._undisturbed(look)
+        waiters_module._undisturbed(look)
     assert gc.isenabled()
 
 
@@ -498,7 +498,7 @@ def test_the_greenlet_that_runs_is_found_by_its_frames(waiters: Waiters, monkeyp
 
 
 def test_without_the_gil_all_are_counted_that_still_run(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_waiters, "HAS_GIL", False)
+    monkeypatch.setattr(waiters_module, "HAS_GIL", False)
     monkeypatch.setattr(Waiters, "_is_checkout", None)  # no frame of a thread that runs is looked at
     thread = threading.Thread(target=waiters.begin)
     thread.start()
@@ -515,7 +515,7 @@ def test_where_frames_are_made_when_asked_for_nothing_is_collected_meanwhile(
     waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Python 3.11."""
-    monkeypatch.setattr(_waiters, "_FRAMES_ARE_MADE_WHEN_ASKED_FOR", True)
+    monkeypatch.setattr(waiters_module, "_FRAMES_ARE_MADE_WHEN_ASKED_FOR", True)
     looked: list[bool] = []
 
     def refuse() -> None:
@@ -523,14 +523,14 @@ def test_where_frames_are_made_when_asked_for_nothing_is_collected_meanwhile(
         raise RuntimeError
 
     assert gc.isenabled()
-    assert _waiters._undisturbed(gc.isenabled) is False
+    assert waiters_module._undisturbed(gc.isenabled) is False
     with pytest.raises(RuntimeError):
-        _waiters._undisturbed(refuse)
+        waiters_module._undisturbed(refuse)
     assert looked == [False]
     assert gc.isenabled()
     gc.disable()
     try:
-        assert _waiters._undisturbed(gc.isenabled) is False
+        assert waiters_module._undisturbed(gc.isenabled) is False
         assert not gc.isenabled()
     finally:
         gc.enable()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from opentelemetry_mongo_events._identity import Identity
+    from opentelemetry_mongo_events._driver.identity import Identity
 
 T = TypeVar("T")
 

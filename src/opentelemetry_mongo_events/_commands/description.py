@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeGuard
 
 from opentelemetry.util.types import AttributeValue
 
-from opentelemetry_mongo_events import _semconv as names
+from opentelemetry_mongo_events._telemetry import semconv as names
 
 Attributes = dict[str, AttributeValue]
 Address = tuple[str, "int | None"]

@@ -24,21 +24,21 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._attributes import server_attributes
-from opentelemetry_mongo_events._driver import duration, runs_in_background
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._incidents import Incident, land
-from opentelemetry_mongo_events._server_states import note_failure
-from opentelemetry_mongo_events._telemetry import NO_PARENT
+from opentelemetry_mongo_events._commands.description import server_attributes
+from opentelemetry_mongo_events._driver.versions import duration, runs_in_background
+from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._servers.events import Incident, land
+from opentelemetry_mongo_events._servers.state import note_failure
+from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram
 
-    from opentelemetry_mongo_events._instruments import Instruments
-    from opentelemetry_mongo_events._pool_states import PoolState, PoolStates
-    from opentelemetry_mongo_events._server_states import ServerStates
-    from opentelemetry_mongo_events._telemetry import Telemetry
+    from opentelemetry_mongo_events._pools.state import PoolState, PoolStates
+    from opentelemetry_mongo_events._servers.state import ServerStates
+    from opentelemetry_mongo_events._telemetry.instruments import Instruments
+    from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 
 class PoolEvents(OneOfItsKind, ConnectionPoolListener):

@@ -20,11 +20,11 @@ from pymongo.monitoring import (
     ServerHeartbeatFailedEvent,
 )
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._attributes import whole_number
+from opentelemetry_mongo_events._commands.description import whole_number
+from opentelemetry_mongo_events._telemetry import semconv as names
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._attributes import Attributes
+    from opentelemetry_mongo_events._commands.description import Attributes
 
 CommandEvent = CommandStartedEvent | CommandSucceededEvent | CommandFailedEvent
 

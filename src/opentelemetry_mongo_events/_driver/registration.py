@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pymongo import monitoring
 
-from opentelemetry_mongo_events._driver import TOPOLOGY_LISTENERS_NEED_A_LOOP
-from opentelemetry_mongo_events._log import warn
-from opentelemetry_mongo_events._topology import TopologyEvents
+from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
+from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
 
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._listeners import Listener

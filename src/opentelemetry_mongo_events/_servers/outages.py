@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.trace import INVALID_SPAN, Link, SpanKind, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._clock import moment
 from opentelemetry_mongo_events._config import SPAN_EVENTS
-from opentelemetry_mongo_events._guard import Guard
-from opentelemetry_mongo_events._keeper import Keeper
-from opentelemetry_mongo_events._process_state import keep_track
-from opentelemetry_mongo_events._telemetry import NO_PARENT
+from opentelemetry_mongo_events._runtime.background import Keeper
+from opentelemetry_mongo_events._runtime.clock import moment
+from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._runtime.process import keep_track
+from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from opentelemetry.trace import Span
 
-    from opentelemetry_mongo_events._attributes import Address, Attributes
-    from opentelemetry_mongo_events._incidents import Incident
-    from opentelemetry_mongo_events._server_states import Failure, ServerState, TopologyState
-    from opentelemetry_mongo_events._telemetry import Switch, Telemetry
+    from opentelemetry_mongo_events._commands.description import Address, Attributes
+    from opentelemetry_mongo_events._servers.events import Incident
+    from opentelemetry_mongo_events._servers.state import Failure, ServerState, TopologyState
+    from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
 UNINSTRUMENTED: Final = "uninstrumented"
 """What an episode ends with when the instrumentation is taken off."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from opentelemetry._logs import SeverityNumber
 
-from opentelemetry_mongo_events._clock import moment
+from opentelemetry_mongo_events._commands.open_commands import OpenCommands
 from opentelemetry_mongo_events._config import SPAN_EVENTS
-from opentelemetry_mongo_events._episodes import keeper
-from opentelemetry_mongo_events._open_commands import OpenCommands
-from opentelemetry_mongo_events._process_state import living
-from opentelemetry_mongo_events._telemetry import NO_PARENT
+from opentelemetry_mongo_events._runtime.clock import moment
+from opentelemetry_mongo_events._runtime.process import living
+from opentelemetry_mongo_events._servers.outages import keeper
+from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from opentelemetry_mongo_events._attributes import Attributes
-    from opentelemetry_mongo_events._clock import Moment
-    from opentelemetry_mongo_events._server_states import TopologyState
-    from opentelemetry_mongo_events._telemetry import Telemetry
+    from opentelemetry_mongo_events._commands.description import Attributes
+    from opentelemetry_mongo_events._runtime.clock import Moment
+    from opentelemetry_mongo_events._servers.state import TopologyState
+    from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 
 class Incident:

@@ -12,17 +12,17 @@ from pymongo.monitoring import (
     ServerHeartbeatSucceededEvent,
 )
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._driver import error_attributes, is_cancelled_heartbeat
-from opentelemetry_mongo_events._episodes import begin_discovery, nearly_over, watch
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._incidents import Incident, land
-from opentelemetry_mongo_events._telemetry import NO_PARENT
+from opentelemetry_mongo_events._driver.versions import error_attributes, is_cancelled_heartbeat
+from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._servers.events import Incident, land
+from opentelemetry_mongo_events._servers.outages import begin_discovery, nearly_over, watch
+from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._attributes import Attributes
-    from opentelemetry_mongo_events._server_states import ServerState, ServerStates
-    from opentelemetry_mongo_events._telemetry import Telemetry
+    from opentelemetry_mongo_events._commands.description import Attributes
+    from opentelemetry_mongo_events._servers.state import ServerState, ServerStates
+    from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 
 class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):

@@ -6,11 +6,11 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry_mongo_events._claims import give_up
-from opentelemetry_mongo_events._driver import POOL_EVENTS_HAVE_DURATIONS, duration
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._held_connections import hold, release
-from opentelemetry_mongo_events._quiet_pool_listener import QuietPoolListener
+from opentelemetry_mongo_events._commands.claims import give_up
+from opentelemetry_mongo_events._commands.held_connections import hold, release
+from opentelemetry_mongo_events._driver.pool_listener import QuietPoolListener
+from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS, duration
+from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
 
 if TYPE_CHECKING:
     from pymongo.monitoring import (
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         ConnectionReadyEvent,
     )
 
-    from opentelemetry_mongo_events._open_commands import OpenCommands
+    from opentelemetry_mongo_events._commands.open_commands import OpenCommands
 
 
 _checkout_started: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_started", default=None)

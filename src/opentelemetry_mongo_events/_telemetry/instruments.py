@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._process_state import SharedLock, keep_track, living
-from opentelemetry_mongo_events._readings import SUMS, round_trip_times, sums
-from opentelemetry_mongo_events._reality import Reality
+from opentelemetry_mongo_events._runtime.process import SharedLock, keep_track, living
+from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.observables import SUMS, round_trip_times, sums
+from opentelemetry_mongo_events._telemetry.provider_check import Reality
 from opentelemetry_mongo_events._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from opentelemetry_mongo_events._readings import Reading
+    from opentelemetry_mongo_events._telemetry.observables import Reading
 
 _LOOK_AGAIN: Final = 0.1
 _MANY: Final = 1_000

@@ -10,22 +10,22 @@ from opentelemetry.context import Context
 from opentelemetry.trace import set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
-from opentelemetry_mongo_events._attributes import INTERRUPTED
+from opentelemetry_mongo_events._commands.description import INTERRUPTED
+from opentelemetry_mongo_events._commands.held_connections import held_connection, held_here, holder, let_go
 from opentelemetry_mongo_events._config import RAW
-from opentelemetry_mongo_events._held_connections import held_connection, held_here, holder, let_go
-from opentelemetry_mongo_events._log import warn
-from opentelemetry_mongo_events._process_state import keep_track
-from opentelemetry_mongo_events._semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
+from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._runtime.process import keep_track
+from opentelemetry_mongo_events._telemetry.semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from opentelemetry.trace import Span
 
-    from opentelemetry_mongo_events._attributes import Attributes, Outcome
-    from opentelemetry_mongo_events._held_connections import HeldConnection
-    from opentelemetry_mongo_events._incidents import Incident
-    from opentelemetry_mongo_events._telemetry import Telemetry
+    from opentelemetry_mongo_events._commands.description import Attributes, Outcome
+    from opentelemetry_mongo_events._commands.held_connections import HeldConnection
+    from opentelemetry_mongo_events._servers.events import Incident
+    from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 LIMIT: Final = 10_000
 

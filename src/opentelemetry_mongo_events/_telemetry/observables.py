@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._pool_states import PoolStates
-from opentelemetry_mongo_events._process_state import living
-from opentelemetry_mongo_events._server_states import ServerStates
+from opentelemetry_mongo_events._pools.state import PoolStates
+from opentelemetry_mongo_events._runtime.process import living
+from opentelemetry_mongo_events._servers.state import ServerStates
+from opentelemetry_mongo_events._telemetry import semconv as names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import TypeAlias
 
-    from opentelemetry_mongo_events._attributes import Attributes
-    from opentelemetry_mongo_events._instruments import Instruments
-    from opentelemetry_mongo_events._pool_states import PoolState
-    from opentelemetry_mongo_events._server_states import ServerState, TopologyState
-    from opentelemetry_mongo_events._telemetry import Switch
+    from opentelemetry_mongo_events._commands.description import Attributes
+    from opentelemetry_mongo_events._pools.state import PoolState
+    from opentelemetry_mongo_events._servers.state import ServerState, TopologyState
+    from opentelemetry_mongo_events._telemetry.instruments import Instruments
+    from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
     Reading: TypeAlias = "tuple[Mapping[str, Any], float | None]"
 

@@ -34,20 +34,20 @@ from pymongo.monitoring import (
 from pymongo.topology_description import TopologyDescription
 
 from opentelemetry_mongo_events._config import OPTIONS
-from opentelemetry_mongo_events._episodes import UNINSTRUMENTED, end_all, keeper
-from opentelemetry_mongo_events._guard import Guard, guarded
+from opentelemetry_mongo_events._driver.pool_listener import QuietPoolListener
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners, are_observing, usable_client_name
-from opentelemetry_mongo_events._log import warn
-from opentelemetry_mongo_events._process_state import SharedLock
-from opentelemetry_mongo_events._quiet_pool_listener import QuietPoolListener
-from opentelemetry_mongo_events._telemetry import Switch, telemetry_from
+from opentelemetry_mongo_events._runtime.guard import Guard, guarded
+from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._runtime.process import SharedLock
+from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all, keeper
+from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from opentelemetry_mongo_events._attributes import Address
+    from opentelemetry_mongo_events._commands.description import Address
     from opentelemetry_mongo_events._listeners import Listener
-    from opentelemetry_mongo_events._pool_states import PoolState
+    from opentelemetry_mongo_events._pools.state import PoolState
 
 # Each kind of listener, and what the driver calls it in the names of its list and of the flag beside it.
 _KINDS: Final = {

@@ -10,8 +10,8 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, get_current_span
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._attributes import (
+from opentelemetry_mongo_events._commands.claims import METRICS, SPANS, give_up
+from opentelemetry_mongo_events._commands.description import (
     BATCHES,
     COLLECTION_COMMANDS,
     FAILED,
@@ -27,32 +27,32 @@ from opentelemetry_mongo_events._attributes import (
     reply_outcome,
     transaction_number,
 )
-from opentelemetry_mongo_events._claims import METRICS, SPANS, give_up
+from opentelemetry_mongo_events._commands.held_connections import held_connection, hold, holder
+from opentelemetry_mongo_events._commands.open_commands import LIMIT, CommandId, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._config import OFF, RAW
-from opentelemetry_mongo_events._driver import (
+from opentelemetry_mongo_events._driver.versions import (
     ATTEMPTS_SHARE_OPERATION_ID,
     command_id,
     is_loss_of_server,
     raised_for,
     runs_in_background,
 )
-from opentelemetry_mongo_events._episodes import outage_on, outages
-from opentelemetry_mongo_events._guard import FAILURES, Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._held_connections import held_connection, hold, holder
-from opentelemetry_mongo_events._open_commands import LIMIT, CommandId, OpenCommand, OpenCommands
-from opentelemetry_mongo_events._process_state import peers
-from opentelemetry_mongo_events._query_text import query_text
-from opentelemetry_mongo_events._recent import Recent
-from opentelemetry_mongo_events._semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID, WAIT_TIME
-from opentelemetry_mongo_events._server_states import note_failure
-from opentelemetry_mongo_events._telemetry import NO_PARENT
+from opentelemetry_mongo_events._query_text.text import query_text
+from opentelemetry_mongo_events._runtime.bounded_dict import Recent
+from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._runtime.process import peers
+from opentelemetry_mongo_events._servers.outages import outage_on, outages
+from opentelemetry_mongo_events._servers.state import note_failure
+from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID, WAIT_TIME
+from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from opentelemetry_mongo_events._attributes import Address, Attributes
-    from opentelemetry_mongo_events._held_connections import HeldConnection
-    from opentelemetry_mongo_events._telemetry import Switch, Telemetry
+    from opentelemetry_mongo_events._commands.description import Address, Attributes
+    from opentelemetry_mongo_events._commands.held_connections import HeldConnection
+    from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
 _REMEMBERED: Final = 1_000
 

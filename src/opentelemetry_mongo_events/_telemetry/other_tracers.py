@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry_mongo_events._log import warn
+from opentelemetry_mongo_events._runtime.log import warn
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -21,9 +21,9 @@ from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry_mongo_events._guard import Guard
-from opentelemetry_mongo_events._log import warn
-from opentelemetry_mongo_events._process_state import keep_track
+from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._runtime.process import keep_track
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,22 +16,22 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import Span, Tracer
 
-from opentelemetry_mongo_events._attributes import description
+from opentelemetry_mongo_events._commands.description import description
 from opentelemetry_mongo_events._config import LOG_RECORDS, Config, config_from, shown
-from opentelemetry_mongo_events._instruments import Instruments, instruments
-from opentelemetry_mongo_events._log import warn
-from opentelemetry_mongo_events._reality import Reality
-from opentelemetry_mongo_events._recent import Recent
-from opentelemetry_mongo_events._semconv import SCHEMA_URL, SCOPE, old_names_wanted
+from opentelemetry_mongo_events._pools.waiters import HAS_GIL
+from opentelemetry_mongo_events._runtime.bounded_dict import Recent
+from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._telemetry.instruments import Instruments, instruments
+from opentelemetry_mongo_events._telemetry.provider_check import Reality
+from opentelemetry_mongo_events._telemetry.semconv import SCHEMA_URL, SCOPE, old_names_wanted
 from opentelemetry_mongo_events._version import __version__
-from opentelemetry_mongo_events._waiters import HAS_GIL
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
 
-    from opentelemetry_mongo_events._attributes import Address, Description
-    from opentelemetry_mongo_events._double_tracing import DoubleTracing
+    from opentelemetry_mongo_events._commands.description import Address, Description
+    from opentelemetry_mongo_events._telemetry.other_tracers import DoubleTracing
 
 RequestHook = Callable[[Span, "CommandStartedEvent"], object]
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]

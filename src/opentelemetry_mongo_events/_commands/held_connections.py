@@ -10,10 +10,10 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry_mongo_events._identity import Identity, identity
+from opentelemetry_mongo_events._driver.identity import Identity, identity
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._open_commands import CommandId, OpenCommand
+    from opentelemetry_mongo_events._commands.open_commands import CommandId, OpenCommand
 
 # A thread or task holds one connection, or a few where a hook runs a command of its own. More are left behind by
 # cursors that were closed by somebody else; these are forgotten first.

@@ -23,10 +23,10 @@ from bson.raw_bson import RawBSONDocument
 from bson.regex import Regex
 from bson.timestamp import Timestamp
 
-from opentelemetry_mongo_events import _extended_json as extended_json
-from opentelemetry_mongo_events._attributes import is_secret
-from opentelemetry_mongo_events._driver import CODEC_OPTIONS
-from opentelemetry_mongo_events._masking import (
+from opentelemetry_mongo_events._commands.description import is_secret
+from opentelemetry_mongo_events._driver.versions import CODEC_OPTIONS
+from opentelemetry_mongo_events._query_text import extended_json as extended_json
+from opentelemetry_mongo_events._query_text.masking import (
     COMMAND,
     HIDDEN,
     LEFT_OUT,
@@ -37,7 +37,7 @@ from opentelemetry_mongo_events._masking import (
     command_place,
     masked_key,
 )
-from opentelemetry_mongo_events._recent import Recent
+from opentelemetry_mongo_events._runtime.bounded_dict import Recent
 
 # How much of a command is read.
 _ELEMENTS: Final = 16

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._attributes import Address
+    from opentelemetry_mongo_events._commands.description import Address
 
 _reference_count: Final = getattr(sys, "getrefcount", None)
 

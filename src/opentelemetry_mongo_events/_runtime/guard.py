@@ -8,7 +8,7 @@ import inspect
 import traceback
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
-from opentelemetry_mongo_events._log import warn
+from opentelemetry_mongo_events._runtime.log import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable

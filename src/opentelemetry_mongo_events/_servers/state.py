@@ -8,11 +8,11 @@ import weakref
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._attributes import server_attributes
-from opentelemetry_mongo_events._clock import moment
-from opentelemetry_mongo_events._identity import Identity, identity
-from opentelemetry_mongo_events._process_state import keep_track, living, take_over
+from opentelemetry_mongo_events._commands.description import server_attributes
+from opentelemetry_mongo_events._driver.identity import Identity, identity
+from opentelemetry_mongo_events._runtime.clock import moment
+from opentelemetry_mongo_events._runtime.process import keep_track, living, take_over
+from opentelemetry_mongo_events._telemetry import semconv as names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._attributes import Address, Attributes
-    from opentelemetry_mongo_events._clock import Moment
-    from opentelemetry_mongo_events._episodes import Episode
-    from opentelemetry_mongo_events._incidents import Incident
-    from opentelemetry_mongo_events._telemetry import Switch
+    from opentelemetry_mongo_events._commands.description import Address, Attributes
+    from opentelemetry_mongo_events._runtime.clock import Moment
+    from opentelemetry_mongo_events._servers.events import Incident
+    from opentelemetry_mongo_events._servers.outages import Episode
+    from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
 _FAILURES: Final = 16
 _INCIDENTS: Final = 128

@@ -12,14 +12,14 @@ from pymongo.monitoring import (
     TopologyOpenedEvent,
 )
 
-from opentelemetry_mongo_events import _semconv as names
-from opentelemetry_mongo_events._attributes import server_attributes
-from opentelemetry_mongo_events._driver import error_attributes
-from opentelemetry_mongo_events._episodes import begin_discovery, begin_outage, end, watch
-from opentelemetry_mongo_events._guard import Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._incidents import Incident, land
-from opentelemetry_mongo_events._log import warn
-from opentelemetry_mongo_events._server_states import change
+from opentelemetry_mongo_events._commands.description import server_attributes
+from opentelemetry_mongo_events._driver.versions import error_attributes
+from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._servers.events import Incident, land
+from opentelemetry_mongo_events._servers.outages import begin_discovery, begin_outage, end, watch
+from opentelemetry_mongo_events._servers.state import change
+from opentelemetry_mongo_events._telemetry import semconv as names
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._attributes import Attributes
-    from opentelemetry_mongo_events._server_states import Change, ServerState, ServerStates, TopologyState
-    from opentelemetry_mongo_events._telemetry import Telemetry
+    from opentelemetry_mongo_events._commands.description import Attributes
+    from opentelemetry_mongo_events._servers.state import Change, ServerState, ServerStates, TopologyState
+    from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 # One that dies may be four changes within a second, and the driver's queue holds 100.
 _MANY: Final = 25
