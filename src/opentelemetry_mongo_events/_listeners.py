@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry_mongo_events._commands.open_commands import OpenCommands
+from opentelemetry_mongo_events._pools.observables import READERS as POOL_READERS
 from opentelemetry_mongo_events._pools.state import PoolStates
 from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._servers.observables import READERS as SERVER_READERS
 from opentelemetry_mongo_events._servers.state import ServerStates
+from opentelemetry_mongo_events._telemetry.observables import provide
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from, usable
 
 if TYPE_CHECKING:
@@ -16,17 +19,14 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
-    from pymongo.monitoring import (
-        CommandListener,
-        ConnectionPoolListener,
-        ServerHeartbeatListener,
-        TopologyListener,
-    )
-
-    Listener: TypeAlias = CommandListener | ConnectionPoolListener | ServerHeartbeatListener | TopologyListener
 
     from opentelemetry_mongo_events._config import Config
+    from opentelemetry_mongo_events._driver.listeners import Listener
     from opentelemetry_mongo_events._telemetry.telemetry import FailedHook, RequestHook, ResponseHook
+
+
+provide(POOL_READERS)
+provide(SERVER_READERS)
 
 
 def event_listeners(

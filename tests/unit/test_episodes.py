@@ -420,7 +420,7 @@ def test_outages_of_many_clients_that_come_and_go_are_each_told_once(spans: Span
 
     assert failed == []
     assert outages._episodes.guard.failures == failures_before
-    assert (outages._episodes.open, outages._episodes.outages, outages._episodes._having_one) == ({}, {}, {})
+    assert (outages._episodes.open, outages._episodes.outages, outages._episodes._current) == ({}, {}, {})
     assert len(spans.named(names.OUTAGE)) == clients * count
     assert metrics.one("mongodb.client.outage.duration").count == clients * count
 
@@ -429,9 +429,9 @@ def test_of_two_threads_that_end_an_outage_one_does(world: World, spans: Spans) 
     world.begin_outage()
     (episode,) = outages._episodes.open
     assert outages._episodes.take(world.topology, episode) is episode
-    world.topology.episode = episode  # as the other thread has just seen it
+    outages._episodes._current[world.topology] = episode  # as the other thread has just seen it
     assert outages._episodes.take(world.topology) is None
-    world.topology.episode = None
+    del outages._episodes._current[world.topology]
     episode.end(world.now + 1)
 
     assert spans.names == [names.OUTAGE]

@@ -8,9 +8,9 @@ import pytest
 from opentelemetry.context import Context
 
 from opentelemetry_mongo_events._commands import open_commands
-from opentelemetry_mongo_events._commands.description import Outcome
 from opentelemetry_mongo_events._commands.held_connections import HeldConnection, held_connection, hold, holder
-from opentelemetry_mongo_events._commands.open_commands import CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._commands.open_commands import OpenCommand, OpenCommands
+from opentelemetry_mongo_events._commands.outcome import Outcome
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._servers.events import Incident
 from opentelemetry_mongo_events._telemetry.telemetry import telemetry_from
@@ -18,6 +18,8 @@ from tests.spans import Spans, attributes, events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from opentelemetry_mongo_events._driver.versions import CommandId
 
 ADDRESS = ("db.example", 27017)
 
@@ -166,5 +168,7 @@ def test_commands_are_found_by_the_drivers_own_address(
     for command in commands:
         table.add(command)
 
-    assert table.on({id(ADDRESS)}) == [commands[0], commands[2], commands[1]]
-    assert table.on({id(("db.example", int("27017")))}) == []
+    here, elsewhere = Incident("here", {}), Incident("elsewhere", {})
+    table.note(here, {id(ADDRESS)})
+    table.note(elsewhere, {id(("db.example", int("27017")))})
+    assert [command.incidents for command in commands] == [(here,)] * 3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry_mongo_events._commands.claims import give_up
 from opentelemetry_mongo_events._commands.held_connections import hold, release
-from opentelemetry_mongo_events._driver.pool_listener import QuietPoolListener
+from opentelemetry_mongo_events._driver.listeners import QuietPoolListener
 from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS, duration
 from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
 

@@ -12,28 +12,31 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from opentelemetry_mongo_events._commands.claims import METRICS, SPANS, give_up
 from opentelemetry_mongo_events._commands.description import (
-    BATCHES,
-    COLLECTION_COMMANDS,
-    FAILED,
-    SUCCEEDED,
-    Outcome,
+    Description,
     add_batch_and_transaction,
     collection_name,
     continued_cursor,
-    failure_outcome,
-    is_retryable_write_error,
+    description,
     killed_cursors,
-    plain_text,
-    reply_outcome,
     transaction_number,
 )
 from opentelemetry_mongo_events._commands.held_connections import held_connection, hold, holder
-from opentelemetry_mongo_events._commands.open_commands import LIMIT, CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._commands.open_commands import LIMIT, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._commands.outcome import (
+    FAILED,
+    SUCCEEDED,
+    Outcome,
+    failure_outcome,
+    is_retryable_write_error,
+    reply_outcome,
+)
 from opentelemetry_mongo_events._config import OFF, RAW
+from opentelemetry_mongo_events._driver.command_names import BATCHES, COLLECTION_COMMANDS
+from opentelemetry_mongo_events._driver.values import plain_text
 from opentelemetry_mongo_events._driver.versions import (
     ATTEMPTS_SHARE_OPERATION_ID,
+    CommandId,
     command_id,
-    is_loss_of_server,
     raised_for,
     runs_in_background,
 )
@@ -41,6 +44,7 @@ from opentelemetry_mongo_events._query_text.text import query_text
 from opentelemetry_mongo_events._runtime.bounded_dict import Recent
 from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard, OneOfItsKind, guarded
 from opentelemetry_mongo_events._runtime.process import peers
+from opentelemetry_mongo_events._servers.errors import is_loss_of_server
 from opentelemetry_mongo_events._servers.outages import outage_on, outages
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
@@ -50,8 +54,9 @@ from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from opentelemetry_mongo_events._commands.description import Address, Attributes
     from opentelemetry_mongo_events._commands.held_connections import HeldConnection
+    from opentelemetry_mongo_events._driver.identity import Address
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
 _REMEMBERED: Final = 1_000
@@ -112,6 +117,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
         self._switch = switch
         self._open = open_commands
         self._cursors: Recent[tuple[Any, ...], SpanContext] = Recent(_REMEMBERED)
+        self._descriptions: Recent[tuple[Any, ...], Description] = Recent(_REMEMBERED)
         self._peers = peers(open_commands)
         self._has_claimed = False
         self._failed_attempts: Recent[tuple[int | None, str, int | None], tuple[SpanContext, int]] = Recent(_REMEMBERED)
@@ -162,8 +168,8 @@ class CommandEvents(OneOfItsKind, CommandListener):
             database = event.database_name
             if type(database) is not str:
                 database = plain_text(database)  # type: ignore[assignment]  # an odd one is described as another
-            kind = (command_name, database, target, address)
-            described = telemetry.descriptions.get(kind) or telemetry.describe(*kind)
+            kind = (command_name, database, target, address, telemetry.old_names)
+            described = self._descriptions.get(kind) or self._describe(*kind)
             txn_number = command.get("txnNumber")
             past = _NO_PAST
             span = None
@@ -259,6 +265,16 @@ class CommandEvents(OneOfItsKind, CommandListener):
             seconds = event.duration_micros / 1e6
         finally:
             self._close(command, outcome, seconds, "failed_hook", command.telemetry.failed_hook, event)
+
+    def _describe(
+        self, command_name: str, database: str, collection: str | None, address: Address | None, old_names: bool
+    ) -> Description:
+        """Describe commands of a kind, once: to do so each time would cost as much as to start a span."""
+        described = description(command_name, database, collection, address, old_names)
+        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
+        address = None if address is None else (address[0], address[1])
+        self._descriptions.put((command_name, database, collection, address, old_names), described)
+        return described
 
     def _is_traced(
         self,

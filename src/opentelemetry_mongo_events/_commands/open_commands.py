@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
-from opentelemetry_mongo_events._commands.description import INTERRUPTED
 from opentelemetry_mongo_events._commands.held_connections import held_connection, held_here, holder, let_go
+from opentelemetry_mongo_events._commands.outcome import INTERRUPTED
 from opentelemetry_mongo_events._config import RAW
 from opentelemetry_mongo_events._runtime.log import warn
 from opentelemetry_mongo_events._runtime.process import keep_track
+from opentelemetry_mongo_events._servers.reports import subscribe
 from opentelemetry_mongo_events._telemetry.semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
-    from opentelemetry_mongo_events._commands.description import Attributes, Outcome
     from opentelemetry_mongo_events._commands.held_connections import HeldConnection
+    from opentelemetry_mongo_events._commands.outcome import Outcome
+    from opentelemetry_mongo_events._driver.versions import CommandId
     from opentelemetry_mongo_events._servers.events import Incident
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 LIMIT: Final = 10_000
@@ -34,10 +37,6 @@ _INCIDENTS: Final = 32
 
 _ERRORS: Final = (ERROR_TYPE, DB_RESPONSE_STATUS_CODE)
 _EMPTY: Final = Context()
-
-
-# Request id, address, and the server's id of the connection.
-CommandId: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None"]
 
 
 class OpenCommand:
@@ -159,6 +158,7 @@ class OpenCommands:
         self.unobserved = 0
         """How many commands were not observed because the table was full."""
         keep_track(self)
+        subscribe(self)
 
     def __len__(self) -> int:
         return len(self.by_id) + len(self.twins)
@@ -225,10 +225,17 @@ class OpenCommands:
         command = held.command
         return None if command is None else self.take(command.command_id, held)
 
-    def on(self, addresses: Collection[int]) -> list[OpenCommand]:
-        """Those on servers whose addresses are these, by the driver's own tuples. Runs on any thread."""
-        tables = (self.by_id.copy(), self.twins.copy())
-        return [command for table in tables for command in table.values() if id(command.command_id[1]) in addresses]
+    def note(self, incident: Incident, addresses: Collection[int]) -> None:
+        """Note what happened to servers on the commands that are open there. Runs on any thread.
+
+        Args:
+            incident: What happened.
+            addresses: The identities of the servers' addresses: the driver's own tuples.
+        """
+        for table in (self.by_id.copy(), self.twins.copy()):
+            for command in table.values():
+                if id(command.command_id[1]) in addresses:
+                    command.note(incident)
 
     def forget(self) -> None:
         """Drop all without ending them: after a fork they are the parent's."""

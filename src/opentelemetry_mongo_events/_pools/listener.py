@@ -24,12 +24,13 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
-from opentelemetry_mongo_events._commands.description import server_attributes
 from opentelemetry_mongo_events._driver.versions import duration, runs_in_background
 from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._servers.events import Incident, land
+from opentelemetry_mongo_events._servers.events import Incident
+from opentelemetry_mongo_events._servers.reports import land
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:

@@ -6,16 +6,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry_mongo_events._commands.description import target
 from opentelemetry_mongo_events._driver.identity import COUNTS_REFERENCES, Identity, identity
 from opentelemetry_mongo_events._pools.waiters import Waiters
 from opentelemetry_mongo_events._runtime.process import keep_track, living
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from opentelemetry_mongo_events._commands.description import Address
+    from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
 # PoolCreatedEvent tells options only where they differ from the driver's defaults.

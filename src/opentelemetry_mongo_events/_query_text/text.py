@@ -23,7 +23,7 @@ from bson.raw_bson import RawBSONDocument
 from bson.regex import Regex
 from bson.timestamp import Timestamp
 
-from opentelemetry_mongo_events._commands.description import is_secret
+from opentelemetry_mongo_events._driver.command_names import is_secret
 from opentelemetry_mongo_events._driver.versions import CODEC_OPTIONS
 from opentelemetry_mongo_events._query_text import extended_json as extended_json
 from opentelemetry_mongo_events._query_text.masking import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -88,3 +89,7 @@ def _forget_all() -> None:
         state = reference()
         if state is not None:
             state.forget()
+
+
+# Without it, the frames of a running thread can't be read: they change meanwhile, and their memory may be reused.
+HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()

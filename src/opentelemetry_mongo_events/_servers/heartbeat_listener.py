@@ -12,16 +12,18 @@ from pymongo.monitoring import (
     ServerHeartbeatSucceededEvent,
 )
 
-from opentelemetry_mongo_events._driver.versions import error_attributes, is_cancelled_heartbeat
+from opentelemetry_mongo_events._driver.versions import is_cancelled_heartbeat
 from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._servers.events import Incident, land
+from opentelemetry_mongo_events._servers.errors import error_attributes
+from opentelemetry_mongo_events._servers.events import Incident
 from opentelemetry_mongo_events._servers.outages import begin_discovery, nearly_over, watch
+from opentelemetry_mongo_events._servers.reports import land
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._commands.description import Attributes
     from opentelemetry_mongo_events._servers.state import ServerState, ServerStates
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 

@@ -16,6 +16,7 @@ from opentelemetry_mongo_events._runtime.background import Keeper
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.process import keep_track
+from opentelemetry_mongo_events._servers.state import Ongoing
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
-    from opentelemetry_mongo_events._commands.description import Address, Attributes
+    from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._servers.events import Incident
     from opentelemetry_mongo_events._servers.state import Failure, ServerState, TopologyState
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
 UNINSTRUMENTED: Final = "uninstrumented"
@@ -52,7 +54,7 @@ _AT_ONCE: Final = 0.01
 _SILENCE: Final = 60.0
 
 
-class Episode:
+class Episode(Ongoing):
     """A discovery or an outage that is open.
 
     Times are those of `time.monotonic()`.
@@ -77,7 +79,6 @@ class Episode:
         "_nearly",
         "_span",
         "began",
-        "context",
         "lost",
         "name",
         "started",
@@ -235,7 +236,7 @@ class _Episodes:
     """Those of this process that are open.
 
     There is no lock: each step is one operation of a dictionary, and a topology has one episode at a time. Whoever
-    enters it in `_having_one` opens the episode, whoever `Episode.take` says so ends it and takes the topology out.
+    enters it in `_current` opens the episode, whoever `Episode.take` says so ends it and takes the topology out.
     """
 
     def __init__(self) -> None:
@@ -246,13 +247,13 @@ class _Episodes:
     def forget(self) -> None:
         """After a fork they are the parent's."""
         self.open: dict[Episode, None] = {}
-        self._having_one: dict[TopologyState, object] = {}
+        self._current: dict[TopologyState, object] = {}
         self.outages.clear()
 
     def begin(self, topology: TopologyState, episode: Callable[[], Episode]) -> bool:
         """Open an episode, unless the topology has one or needs none; whether it did."""
         mine = object()
-        if not topology.is_in_need or self._having_one.setdefault(topology, mine) is not mine:
+        if not topology.is_in_need or self._current.setdefault(topology, mine) is not mine:
             return False
         keep_track(self)
         try:
@@ -260,7 +261,7 @@ class _Episodes:
             self._add(begun)
         except BaseException:
             if topology.episode is None:
-                self._having_one.pop(topology, None)
+                self._current.pop(topology, None)
             raise
         # What has changed in the meantime found nothing to end.
         if not topology.is_in_need:
@@ -275,20 +276,25 @@ class _Episodes:
             # First: whoever finds the episode may end it, and takes these out again.
             self.outages.update(dict.fromkeys(list(topology.members), episode))
         self.open[episode] = None
-        topology.episode = episode
+        self._current[topology] = topology.episode = episode
         for server in episode.lost if episode.name == names.OUTAGE else ():
             for failure in server.failures.copy():
                 episode.hit(server, failure)
         for incident in topology.incidents.copy():
             episode.note(incident)
 
+    def current(self, topology: TopologyState) -> Episode | None:
+        """What a topology is going through."""
+        episode = self._current.get(topology)
+        return episode if isinstance(episode, Episode) else None
+
     def take(self, topology: TopologyState, episode: Episode | None = None) -> Episode | None:
         """Take out what a topology goes through, or that episode if it still does. Who gets it ends it."""
-        taken = topology.episode
+        taken = self.current(topology)
         if taken is None or episode not in (None, taken) or not taken.take():
             return None
         topology.episode = None
-        self._having_one.pop(topology, None)  # from here on another one may begin
+        self._current.pop(topology, None)  # from here on another one may begin
         self.open.pop(taken, None)
         self.unlink(taken)
         return taken
@@ -339,7 +345,7 @@ def end(topology: TopologyState, at: float, error: str | None = None, *, ended_b
 
 def nearly_over(topology: TopologyState) -> None:
     """A server can be used again, as will be told later: what starts from now on is not in the outage any more."""
-    episode = topology.episode
+    episode = _episodes.current(topology)
     if episode is not None and episode.name == names.OUTAGE:
         _episodes.unlink(episode)
 

@@ -5,32 +5,54 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opentelemetry_mongo_events._commands.description import server_attributes
 from opentelemetry_mongo_events._driver.identity import Identity, identity
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._runtime.process import keep_track, living, take_over
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bson import ObjectId
+    from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext
     from pymongo.hello import Hello
     from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._commands.description import Address, Attributes
+    from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._runtime.clock import Moment
     from opentelemetry_mongo_events._servers.events import Incident
-    from opentelemetry_mongo_events._servers.outages import Episode
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
 _FAILURES: Final = 16
 _INCIDENTS: Final = 128
+
+
+class Ongoing(ABC):
+    """What a topology is going through: a discovery or an outage.
+
+    Attributes:
+        context: That of its span, for what is part of it.
+    """
+
+    __slots__ = ("context",)
+
+    context: Context
+
+    @abstractmethod
+    def note(self, incident: Incident) -> None:
+        """Something happened in it. Runs on any thread."""
+
+    @abstractmethod
+    def hit(self, server: ServerState, failure: Failure) -> None:
+        """A command, or a checkout, failed in it or shortly before. Runs on any thread."""
 
 
 class Failure(NamedTuple):
@@ -222,7 +244,7 @@ class TopologyState:
         self.is_new = True
         """Whether nothing but its opening was told yet."""
         self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
-        self.episode: Episode | None = None
+        self.episode: Ongoing | None = None
         self.last_sign = time.monotonic()
         self.heartbeat_frequency = 0.0
         self.others = others

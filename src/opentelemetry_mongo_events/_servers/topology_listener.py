@@ -12,14 +12,15 @@ from pymongo.monitoring import (
     TopologyOpenedEvent,
 )
 
-from opentelemetry_mongo_events._commands.description import server_attributes
-from opentelemetry_mongo_events._driver.versions import error_attributes
 from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
 from opentelemetry_mongo_events._runtime.log import warn
-from opentelemetry_mongo_events._servers.events import Incident, land
+from opentelemetry_mongo_events._servers.errors import error_attributes
+from opentelemetry_mongo_events._servers.events import Incident
 from opentelemetry_mongo_events._servers.outages import begin_discovery, begin_outage, end, watch
+from opentelemetry_mongo_events._servers.reports import land
 from opentelemetry_mongo_events._servers.state import change
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._commands.description import Attributes
     from opentelemetry_mongo_events._servers.state import Change, ServerState, ServerStates, TopologyState
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 # One that dies may be four changes within a second, and the driver's queue holds 100.

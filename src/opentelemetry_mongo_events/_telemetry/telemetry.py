@@ -16,11 +16,9 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import Span, Tracer
 
-from opentelemetry_mongo_events._commands.description import description
 from opentelemetry_mongo_events._config import LOG_RECORDS, Config, config_from, shown
-from opentelemetry_mongo_events._pools.waiters import HAS_GIL
-from opentelemetry_mongo_events._runtime.bounded_dict import Recent
 from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._runtime.process import HAS_GIL
 from opentelemetry_mongo_events._telemetry.instruments import Instruments, instruments
 from opentelemetry_mongo_events._telemetry.provider_check import Reality
 from opentelemetry_mongo_events._telemetry.semconv import SCHEMA_URL, SCOPE, old_names_wanted
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
 
-    from opentelemetry_mongo_events._commands.description import Address, Description
     from opentelemetry_mongo_events._telemetry.other_tracers import DoubleTracing
 
 RequestHook = Callable[[Span, "CommandStartedEvent"], object]
@@ -39,7 +36,6 @@ FailedHook = Callable[[Span, "CommandFailedEvent"], object]
 
 T = TypeVar("T")
 
-_REMEMBERED: Final = 1_000
 _MEASURES_NOTHING: Final = NoOpMeterProvider()
 
 # To look costs some 3 us, and a command that starts just after the provider was set has no span.
@@ -71,18 +67,6 @@ class Telemetry:
     """None where the listeners were asked for by hand: then they trace whatever else does."""
     asks_of_each: bool
     """Whether it is asked of each command if it gets a span; if not, all do."""
-    descriptions: Recent[tuple[Any, ...], Description] = dataclasses.field(default_factory=lambda: Recent(_REMEMBERED))
-    """Those of the commands that came last, by command name, database, collection and address."""
-
-    def describe(
-        self, command_name: str, database: str, collection: str | None, address: Address | None
-    ) -> Description:
-        """Describe commands of a kind, once: to do so each time would cost as much as to start a span."""
-        described = description(command_name, database, collection, address, self.old_names)
-        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
-        address = None if address is None else (address[0], address[1])
-        self.descriptions.put((command_name, database, collection, address), described)
-        return described
 
 
 class Switch:
