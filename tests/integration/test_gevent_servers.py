@@ -84,8 +84,8 @@ def longest():
 ACTIONS = {action.__name__: action for action in (watch, order, is_lost, longest)}
 """
 
-# With `--preload` it is the parent's. The worker's is made in the worker: of one that was made before the fork the driver
-# now and then tells no listener what becomes of its servers, with this package or with another listener.
+# With `--preload` it is the parent's. The worker's is made in the worker: of one that was made before the fork the
+# driver now and then tells no listener what becomes of its servers, with this package or with another listener.
 EARLY = """
 with MongoClient(os.environ["MONGODB_URI"]) as early:
     early.admin.command("ping")
