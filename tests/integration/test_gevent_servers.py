@@ -59,11 +59,12 @@ from pymongo import MongoClient, common
 from tests.ticks import Ticks
 
 common.EVENTS_QUEUE_FREQUENCY = common.MIN_HEARTBEAT_INTERVAL = 0.05
-client = MongoClient(os.environ["MONGODB_URI"], connect=False, heartbeatFrequencyMS=500)
 watches = []
 
 
 def watch():
+    global client
+    client = MongoClient(os.environ["MONGODB_URI"], heartbeatFrequencyMS=500)
     watches.append(Ticks())
     threading.Thread(target=watches[0].forever, daemon=True).start()
 
@@ -83,10 +84,11 @@ def longest():
 ACTIONS = {action.__name__: action for action in (watch, order, is_lost, longest)}
 """
 
-# With `--preload` it is the parent's, who discovers servers too.
+# With `--preload` it is the parent's. The worker's is made in the worker: of one that was made before the fork the
+# driver now and then tells no listener what becomes of its servers, with this package or with another listener.
 EARLY = """
-early = MongoClient(os.environ["MONGODB_URI"], heartbeatFrequencyMS=500)
-early.admin.command("ping")
+with MongoClient(os.environ["MONGODB_URI"]) as early:
+    early.admin.command("ping")
 """
 
 GUNICORN = """
