@@ -37,7 +37,7 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"([\d,]+) cursors and", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"([\d,]+) failed attempts are remembered", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_servers.state:_FAILURES"),
-    ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_servers.state:_INCIDENTS"),
+    ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_servers.state:_EVENTS"),
     ("docs/how-it-works.md", r"([\d,]+) log records may wait", "_runtime.background:_LIMIT"),
     ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pools.state:_LIMIT"),
     ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_commands.listener:_REMEMBERED"),
@@ -47,7 +47,7 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"a meter provider within ([\d,]+) ms", "_telemetry.instruments:_LOOK_AGAIN"),
     ("docs/how-it-works.md", r"more than ([\d,]+) servers is therefore one", "_servers.topology_listener:_MANY"),
     ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pools.state:_GRACE"),
-    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_INCIDENTS"),
+    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_EVENTS"),
     ("docs/outages.md", r"cleared pools the first ([\d,]+) are kept", "_servers.outages:_REPEATED"),
     ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_servers.outages:_ALL"),
     ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_BEFORE"),
@@ -203,10 +203,10 @@ def test_the_sensitive_commands_are_all_named() -> None:
     (spans,) = re.findall(r"carry credentials \((.*?)\) the driver", flat("docs/spans.md"))
     captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Bounds")[0]
     for name in re.findall(r"`(\w+)`", spans):
-        assert command_names.is_secret(name) or name in ("hello", "speculativeAuthenticate")
+        assert command_names.is_sensitive(name) or name in ("hello", "speculativeAuthenticate")
     for text in (spans, captured):
         told = {name.lower() for name in re.findall(r"`(\w+)`", text)}
-        assert {name for name in command_names._SECRET if not name.startswith("copydb")} <= told
+        assert {name for name in command_names._SENSITIVE if not name.startswith("copydb")} <= told
 
 
 def test_the_versions_of_the_readme_are_those_that_are_asked_for() -> None:

@@ -15,11 +15,11 @@ from opentelemetry_mongo_events._driver.client_internals import (
     is_ready,
 )
 from opentelemetry_mongo_events._driver.listeners import QuietPoolListener
-from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners, are_observing, usable_client_name
+from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners, are_active, usable_client_name
 from opentelemetry_mongo_events._runtime.guard import Guard, guarded
 from opentelemetry_mongo_events._runtime.log import warn
 from opentelemetry_mongo_events._runtime.process import SharedLock
-from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all, keeper
+from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, background_worker, end_all
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ def instrument(client: object, keywords: Mapping[str, Any], defaults: Mapping[st
         if observed is not None and observed.switch.telemetry is not None:
             return _left_out(given)
         client_name = usable_client_name(given.get("client_name"))
-        telemetry = telemetry_from(_merged(given, defaults), double_tracing=None)
+        telemetry = telemetry_from(_merged(given, defaults), other_tracers=None)
         there = inside.listeners.event_listeners()
-        wanted = [s for s in SIGNALS if getattr(telemetry.config, s) and not are_observing(there, s)]
+        wanted = [s for s in SIGNALS if getattr(telemetry.config, s) and not are_active(there, s)]
         if not wanted:
             return _left_out(given)
         if observed is None:
             switch = Switch()
-            observed = _Observed(switch, SignalListeners(switch, client_name), set())
+            observed = _Instrumented(switch, SignalListeners(switch, client_name), set())
         else:
             observed.signals.pools.rename(client_name)
         with inside.locked():
@@ -94,14 +94,14 @@ def uninstrument(client: object) -> None:
         is_on = observed is not None and _switch_off(observed)
     if not is_on:
         warn("uninstrument_client() has nothing to undo: instrument_client() doesn't observe this client")
-    keeper.flush()
+    background_worker.flush()
 
 
 def uninstrument_all() -> bool:
     """Observe those no more that `instrument` did; whether there were any."""
     with _clients.lock():
         are_on = [_switch_off(observed) for observed in list(_clients.observed.values())]
-    keeper.flush()
+    background_worker.flush()
     return any(are_on)
 
 
@@ -130,7 +130,7 @@ def _add(client: ClientInternals, signals: SignalListeners, wanted: set[str]) ->
                 _take_over(pool, connections, signals.pools.of(pool.address), out)
 
 
-class _Observed(NamedTuple):
+class _Instrumented(NamedTuple):
     """What was added to a client, for good: a command that is open when it is switched off still has to end."""
 
     switch: Switch
@@ -142,14 +142,14 @@ class _Clients:
     """Those that listeners were added to, by the driver's own object that holds a client's listeners."""
 
     def __init__(self) -> None:
-        self.observed: weakref.WeakKeyDictionary[_EventListeners, _Observed] = weakref.WeakKeyDictionary()
+        self.observed: weakref.WeakKeyDictionary[_EventListeners, _Instrumented] = weakref.WeakKeyDictionary()
         self.lock = SharedLock()
 
 
 _clients: Final = _Clients()
 
 
-def _switch_off(observed: _Observed) -> bool:
+def _switch_off(observed: _Instrumented) -> bool:
     is_on = observed.switch.telemetry is not None
     observed.switch.telemetry = None
     end_all(UNINSTRUMENTED, observed.switch)
@@ -169,7 +169,7 @@ def _left_out(given: Mapping[str, object]) -> None:
 
 def _take_over(pool: Any, connections: list[Any], state: PoolState, out: _Out) -> None:
     """Tell what a pool holds."""
-    state.has(pool.opts.non_default_options)
+    state.set_options(pool.opts.non_default_options)
     state.is_ready = is_ready(pool)
     idle = {id(connection) for connection in list(idle_connections(pool))}
     now = time.perf_counter()

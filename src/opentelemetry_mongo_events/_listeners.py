@@ -80,7 +80,7 @@ def event_listeners(
         **options,
     }
     client_name = usable_client_name(client_name)
-    telemetry = telemetry_from(keywords, double_tracing=None)
+    telemetry = telemetry_from(keywords, other_tracers=None)
     signals = SignalListeners(Switch(telemetry), client_name)
     return [
         listener for signal in SIGNALS if getattr(telemetry.config, signal) for listener in signals.listeners(signal)
@@ -100,7 +100,7 @@ SIGNALS: Final = ("commands", "pools", "heartbeats", "topology")
 _made: Final[weakref.WeakKeyDictionary[Listener, tuple[str, Switch]]] = weakref.WeakKeyDictionary()
 
 
-def are_observing(listeners: Iterable[object], signal: str) -> bool:
+def are_active(listeners: Iterable[object], signal: str) -> bool:
     """Whether one of a client's listeners is of this package, for that signal, and switched on."""
     for listener in listeners:
         # Others may be of a kind that can be no key.

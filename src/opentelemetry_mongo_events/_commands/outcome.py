@@ -6,7 +6,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opentelemetry_mongo_events._driver.command_names import is_secret
+from opentelemetry_mongo_events._driver.command_names import is_sensitive
 from opentelemetry_mongo_events._driver.values import is_document, whole_number
 from opentelemetry_mongo_events._telemetry import semconv as names
 
@@ -136,7 +136,7 @@ def failure_outcome(command_name: str, failure: object, error_class: str | None 
 
 
 def _message(command_name: str, error: object) -> str | None:
-    message = error.get("errmsg") if is_document(error) and not is_secret(command_name) else None
+    message = error.get("errmsg") if is_document(error) and not is_sensitive(command_name) else None
     return message if isinstance(message, str) else None
 
 

@@ -64,13 +64,13 @@ def driver_client(client: object) -> Any:
     )
 
 
-class _OtherwiseError(Exception):
+class UnknownDriverError(Exception):
     """A part of the driver is another than is known here."""
 
 
 def _expect(is_known: bool, part: str) -> None:
     if not is_known:
-        raise _OtherwiseError(part)
+        raise UnknownDriverError(part)
 
 
 class ClientInternals:
@@ -99,7 +99,7 @@ class ClientInternals:
         try:
             self.listeners: _EventListeners = client._event_listeners  # type: ignore[attr-defined]
             self._look()
-        except (AttributeError, TypeError, _OtherwiseError) as error:
+        except (AttributeError, TypeError, UnknownDriverError) as error:
             raise RuntimeError(
                 f"PyMongo {pymongo.version} keeps its listeners in a way that instrument_client() doesn't know "
                 f"({error}): make the client with event_listeners=event_listeners(), or after instrument()"
@@ -243,7 +243,7 @@ def _named(part: object, *names: str) -> Any:
             found = getattr(sys.modules.get(kind.__module__), name, None)
             if found is not None:
                 return found
-    raise _OtherwiseError(names[0])
+    raise UnknownDriverError(names[0])
 
 
 def _sdam(topology: Any) -> Any:

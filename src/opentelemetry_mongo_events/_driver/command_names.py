@@ -59,7 +59,7 @@ BATCHES: Final = {"insert": "documents", "update": "updates", "delete": "deletes
 
 
 # The driver redacts them and their replies, but not what says why one failed.
-_SECRET: Final = frozenset(
+_SENSITIVE: Final = frozenset(
     {
         "authenticate",
         "copydb",
@@ -74,6 +74,6 @@ _SECRET: Final = frozenset(
 )
 
 
-def is_secret(command_name: str) -> bool:
+def is_sensitive(command_name: str) -> bool:
     """Whether a command holds credentials: then nothing is ever shown of it, nor of what the server says to it."""
-    return command_name.lower() in _SECRET
+    return command_name.lower() in _SENSITIVE

@@ -34,7 +34,7 @@ class Identity:
         self.owner: weakref.ref[Any] | None = None
 
     @property
-    def is_alone(self) -> bool:
+    def is_unreferenced(self) -> bool:
         """Whether nobody else has it: what it is the address of is gone."""
         if self.owner is not None and self.owner() is None:
             return True

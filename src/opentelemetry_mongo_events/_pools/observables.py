@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry_mongo_events._pools.state import PoolStates
-from opentelemetry_mongo_events._runtime.process import living
+from opentelemetry_mongo_events._runtime.process import instances
 from opentelemetry_mongo_events._telemetry import semconv as names
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _pools(is_reported: IsReported) -> Iterator[PoolState]:
-    for states in living(PoolStates):
+    for states in instances(PoolStates):
         if is_reported(states.switch, "pools"):
             yield from (pool for pool in states.pools() if not pool.is_reported_by_another)
 

@@ -30,7 +30,7 @@ _owner: Final[dict[str, int]] = {}
 _taking_over: Final[dict[int, threading.RLock]] = {}
 
 
-def keep_track(state: ProcessState) -> None:
+def track(state: ProcessState) -> None:
     """Know `state` for as long as it lives."""
     # One operation of a dictionary each: a thread may come or go while another one looks.
     kind = _known.setdefault(type(state), {})
@@ -60,7 +60,7 @@ class SharedLock:
         return self._locks.get(key) or self._locks.setdefault(key, threading.RLock())
 
 
-def living(kind: type[S]) -> list[S]:
+def instances(kind: type[S]) -> list[S]:
     """All states of that kind which are alive, the oldest first. Runs on any thread."""
     return [state for reference in list(_known.get(kind, ())) if isinstance(state := reference(), kind)]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
 
 
-class Incident:
+class BackgroundEvent:
     """Something that happened in the background.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry_mongo_events._runtime.process import living
+from opentelemetry_mongo_events._runtime.process import instances
 from opentelemetry_mongo_events._servers.state import ServerStates
 from opentelemetry_mongo_events._telemetry import semconv as names
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _server_count(is_reported: IsReported) -> Iterator[Reading]:
-    for states in living(ServerStates):
+    for states in instances(ServerStates):
         if not is_reported(states.switch, "topology"):
             continue
         for topology in states.topologies():
@@ -24,8 +24,8 @@ def _server_count(is_reported: IsReported) -> Iterator[Reading]:
                 continue
             known = {(topology.replica_set, server_type): count for server_type, count in topology.servers.items()}
             # What was told once is told until the end: where metrics are pushed, the last value stands for minutes.
-            told = topology.told.copy()
-            topology.told |= dict.fromkeys(known, 0)
+            told = topology.reported.copy()
+            topology.reported |= dict.fromkeys(known, 0)
             for (replica_set, server_type), count in (told | known).items():
                 attributes: Attributes = {names.SERVER_TYPE: server_type}
                 if replica_set is not None:
@@ -35,7 +35,7 @@ def _server_count(is_reported: IsReported) -> Iterator[Reading]:
 
 def _round_trip_times(is_reported: IsReported) -> Iterator[Reading]:
     """The last round trip to each server; of several clients, that of the one which came last."""
-    for states in living(ServerStates):
+    for states in instances(ServerStates):
         if is_reported(states.switch, "heartbeats"):
             for server in states.servers():
                 if server.round_trip is not None and not server.is_reported_by_another:

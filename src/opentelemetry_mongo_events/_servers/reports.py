@@ -9,13 +9,13 @@ import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
 from opentelemetry_mongo_events._config import SPAN_EVENTS
-from opentelemetry_mongo_events._servers.outages import keeper
+from opentelemetry_mongo_events._servers.outages import background_worker
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from opentelemetry_mongo_events._servers.events import Incident
+    from opentelemetry_mongo_events._servers.events import BackgroundEvent
     from opentelemetry_mongo_events._servers.state import TopologyState
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Subscriber(Protocol):
     """What wants to know of events."""
 
-    def note(self, incident: Incident, addresses: Collection[int]) -> None:
+    def note(self, incident: BackgroundEvent, addresses: Collection[int]) -> None:
         """Something happened to the servers with those addresses. Runs on any thread, also under the driver's locks."""
 
 
@@ -37,7 +37,7 @@ def subscribe(subscriber: Subscriber) -> None:
 
 
 def land(
-    incident: Incident,
+    incident: BackgroundEvent,
     telemetry: Telemetry | None,
     topology: TopologyState | None,
     addresses: Collection[int] = (),
@@ -60,5 +60,5 @@ def land(
             if subscriber is not None:
                 subscriber.note(incident, addresses)
     if telemetry.logger is not None:
-        episode = None if topology is None else topology.episode
-        keeper.emit(incident.record(telemetry.logger, NO_PARENT if episode is None else episode.context))
+        episode = None if topology is None else topology.period
+        background_worker.emit(incident.record(telemetry.logger, NO_PARENT if episode is None else episode.context))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from opentelemetry_mongo_events._runtime.process import SharedLock, keep_track, living
+from opentelemetry_mongo_events._runtime.process import SharedLock, instances, track
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.observables import GAUGES, SUMS, readings
-from opentelemetry_mongo_events._telemetry.provider_check import Reality
+from opentelemetry_mongo_events._telemetry.provider_check import ProviderCheck
 from opentelemetry_mongo_events._version import __version__
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider | None) -> None:
         self._provider = _global_provider if provider is None else _reference(provider)
-        self.are_real = Reality(self._provider, "opentelemetry.metrics", _LOOK_AGAIN)
+        self.provider_check = ProviderCheck(self._provider, "opentelemetry.metrics", _LOOK_AGAIN)
         """Whether anything is made of what is measured."""
         self._noted: deque[tuple[str, tuple[str | int | None, ...]]] = deque()
         self._counting = threading.Lock()
@@ -112,7 +112,7 @@ class Instruments:
             meter.create_observable_counter(
                 name, [functools.partial(self._observe_tally, name, keys)], unit, description
             )
-        keep_track(self)
+        track(self)
 
     @property
     def provider(self) -> MeterProvider | None:
@@ -154,7 +154,7 @@ class Instruments:
     def _observe_tally(self, name: str, keys: tuple[str, ...], _: CallbackOptions) -> Iterable[Observation]:
         # More than one set only where a provider was used by its own name before it was made the global one.
         counts: Counter[tuple[str | int | None, ...]] = Counter()
-        for each in living(Instruments):
+        for each in instances(Instruments):
             if each.are_those_of(self):
                 each._count()
                 counts.update(each._tallies[name].copy())

@@ -17,7 +17,7 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener, ServerLi
 
 from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, _existing_clients, event_listeners
 from opentelemetry_mongo_events._driver import client_internals
-from opentelemetry_mongo_events._driver.client_internals import _OtherwiseError
+from opentelemetry_mongo_events._driver.client_internals import UnknownDriverError
 from tests.clients import aconnect, answers, connect
 from tests.forks import in_child
 from tests.metrics import POOL, Metrics
@@ -312,18 +312,18 @@ class Topologies(TopologyListener):
     """An application's own, which lets the driver wait."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.goes_on = threading.Event()
 
     def opened(self, event: Any) -> None:
-        self.told.append("opened")
+        self.reported.append("opened")
 
     def description_changed(self, event: Any) -> None:
         self.goes_on.wait(5)
-        self.told.append(event.new_description.topology_type_name)
+        self.reported.append(event.new_description.topology_type_name)
 
     def closed(self, event: Any) -> None:
-        self.told.append("closed")
+        self.reported.append("closed")
 
 
 @pytest.mark.parametrize("is_full", [False, True])
@@ -339,7 +339,7 @@ def test_what_waits_for_other_listeners_is_older(
     client: Any
     with connect(server.uri, event_listeners=[other], **OFTEN) as client:
         client.admin.command("ping")
-        until(lambda: other.told)
+        until(lambda: other.reported)
         waiting = client._topology._events
         with monkeypatch.context() as patch:
             if is_full:
@@ -351,7 +351,7 @@ def test_what_waits_for_other_listeners_is_older(
 
         other.goes_on.set()
         until(waiting.empty)
-        until(lambda: other.told[-1] == "Single")
+        until(lambda: other.reported[-1] == "Single")
         assert metrics.servers(TYPE) == {"Standalone": 1}
         server.stop()
         until(lambda: metrics.servers(TYPE) == {"Unknown": 1})
@@ -459,10 +459,10 @@ def test_other_listeners_of_any_kind_are_left_alone(server: ScriptedServer, obse
         __hash__ = None  # type: ignore[assignment]
 
         def __init__(self) -> None:
-            self.told: list[str] = []
+            self.reported: list[str] = []
 
         def started(self, event: Any) -> None:
-            self.told.append(event.command_name)
+            self.reported.append(event.command_name)
 
         succeeded = failed = nothing
 
@@ -471,7 +471,7 @@ def test_other_listeners_of_any_kind_are_left_alone(server: ScriptedServer, obse
         observe(client)
         client.admin.command("ping")
 
-        assert other.told == ["ping"]
+        assert other.reported == ["ping"]
         assert spans.names == ["ping admin"]
 
 
@@ -735,7 +735,7 @@ def _state(client: Any) -> Any:
 
 
 def test_a_module_without_what_is_looked_for(living: MongoClient[Any]) -> None:
-    with pytest.raises(_OtherwiseError, match="SomethingNew"):
+    with pytest.raises(UnknownDriverError, match="SomethingNew"):
         client_internals._named(living._topology, "SomethingNew")
 
 
