@@ -227,7 +227,7 @@ def live(
 
 
 def alone(library: str, server: ScriptedServer, folder: Path) -> Lived:
-    """A program in which it patches and nothing else. On Python 3.14 eventlet finds a lock there that it can't patch."""
+    """A program in which it patches and nothing else. On Python 3.14 eventlet finds a lock that it can't patch."""
     return live(server, folder, library)
 
 
