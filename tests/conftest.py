@@ -18,7 +18,7 @@ from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from opentelemetry_mongo_events._commands.claims import METRICS, SPANS
 from opentelemetry_mongo_events._commands.held_connections import _held
 from opentelemetry_mongo_events._pools.state import PoolStates
-from opentelemetry_mongo_events._runtime.process import living
+from opentelemetry_mongo_events._runtime.process import instances
 from opentelemetry_mongo_events._servers.state import ServerStates
 from tests.clients import connect
 from tests.events import ADDRESS
@@ -61,9 +61,9 @@ def nothing_left_by_another_test() -> None:
     METRICS._last.set(None)
     _held.set(())
     # Its listeners may not be collected yet, and would report what has the same address.
-    for pools in living(PoolStates):
+    for pools in instances(PoolStates):
         pools._current.pop(id(ADDRESS), None)
-    for servers in living(ServerStates):
+    for servers in instances(ServerStates):
         servers._servers.pop(id(ADDRESS), None)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 
-from opentelemetry_mongo_events._servers.outages import keeper
+from opentelemetry_mongo_events._servers.outages import background_worker
 
 
 class Logs:
@@ -26,7 +26,7 @@ class Logs:
     @property
     def records(self) -> list[Any]:
         """All that were made, in the order in which they were emitted."""
-        keeper.flush()
+        background_worker.flush()
         return self._emitted
 
     @property

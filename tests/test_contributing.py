@@ -16,25 +16,35 @@ SOURCE = Path(opentelemetry_mongo_events.__file__).parent
 PAGE = "CONTRIBUTING.md"
 
 
-def layers() -> list[list[str]]:
-    """The modules by their layers, from the top, as import-linter is told of them."""
-    section = (ROOT / "pyproject.toml").read_text().partition("\nlayers = [\n")[2].partition("\n]")[0]
-    return [layer.split(" | ") for layer in re.findall(r'"(.*)"', section)]
+def tree() -> dict[str, str]:
+    """The folders and modules of the map, with what it says of each."""
+    (block,) = re.findall(r"```text\n(src/opentelemetry_mongo_events/\n.*?)```", (ROOT / PAGE).read_text(), re.DOTALL)
+    ideas = {}
+    folder = ""
+    for line in block.splitlines()[1:]:
+        name, _, words = line.strip().partition("  ")
+        folder = "" if line.startswith("  _") else folder
+        ideas[folder + name.removesuffix("/")] = words.strip()
+        folder = name if name.endswith("/") else folder
+    return ideas
 
 
-def idea(module: str) -> str:
+def idea(path: Path) -> str:
     """What a module's docstring begins with."""
-    docstring = ast.get_docstring(ast.parse((SOURCE / f"{module}.py").read_text()))
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring is not None
     return docstring.splitlines()[0].rstrip(".")
 
 
-def test_each_module_is_in_the_map_with_its_idea() -> None:
-    modules = [module for layer in layers() for module in layer]
+def test_each_folder_and_module_is_in_the_map_with_its_idea() -> None:
+    modules = {
+        str(path.relative_to(SOURCE).with_suffix("")): idea(path)
+        for path in SOURCE.rglob("*.py")
+        if path.stem != "__init__"
+    }
+    folders = {path.parent.name: idea(path) for path in SOURCE.glob("*/__init__.py")}
 
-    assert column(PAGE, "## The house", "its idea") == {module: idea(module) for module in modules}
-    assert list(column(PAGE, "## The house", "its idea")) == modules
-    assert sorted(modules) == sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__")
+    assert tree() == modules | folders
 
 
 def test_each_target_of_the_makefile_is_explained_and_no_other() -> None:

@@ -16,10 +16,9 @@ from pymongo.errors import AutoReconnect
 
 import opentelemetry_mongo_events
 from opentelemetry_mongo_events import event_listeners
-from opentelemetry_mongo_events._commands import description
 from opentelemetry_mongo_events._config import _SWITCHES, ENVIRONMENT_PREFIX, OPTIONS, Config
-from opentelemetry_mongo_events._driver import versions
-from opentelemetry_mongo_events._servers import outages
+from opentelemetry_mongo_events._driver import command_names
+from opentelemetry_mongo_events._servers import errors, outages
 from opentelemetry_mongo_events._telemetry import other_tracers, semconv
 from tests.pages import PAGES, ROOT, column, rows, table
 
@@ -38,17 +37,17 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"([\d,]+) cursors and", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"([\d,]+) failed attempts are remembered", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_servers.state:_FAILURES"),
-    ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_servers.state:_INCIDENTS"),
+    ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_servers.state:_EVENTS"),
     ("docs/how-it-works.md", r"([\d,]+) log records may wait", "_runtime.background:_LIMIT"),
     ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pools.state:_LIMIT"),
-    ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_telemetry.telemetry:_REMEMBERED"),
+    ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"names only \(([\d,]+) of commands", "_query_text.text:_texts_of_shapes._limit"),
     ("docs/how-it-works.md", r"of commands, ([\d,]+) of documents\)", "_query_text.text:_texts_of_keys._limit"),
     ("docs/how-it-works.md", r"seen within ([\d,]+) ms, a meter", "_telemetry.telemetry:_LOOK_AGAIN"),
     ("docs/how-it-works.md", r"a meter provider within ([\d,]+) ms", "_telemetry.instruments:_LOOK_AGAIN"),
-    ("docs/how-it-works.md", r"of more than ([\d,]+) servers is therefore one warning", "_servers.topology_listener:_MANY"),
+    ("docs/how-it-works.md", r"more than ([\d,]+) servers is therefore one", "_servers.topology_listener:_MANY"),
     ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pools.state:_GRACE"),
-    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_INCIDENTS"),
+    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_EVENTS"),
     ("docs/outages.md", r"cleared pools the first ([\d,]+) are kept", "_servers.outages:_REPEATED"),
     ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_servers.outages:_ALL"),
     ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_BEFORE"),
@@ -61,7 +60,7 @@ NUMBERS: Final = [
     ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands.listener:_REMEMBERED"),
     ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_commands.open_commands:LIMIT"),
     ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
-    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_existing_clients:_PATIENCE"),
+    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_driver.client_internals:_PATIENCE"),
     ("docs/what-is-captured.md", r"is ([\d,]+) characters long at most", "_query_text.masking:_SEGMENT_LENGTH"),
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
     ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text.text:_ELEMENTS"),
@@ -90,7 +89,7 @@ def test_a_number_is_that_of_the_code(page: str, sentence: str, what: str) -> No
 def test_a_message_of_the_driver_is_cut_where_it_is_said_to_be() -> None:
     (told,) = re.findall(r"configured timeouts; at most (\d+) characters", flat("docs/outages.md"))
 
-    attributes = versions.error_attributes(AutoReconnect("x" * 1000))
+    attributes = errors.error_attributes(AutoReconnect("x" * 1000))
     assert len(str(attributes[semconv.ERROR_MESSAGE])) == int(told)
 
 
@@ -112,7 +111,7 @@ def test_no_limit_of_the_code_is_left_out() -> None:
         if isinstance(node.value, ast.Constant) and type(node.value.value) is int and node.value.value >= 16
     }
     settings = {
-        ("_commands.description", "_DUPLICATE_KEY"),
+        ("_commands.outcome", "_DUPLICATE_KEY"),
         ("_pools.state", "_MAX_POOL_SIZE"),
     }  # MongoDB's and the driver's
 
@@ -204,10 +203,10 @@ def test_the_sensitive_commands_are_all_named() -> None:
     (spans,) = re.findall(r"carry credentials \((.*?)\) the driver", flat("docs/spans.md"))
     captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Bounds")[0]
     for name in re.findall(r"`(\w+)`", spans):
-        assert description.is_secret(name) or name in ("hello", "speculativeAuthenticate")
+        assert command_names.is_sensitive(name) or name in ("hello", "speculativeAuthenticate")
     for text in (spans, captured):
         told = {name.lower() for name in re.findall(r"`(\w+)`", text)}
-        assert {name for name in description._SECRET if not name.startswith("copydb")} <= told
+        assert {name for name in command_names._SENSITIVE if not name.startswith("copydb")} <= told
 
 
 def test_the_versions_of_the_readme_are_those_that_are_asked_for() -> None:

@@ -34,7 +34,7 @@ from pymongo.server_description import ServerDescription
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._servers.heartbeat_listener import HeartbeatEvents
-from opentelemetry_mongo_events._servers.outages import _episodes, keeper
+from opentelemetry_mongo_events._servers.outages import _periods, background_worker
 from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
 from tests.clients import connect
 from tests.events import heartbeat_started, heartbeat_succeeded
@@ -490,8 +490,8 @@ def test_the_discovery_is_a_span(life: Life, spans: Spans) -> None:
 
 def test_nothing_stays_open(life: Life, metrics: Metrics) -> None:
     life.go_on()
-    assert dict(_episodes.open) == {}
-    assert dict(_episodes.outages) == {}
+    assert dict(_periods.open) == {}
+    assert dict(_periods.outages) == {}
 
     if not life.close():
         # The driver tells nothing of it. It is known when nothing is left of the client.
@@ -503,8 +503,8 @@ def test_nothing_stays_open(life: Life, metrics: Metrics) -> None:
     assert states.topologies() == []
     assert metrics.points("mongodb.client.server.count") == []
     assert metrics.points("mongodb.client.server.round_trip_time") == []
-    assert dict(_episodes.open) == {}
-    until(lambda: keeper.thread is None)
+    assert dict(_periods.open) == {}
+    until(lambda: background_worker.thread is None)
 
 
 def test_a_server_that_was_closed_is_measured_no_more(life: Life, metrics: Metrics) -> None:

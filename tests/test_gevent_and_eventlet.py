@@ -101,11 +101,11 @@ client = pymongo.MongoClient(URI, serverSelectionTimeoutMS=3000, heartbeatFreque
     # In a thread, which is a greenlet where threads are patched.
     "work": """
 answers = []
-is_over = False
+is_gone = False
 
 
 def work():
-    while not is_over:
+    while not is_gone:
         try:
             answers.append(client.admin.command("ping"))
         except pymongo.errors.AutoReconnect:  # where it meets the outage before the heartbeat does
@@ -149,7 +149,7 @@ seeking.start()
 ticks.until(lambda: not seeking.is_alive())
 """,
     "close": """
-is_over = True
+is_gone = True
 ticks.until(lambda: not worker.is_alive())
 closing = threading.Thread(target=client.close)
 closing.start()

@@ -16,8 +16,8 @@ from opentelemetry.sdk._logs import LogRecordProcessor
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._runtime.guard import Guard
-from opentelemetry_mongo_events._servers.events import Incident
-from opentelemetry_mongo_events._servers.outages import keeper
+from opentelemetry_mongo_events._servers.events import BackgroundEvent
+from opentelemetry_mongo_events._servers.outages import background_worker
 from opentelemetry_mongo_events._telemetry import telemetry
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 from tests.clients import answers, connect
@@ -209,7 +209,7 @@ def held(logs: Logs) -> Iterator[Held]:
     held = Held(logs)
     yield held
     held.goes_on.set()
-    keeper.flush()
+    background_worker.flush()
 
 
 @has_log_records
@@ -230,7 +230,7 @@ def test_a_pipeline_that_takes_its_time_holds_up_no_recovery(
 
 @has_log_records
 def test_a_record_has_what_was_known_as_it_was_made(logs: Logs) -> None:
-    incident = Incident("mongodb.client.heartbeat.failed", {"server.port": 27017})
+    incident = BackgroundEvent("mongodb.client.heartbeat.failed", {"server.port": 27017})
     record = incident.record(logs.provider.get_logger("test"), NO_PARENT)
     incident.attributes = incident.attributes | {"mongodb.client.topology.id": "6b06e1d075aa5b224a180f6e"}
     record()
@@ -242,7 +242,7 @@ def test_a_record_has_what_was_known_as_it_was_made(logs: Logs) -> None:
 def test_so_many_records_wait_and_no_more(
     spans: Spans, logs: Logs, held: Held, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "_dropped", itertools.count())
+    monkeypatch.setattr(background_worker, "_dropped", itertools.count())
     pools = pools_of(listeners_with("log", spans, logs))
     pools.pool_cleared(pool_cleared())
     assert held.reached.wait(5)
@@ -321,10 +321,10 @@ def test_a_log_pipeline_that_raises_costs_its_records_and_nothing_else(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keeper, "guard", Guard())  # each kind of failure is logged once
+    monkeypatch.setattr(background_worker, "guard", Guard())  # each kind of failure is logged once
     logs.provider.add_log_record_processor(Pipeline(fail))
     run_through_an_outage(server, listeners_with("both", spans, logs), spans)
-    keeper.flush()
+    background_worker.flush()
 
     assert events(spans.one(DISCOVERY))[-1] == "topology.changed"
     assert events(spans.one(OUTAGE))[-1] == "server.changed"

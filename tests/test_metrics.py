@@ -225,7 +225,7 @@ def test_no_more_than_a_thousand_collections_are_remembered(metrics: Metrics) ->
         commands.started(started({"find": f"c{number}"}))
         commands.succeeded(succeeded("find"))
 
-    assert len(commands._switch.telemetry.descriptions) == 1_000
+    assert len(commands._descriptions) == 1_000
 
 
 @pytest.mark.parametrize("micros", [-5, 0])

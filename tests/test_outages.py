@@ -64,7 +64,7 @@ def nothing_stays_open() -> Iterator[None]:
     until(
         lambda: (
             gc.collect() >= 0
-            and (outages._episodes.open, outages._episodes.outages, outages.keeper.thread) == ({}, {}, None)
+            and (outages._periods.open, outages._periods.outages, outages.background_worker.thread) == ({}, {}, None)
         )
     )
     until(lambda: "opentelemetry_mongo_events" not in [thread.name for thread in threading.enumerate()])
@@ -165,7 +165,7 @@ def test_a_client_that_never_connects_is_told_piece_by_piece(spans: Spans, metri
     listeners = listeners_with(spans, metrics, episode_timeout=0.5)
     with connect("mongodb://127.0.0.1:1", event_listeners=listeners, **OFTEN):
         until(lambda: len(spans.named(DISCOVERY)) >= 2)
-    until(lambda: gc.collect() >= 0 and outages._episodes.open == {})
+    until(lambda: gc.collect() >= 0 and outages._periods.open == {})
 
     first, second, *_, last = spans.named(DISCOVERY)
     assert linked(first) == []
@@ -270,7 +270,7 @@ def test_commands_of_a_known_outage_link_to_it(
         until(lambda: spans.named(DISCOVERY))
         assert linked(spans.one("find orders")) == []
         replica_set.step_down()
-        until(lambda: outages._episodes.outages)
+        until(lambda: outages._periods.outages)
         client.shop.orders.find_one({})
         replica_set.elect(replica_set.members[1])
         client.shop.orders.insert_one({})  # not known yet to be over, but a heartbeat has told it
@@ -379,7 +379,7 @@ def test_a_command_that_is_open_tells_what_happened_to_its_server(
             counting = threads.submit(client.shop.command, "count", "orders")
             assert frozen.reached.wait(5)
             broken = server.fail("hello", close_connection=True, times=None)
-            until(lambda: outages._episodes.outages)
+            until(lambda: outages._periods.outages)
             broken.times = 0
             spans.wait_for(OUTAGE)
             frozen.release()
@@ -417,7 +417,7 @@ def test_a_topology_that_changes_is_told_on_the_commands_of_all_its_servers(
             until(lambda: len(_open(watching)) == 2)
             try:
                 replica_set.step_down()
-                until(lambda: outages._episodes.outages)
+                until(lambda: outages._periods.outages)
                 replica_set.elect(primary)
                 spans.wait_for(OUTAGE)
             finally:
@@ -433,7 +433,7 @@ def test_a_topology_that_changes_is_told_on_the_commands_of_all_its_servers(
 
 
 def _open(listeners: Any) -> list[Any]:
-    return [*table_of(listeners).by_id.values(), *table_of(listeners).twins.values()]
+    return [*table_of(listeners).by_id.values(), *table_of(listeners).duplicates.values()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -449,9 +449,9 @@ def test_a_sharded_cluster_is_out_once_its_last_mongos_is(watching: list[Any], s
             until(lambda: len(client.nodes) == 2)
             first.stop()
             until(lambda: len(client.nodes) == 1)
-            assert outages._episodes.open == {}
+            assert outages._periods.open == {}
             second.stop()
-            until(lambda: outages._episodes.outages)
+            until(lambda: outages._periods.outages)
             second.start()
             until(lambda: answers(client))
             outage = spans.wait_for(OUTAGE)
@@ -472,9 +472,9 @@ def test_a_set_without_any_primary_is_out_once_nothing_can_be_read(
         for member in replica_set.members[:2]:
             member.stop()
         until(lambda: len(client.nodes) == 1)
-        assert outages._episodes.open == {}
+        assert outages._periods.open == {}
         replica_set.members[2].stop()
-        until(lambda: outages._episodes.outages)
+        until(lambda: outages._periods.outages)
         replica_set.members[0].start()
         outage = spans.wait_for(OUTAGE)
 
@@ -503,7 +503,7 @@ def test_a_direct_connection_to_a_secondary_is_out_when_it_is_gone(
         replica_set.step_down()
         replica_set.elect(replica_set.members[2])
         secondary.stop()
-        until(lambda: outages._episodes.outages)
+        until(lambda: outages._periods.outages)
         secondary.start()
         until(lambda: answers(client))
         outage = spans.wait_for(OUTAGE)
@@ -560,7 +560,7 @@ def test_two_clients_of_one_server_have_an_outage_each(
         assert answers(two)
         until(lambda: len(spans.named(DISCOVERY)) == 2)
         server.stop()
-        until(lambda: len(outages._episodes.outages) == 2)
+        until(lambda: len(outages._periods.outages) == 2)
         server.start()
         until(lambda: answers(one) and answers(two))
         until(lambda: len(spans.named(OUTAGE)) == 2)
@@ -597,11 +597,11 @@ def test_nothing_is_remembered_of_clients_that_are_gone(server: ScriptedServer, 
 def lose(server: ScriptedServer) -> None:
     """Make a server unreachable, and wait until that is an outage that knows of the change which began it."""
     server.stop()
-    until(lambda: any(CHANGED in names_noted(outage) for outage in list(outages._episodes.outages.values())))
+    until(lambda: any(CHANGED in names_noted(outage) for outage in list(outages._periods.outages.values())))
 
 
-def names_noted(episode: outages.Episode) -> list[str]:
-    return [incident.name for incident in list(episode._incidents)]
+def names_noted(episode: outages.Period) -> list[str]:
+    return [incident.name for incident in list(episode._events)]
 
 
 def assert_ended(spans: Spans, metrics: Metrics, error: str) -> None:
@@ -742,7 +742,7 @@ def test_a_span_that_takes_long_to_start_holds_up_no_other_client(
 def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes(
     server: ScriptedServer, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outages, "_episodes", outages._Episodes())  # as in a process that had none
+    monkeypatch.setattr(outages, "_periods", outages._Periods())  # as in a process that had none
     listeners = event_listeners(tracer_provider=Spans(slow).provider, topology=True)
     with connect("mongodb://127.0.0.1:1", event_listeners=listeners):
         assert slow.reached.wait(5)
@@ -757,7 +757,7 @@ def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes
 
         assert in_child(child)
         slow.goes_on.set()
-    until(lambda: gc.collect() >= 0 and outages.keeper.thread is None)
+    until(lambda: gc.collect() >= 0 and outages.background_worker.thread is None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
@@ -770,8 +770,8 @@ def test_a_child_has_no_part_in_its_parents_outage(
         lose(server)
 
         def child() -> bool:
-            outages.keeper.at_exit()
-            return spans.named(OUTAGE) == [] and outages._episodes.open == {}
+            outages.background_worker.at_exit()
+            return spans.named(OUTAGE) == [] and outages._periods.open == {}
 
         assert in_child(child)
         server.start()
@@ -827,7 +827,7 @@ async def test_a_failover_under_asynchronous_writes(
     lost.fail("insert", close_connection=True)
     hello = lost.freeze("hello", times=None)  # it is the write that finds out
     writing = [asyncio.create_task(client.shop.orders.insert_one({}))]
-    await eventually(lambda: outages._episodes.outages)
+    await eventually(lambda: outages._periods.outages)
     writing += [asyncio.create_task(client.shop.orders.insert_one({})) for _ in range(5)]
     replica_set.step_down()
     hello.release()
@@ -856,7 +856,7 @@ async def test_an_outage_ends_with_its_asynchronous_client(
     await client.admin.command("ping")
     await eventually(lambda: spans.named(DISCOVERY))
     server.stop()
-    await eventually(lambda: outages._episodes.outages)
+    await eventually(lambda: outages._periods.outages)
     await client.close()
     await eventually(lambda: spans.named(OUTAGE))
 

@@ -23,7 +23,7 @@ from pymongo.monitoring import (
 from opentelemetry_mongo_events._driver.identity import identity
 from opentelemetry_mongo_events._driver.versions import is_cancelled_heartbeat
 from opentelemetry_mongo_events._runtime import process
-from opentelemetry_mongo_events._servers.events import Incident
+from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.state import ServerState, ServerStates, TopologyState, note_failure
 from opentelemetry_mongo_events._telemetry.telemetry import Switch
 from tests.clients import aconnect, answers, connect
@@ -367,8 +367,8 @@ def test_a_server_may_be_closed_at_any_moment(spans: Spans) -> None:
     states._servers[id(ADDRESS)] = server
     with spans.tracer.start_as_current_span("find") as span:
         for use in (
-            lambda: states.heard(ADDRESS),
-            lambda: server.note(Incident("mongodb.client.pool.cleared", {})),
+            lambda: states.heartbeat_from(ADDRESS),
+            lambda: server.note(BackgroundEvent("mongodb.client.pool.cleared", {})),
             lambda: note_failure(ADDRESS, span.get_span_context()),
             lambda: states.close_server(ADDRESS),
         ):
@@ -398,9 +398,9 @@ def test_what_happened_as_a_topology_was_told_is_handed_over(monkeypatch: pytest
     states = ServerStates(Switch())
     topology = states.topology(ObjectId())
     server = states.server(("".join(["db.", "example"]), 27017))
-    server.note(Incident("first", {}))
+    server.note(BackgroundEvent("first", {}))
     server.topology = topology  # on the thread of the topology, which has yet to take what is there
-    server.note(Incident("second", {}))
+    server.note(BackgroundEvent("second", {}))
 
-    assert [incident.name for incident in topology.incidents] == ["first", "second"]
-    assert not server.incidents
+    assert [incident.name for incident in topology.events] == ["first", "second"]
+    assert not server.events

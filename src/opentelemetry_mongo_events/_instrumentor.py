@@ -9,8 +9,8 @@ import wrapt
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
 
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners
-from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all, keeper
-from opentelemetry_mongo_events._telemetry.other_tracers import DoubleTracing
+from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, background_worker, end_all
+from opentelemetry_mongo_events._telemetry.other_tracers import OtherTracers
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _instrument(self, **kwargs: Any) -> None:
         MongoEventsInstrumentor._keywords = kwargs
-        telemetry = telemetry_from(kwargs, double_tracing=DoubleTracing())
+        telemetry = telemetry_from(kwargs, other_tracers=OtherTracers())
         self._switch.telemetry = telemetry
         signals = [signal for signal in SIGNALS if getattr(telemetry.config, signal)]
         if "pymongo" in sys.modules:
@@ -127,4 +127,4 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         MongoEventsInstrumentor._keywords = {}
         self._switch.telemetry = None
         end_all(UNINSTRUMENTED, self._switch)
-        keeper.flush()
+        background_worker.flush()

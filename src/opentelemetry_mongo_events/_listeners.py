@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry_mongo_events._commands.open_commands import OpenCommands
+from opentelemetry_mongo_events._pools.observables import READERS as POOL_READERS
 from opentelemetry_mongo_events._pools.state import PoolStates
 from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._servers.observables import READERS as SERVER_READERS
 from opentelemetry_mongo_events._servers.state import ServerStates
+from opentelemetry_mongo_events._telemetry.observables import provide
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from, usable
 
 if TYPE_CHECKING:
@@ -16,17 +19,14 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
-    from pymongo.monitoring import (
-        CommandListener,
-        ConnectionPoolListener,
-        ServerHeartbeatListener,
-        TopologyListener,
-    )
-
-    Listener: TypeAlias = CommandListener | ConnectionPoolListener | ServerHeartbeatListener | TopologyListener
 
     from opentelemetry_mongo_events._config import Config
+    from opentelemetry_mongo_events._driver.listeners import Listener
     from opentelemetry_mongo_events._telemetry.telemetry import FailedHook, RequestHook, ResponseHook
+
+
+provide(POOL_READERS)
+provide(SERVER_READERS)
 
 
 def event_listeners(
@@ -80,7 +80,7 @@ def event_listeners(
         **options,
     }
     client_name = usable_client_name(client_name)
-    telemetry = telemetry_from(keywords, double_tracing=None)
+    telemetry = telemetry_from(keywords, other_tracers=None)
     signals = SignalListeners(Switch(telemetry), client_name)
     return [
         listener for signal in SIGNALS if getattr(telemetry.config, signal) for listener in signals.listeners(signal)
@@ -100,7 +100,7 @@ SIGNALS: Final = ("commands", "pools", "heartbeats", "topology")
 _made: Final[weakref.WeakKeyDictionary[Listener, tuple[str, Switch]]] = weakref.WeakKeyDictionary()
 
 
-def are_observing(listeners: Iterable[object], signal: str) -> bool:
+def are_active(listeners: Iterable[object], signal: str) -> bool:
     """Whether one of a client's listeners is of this package, for that signal, and switched on."""
     for listener in listeners:
         # Others may be of a kind that can be no key.

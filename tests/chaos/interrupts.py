@@ -106,11 +106,11 @@ class _Watch:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.is_over = threading.Event()
+        self.is_gone = threading.Event()
         threading.Thread(target=self._watch, args=(seconds,), name="watch", daemon=True).start()
 
     def _watch(self, seconds: float) -> None:
-        if self.is_over.wait(seconds):
+        if self.is_gone.wait(seconds):
             return
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         stuck = {names.get(identity): _waits_in(frame) for identity, frame in sys._current_frames().items()}
@@ -193,7 +193,7 @@ def play(
             thread.join()
         torn, harmless = sum(each.torn for each in team), sum(each.harmless for each in team)
         until(lambda: gc.collect() >= 0 and _differences(observed) <= torn)
-    watch.is_over.set()
+    watch.is_gone.set()
     assert load.ours == []
     # One that comes in the middle of the package tears apart what it is about to tell of one command. All others are
     # told, and what comes after it is as if it hadn't been.

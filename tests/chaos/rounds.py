@@ -97,7 +97,7 @@ class Round:
 
     def check(self) -> int:
         """When no client is left: all that was started has ended, and was told once; how many were interrupted."""
-        until(lambda: gc.collect() >= 0 and not outages._episodes.open, _SECONDS)
+        until(lambda: gc.collect() >= 0 and not outages._periods.open, _SECONDS)
         until(lambda: gc.collect() >= 0 and self.metrics.points("db.client.connection.count") == [], _SECONDS)
         assert len(table_of(self.observing)) == 0
         interrupted = self.witness.compare(self.commands)

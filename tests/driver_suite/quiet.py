@@ -11,8 +11,8 @@ from opentelemetry_mongo_events._commands.open_commands import OpenCommands
 from opentelemetry_mongo_events._pools.listener import PoolEvents
 from opentelemetry_mongo_events._pools.state import PoolStates
 from opentelemetry_mongo_events._runtime.guard import Guard
-from opentelemetry_mongo_events._runtime.process import living
-from opentelemetry_mongo_events._servers.outages import _episodes, keeper
+from opentelemetry_mongo_events._runtime.process import instances
+from opentelemetry_mongo_events._servers.outages import _periods, background_worker
 from tests.metrics import POOL
 
 if TYPE_CHECKING:
@@ -43,23 +43,23 @@ def left_open() -> list[str]:
     """What is open, and waits for an end."""
     commands = [
         f"a command is open: {command.command_id}"
-        for table in living(OpenCommands)
-        for command in [*table.by_id.values(), *table.twins.values()]
+        for table in instances(OpenCommands)
+        for command in [*table.by_id.values(), *table.duplicates.values()]
     ]
     served = _servers_of_clients()
     episodes = [
         f"{episode.name} of a client that is gone"
-        for episode in list(_episodes.open)
+        for episode in list(_periods.open)
         # There are tests that leave a client behind, in a traceback: it goes on with what it is at.
         if not served & set(episode.topology.members)
     ]
     waiting = [
         f"{count} wait for a connection to {pool.target}"
-        for states in living(PoolStates)
+        for states in instances(PoolStates)
         for pool in states.pools()
         if (count := pool.waiters.count())
     ]
-    records = [f"{len(keeper._waiting)} log records wait"] if keeper._waiting else []
+    records = [f"{len(background_worker._waiting)} log records wait"] if background_worker._waiting else []
     return [*commands, *episodes, *waiting, *records]
 
 
@@ -114,7 +114,7 @@ def _wrong_pools(pools: Sequence[tuple[Any, PoolEvents]]) -> list[str]:
             wrong.append(f"{pool.address} holds {_held(pool)} connections, idle and used, and not {counted}")
     gone = [
         f"{state.target} is gone, and counted with {state.connections()}"
-        for states in living(PoolStates)
+        for states in instances(PoolStates)
         for state in states.pools()
         if id(state.identity.address) not in seen and state.connections() != (0, 0)
     ]

@@ -139,13 +139,13 @@ class FaultyProxy:
             _reset(writer)
             return
 
-        def is_over(task: asyncio.Task[None]) -> None:  # also of one that was cancelled before it began
+        def is_gone(task: asyncio.Task[None]) -> None:  # also of one that was cancelled before it began
             self._serving.discard(task)
             _reset(writer)
 
         task = self._loop.create_task(self._serve(reader, writer))
         self._serving.add(task)
-        task.add_done_callback(is_over)
+        task.add_done_callback(is_gone)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # What a cancellation and a connection that breaks have in common: this one is over.

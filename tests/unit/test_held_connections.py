@@ -45,7 +45,7 @@ def test_a_connection_runs_one_command_at_a_time() -> None:
     held = held_connection(owner, (1, HERE, 7))
     assert held is not None
 
-    held.command = Command(5, HERE, 7)  # type: ignore[assignment]
+    held.command = Command(5, HERE, 7)
     assert held_connection(owner, (1, HERE, 7)) is None
     assert holder(owner, (5, HERE, 7)) is held
     assert holder(owner, (6, HERE, 7)) is None
@@ -104,7 +104,7 @@ def test_a_connection_that_was_given_to_another_thread_is_the_one_with_a_command
     hold(owner, HERE, 1)
     unknown = hold(owner, HERE, None)
     assert release(owner, HERE, 5) is None
-    unknown.command = Command(5, HERE, 7)  # type: ignore[assignment]
+    unknown.command = Command(5, HERE, 7)
 
     assert release(owner, HERE, 5, being_made=True) is None
     assert release(owner, THERE, 5) is None

@@ -29,11 +29,11 @@ def test_it_is_alone_when_nobody_else_has_the_address() -> None:
     the_drivers = address()
     ours = identity(the_drivers)
     also_ours = identity(the_drivers)
-    assert not ours.is_alone
+    assert not ours.is_unreferenced
 
     del the_drivers
-    assert ours.is_alone
-    assert also_ours.is_alone
+    assert ours.is_unreferenced
+    assert also_ours.is_unreferenced
 
 
 def test_what_is_gone_is_forgotten() -> None:
@@ -83,15 +83,15 @@ def test_it_is_alone_when_what_lives_as_long_as_its_client_is_gone() -> None:
     the_drivers, settings = address(), Settings()
     ours = identity(the_drivers)
     ours.owner = weakref.ref(settings)
-    assert not ours.is_alone
+    assert not ours.is_unreferenced
 
     del settings
     gc.collect()
-    assert ours.is_alone
+    assert ours.is_unreferenced
 
 
 def test_without_reference_counts_nobody_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on PyPy: better a pool too many than none."""
     monkeypatch.setattr(identity_module, "_reference_count", None)
-    assert not identity(address()).is_alone
+    assert not identity(address()).is_unreferenced
     assert identity_module._references_of_one_alone("db.example") == 0

@@ -111,9 +111,9 @@ def test_a_provider_is_kept_alive_by_nobody() -> None:
 
 
 def test_what_the_apis_own_providers_are_given_is_thrown_away() -> None:
-    assert not instruments(NoOpMeterProvider()).are_real
-    assert not instruments(None).are_real
-    assert instruments(Metrics().provider).are_real
+    assert not instruments(NoOpMeterProvider()).provider_check
+    assert not instruments(None).provider_check
+    assert instruments(Metrics().provider).provider_check
 
 
 def test_a_provider_that_cant_be_referred_to_weakly_does_as_well() -> None:

@@ -8,16 +8,18 @@ import pytest
 from opentelemetry.context import Context
 
 from opentelemetry_mongo_events._commands import open_commands
-from opentelemetry_mongo_events._commands.description import Outcome
 from opentelemetry_mongo_events._commands.held_connections import HeldConnection, held_connection, hold, holder
-from opentelemetry_mongo_events._commands.open_commands import CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._commands.open_commands import OpenCommand, OpenCommands
+from opentelemetry_mongo_events._commands.outcome import Outcome
 from opentelemetry_mongo_events._runtime.clock import moment
-from opentelemetry_mongo_events._servers.events import Incident
+from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._telemetry.telemetry import telemetry_from
 from tests.spans import Spans, attributes, events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from opentelemetry_mongo_events._driver.versions import CommandId
 
 ADDRESS = ("db.example", 27017)
 
@@ -33,7 +35,7 @@ def open_command(spans: Spans, table: OpenCommands) -> Callable[..., OpenCommand
         held = held or hold(table, ADDRESS, 1)
         command_id: CommandId = (request_id, ADDRESS, 42)
         span = spans.tracer.start_span(f"{request_id}")
-        telemetry = telemetry_from({}, double_tracing=None)
+        telemetry = telemetry_from({}, other_tracers=None)
         return OpenCommand(command_id, held, span, None, Context(), telemetry)
 
     return opened
@@ -150,9 +152,9 @@ def test_a_command_keeps_what_happens_to_its_server_from_its_start_on(
     spans: Spans, open_command: Callable[..., OpenCommand]
 ) -> None:
     command = open_command(1)
-    command.note(Incident("before", {}, moment(command.since - 0.001)))
+    command.note(BackgroundEvent("before", {}, moment(command.since - 0.001)))
     for number in range(100):
-        command.note(Incident(f"{number}", {}, moment(command.since + number)))
+        command.note(BackgroundEvent(f"{number}", {}, moment(command.since + number)))
     command.close(Outcome({}, None))
 
     # The first ones tell why it is slow.
@@ -166,5 +168,7 @@ def test_commands_are_found_by_the_drivers_own_address(
     for command in commands:
         table.add(command)
 
-    assert table.on({id(ADDRESS)}) == [commands[0], commands[2], commands[1]]
-    assert table.on({id(("db.example", int("27017")))}) == []
+    here, elsewhere = BackgroundEvent("here", {}), BackgroundEvent("elsewhere", {})
+    table.note(here, {id(ADDRESS)})
+    table.note(elsewhere, {id(("db.example", int("27017")))})
+    assert [command.events for command in commands] == [(here,)] * 3

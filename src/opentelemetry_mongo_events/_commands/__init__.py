@@ -1,0 +1,1 @@
+"""Commands: each one a span and a measurement."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry_mongo_events._commands.claims import give_up
 from opentelemetry_mongo_events._commands.held_connections import hold, release
-from opentelemetry_mongo_events._driver.pool_listener import QuietPoolListener
+from opentelemetry_mongo_events._driver.listeners import QuietPoolListener
 from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS, duration
-from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 
 if TYPE_CHECKING:
     from pymongo.monitoring import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _checkout_started: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_started", default=None)
 
 
-class ConnectionEvents(OneOfItsKind, QuietPoolListener):
+class ConnectionEvents(NeverCopied, QuietPoolListener):
     """Follows who holds which connection. Runs on the thread, or in the task, that called the driver; never raises.
 
     A connection is held twice: while it is made (the driver authenticates on it) and while it is checked out.

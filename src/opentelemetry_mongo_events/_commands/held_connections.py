@@ -8,16 +8,22 @@ is given back with a command still attached tells of a command whose end was nev
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry_mongo_events._driver.identity import Identity, identity
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._commands.open_commands import CommandId, OpenCommand
+    from opentelemetry_mongo_events._driver.versions import CommandId
 
 # A thread or task holds one connection, or a few where a hook runs a command of its own. More are left behind by
 # cursors that were closed by somebody else; these are forgotten first.
 _LIMIT: Final = 16
+
+
+class HeldCommand(Protocol):
+    """A command that is open on a connection."""
+
+    command_id: CommandId
 
 
 class HeldConnection:
@@ -42,7 +48,7 @@ class HeldConnection:
         self.connection_id = connection_id
         self.being_made = being_made
         self.server_connection_id: int | None = None
-        self.command: OpenCommand | None = None
+        self.command: HeldCommand | None = None
         self.wait_time: float | None = None
 
 

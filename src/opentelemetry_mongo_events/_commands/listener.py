@@ -12,36 +12,40 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from opentelemetry_mongo_events._commands.claims import METRICS, SPANS, give_up
 from opentelemetry_mongo_events._commands.description import (
-    BATCHES,
-    COLLECTION_COMMANDS,
-    FAILED,
-    SUCCEEDED,
-    Outcome,
+    Description,
     add_batch_and_transaction,
     collection_name,
     continued_cursor,
-    failure_outcome,
-    is_retryable_write_error,
+    description,
     killed_cursors,
-    plain_text,
-    reply_outcome,
     transaction_number,
 )
 from opentelemetry_mongo_events._commands.held_connections import held_connection, hold, holder
-from opentelemetry_mongo_events._commands.open_commands import LIMIT, CommandId, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._commands.open_commands import LIMIT, OpenCommand, OpenCommands
+from opentelemetry_mongo_events._commands.outcome import (
+    FAILED,
+    SUCCEEDED,
+    Outcome,
+    failure_outcome,
+    is_retryable_write_error,
+    reply_outcome,
+)
 from opentelemetry_mongo_events._config import OFF, RAW
+from opentelemetry_mongo_events._driver.command_names import BATCHES, COLLECTION_COMMANDS
+from opentelemetry_mongo_events._driver.values import plain_text
 from opentelemetry_mongo_events._driver.versions import (
     ATTEMPTS_SHARE_OPERATION_ID,
+    CommandId,
     command_id,
-    is_loss_of_server,
     raised_for,
     runs_in_background,
 )
 from opentelemetry_mongo_events._query_text.text import query_text
-from opentelemetry_mongo_events._runtime.bounded_dict import Recent
-from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._runtime.bounded_dict import BoundedDict
+from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._runtime.process import peers
-from opentelemetry_mongo_events._servers.outages import outage_on, outages
+from opentelemetry_mongo_events._servers.errors import is_loss_of_server
+from opentelemetry_mongo_events._servers.outages import link_to_outage, outages
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID, WAIT_TIME
@@ -50,8 +54,9 @@ from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from opentelemetry_mongo_events._commands.description import Address, Attributes
     from opentelemetry_mongo_events._commands.held_connections import HeldConnection
+    from opentelemetry_mongo_events._driver.identity import Address
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
 _REMEMBERED: Final = 1_000
@@ -83,7 +88,7 @@ def _show_text(span: Span, command_name: str, command: Mapping[str, Any], teleme
             span.set_attribute(names.OLD_STATEMENT, text)
 
 
-class _Past(NamedTuple):
+class _Predecessors(NamedTuple):
     """What a command goes on from.
 
     Attributes:
@@ -97,10 +102,10 @@ class _Past(NamedTuple):
     continued_cursor: int | None = None
 
 
-_NO_PAST: Final = _Past()
+_NO_PREDECESSORS: Final = _Predecessors()
 
 
-class CommandEvents(OneOfItsKind, CommandListener):
+class CommandEvents(NeverCopied, CommandListener):
     """Opens and closes the spans. Runs on the thread, or in the task, that called the driver; never raises.
 
     `started` and `succeeded` run for each command. What few commands need is in methods of its own, and what all need
@@ -111,10 +116,13 @@ class CommandEvents(OneOfItsKind, CommandListener):
         self.guard = guard
         self._switch = switch
         self._open = open_commands
-        self._cursors: Recent[tuple[Any, ...], SpanContext] = Recent(_REMEMBERED)
+        self._cursors: BoundedDict[tuple[Any, ...], SpanContext] = BoundedDict(_REMEMBERED)
+        self._descriptions: BoundedDict[tuple[Any, ...], Description] = BoundedDict(_REMEMBERED)
         self._peers = peers(open_commands)
         self._has_claimed = False
-        self._failed_attempts: Recent[tuple[int | None, str, int | None], tuple[SpanContext, int]] = Recent(_REMEMBERED)
+        self._failed_attempts: BoundedDict[tuple[int | None, str, int | None], tuple[SpanContext, int]] = BoundedDict(
+            _REMEMBERED
+        )
 
     def started(self, event: CommandStartedEvent) -> None:
         """Open the command: a span, unless it is excluded, traced by another or not sampled, and its metrics."""
@@ -127,9 +135,9 @@ class CommandEvents(OneOfItsKind, CommandListener):
             telemetry = self._switch.telemetry
             if telemetry is None or not telemetry.config.commands:
                 return
-            metrics, spans = telemetry.instruments.are_real, telemetry.makes_spans
-            is_measured = metrics.is_real or bool(metrics)
-            is_traced = spans.is_real or bool(spans)
+            metrics, spans = telemetry.instruments.provider_check, telemetry.tracer_check
+            is_measured = metrics.found_sdk or bool(metrics)
+            is_traced = spans.found_sdk or bool(spans)
             if not is_measured and not is_traced:
                 return
             context = get_current()
@@ -139,16 +147,16 @@ class CommandEvents(OneOfItsKind, CommandListener):
                 context = NO_PARENT
             identifier = command_id(event)
             table = self._open
-            has_rivals = len(self._peers) > 1
-            if has_rivals:
+            has_other_listeners = len(self._peers) > 1
+            if has_other_listeners:
                 self._has_claimed = True
                 is_measured = is_measured and METRICS.take(_claim_key(identifier), table)
-            if is_traced and (has_rivals or telemetry.asks_of_each):
-                is_traced = self._is_traced(command_name, identifier, context, telemetry, has_rivals)
+            if is_traced and (has_other_listeners or telemetry.filters_commands):
+                is_traced = self._is_traced(command_name, identifier, context, telemetry, has_other_listeners)
             if not is_measured and not is_traced:
                 return
             held = held_connection(table, identifier)
-            is_odd = identifier in table.by_id or table.twins or len(table.by_id) >= LIMIT
+            is_odd = identifier in table.by_id or table.duplicates or len(table.by_id) >= LIMIT
             if is_odd and (self._is_known(identifier, held) or not table.has_room()):
                 return
             wait_time = None
@@ -162,10 +170,10 @@ class CommandEvents(OneOfItsKind, CommandListener):
             database = event.database_name
             if type(database) is not str:
                 database = plain_text(database)  # type: ignore[assignment]  # an odd one is described as another
-            kind = (command_name, database, target, address)
-            described = telemetry.descriptions.get(kind) or telemetry.describe(*kind)
+            kind = (command_name, database, target, address, telemetry.old_names)
+            described = self._descriptions.get(kind) or self._describe(*kind)
             txn_number = command.get("txnNumber")
-            past = _NO_PAST
+            past = _NO_PREDECESSORS
             span = None
             if is_traced:
                 attributes = described.attributes.copy()
@@ -194,7 +202,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
             )
             if txn_number is not None:
                 opened.txn_number = transaction_number(command)
-            if past is not _NO_PAST:
+            if past is not _NO_PREDECESSORS:
                 opened.attempt, opened.continued_cursor = past.attempt, past.continued_cursor
             table.add(opened)
             if span is not None:
@@ -205,7 +213,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
                         self.guard.failed("CommandEvents.started", error)
                 if telemetry.request_hook is not None:
                     self.guard.run("request_hook", telemetry.request_hook, span, event)
-            if has_rivals:  # again: a hook may have run commands of its own
+            if has_other_listeners:  # again: a hook may have run commands of its own
                 self._claim_again(opened, is_traced=is_traced)
         except FAILURES as error:
             self.guard.failed("CommandEvents.started", error)
@@ -217,7 +225,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
             if self._has_claimed:  # whether or not it was opened, and the rivals still live
                 give_up(table)
             # Whatever is off or suppressed by now, what was opened is closed.
-            command = table.take_here(command_id(event)) if table.by_id or table.twins else None
+            command = table.take_current(command_id(event)) if table.by_id or table.duplicates else None
             if command is None:
                 return
             outcome, seconds = SUCCEEDED, None
@@ -245,7 +253,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
         """Close the command's span as an error."""
         if self._has_claimed:
             give_up(self._open)
-        command = self._open.take_here(command_id(event))
+        command = self._open.take_current(command_id(event))
         if command is None:
             return
         outcome, seconds = FAILED, None
@@ -260,19 +268,29 @@ class CommandEvents(OneOfItsKind, CommandListener):
         finally:
             self._close(command, outcome, seconds, "failed_hook", command.telemetry.failed_hook, event)
 
+    def _describe(
+        self, command_name: str, database: str, collection: str | None, address: Address | None, old_names: bool
+    ) -> Description:
+        """Describe commands of a kind, once: to do so each time would cost as much as to start a span."""
+        described = description(command_name, database, collection, address, old_names)
+        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
+        address = None if address is None else (address[0], address[1])
+        self._descriptions.put((command_name, database, collection, address, old_names), described)
+        return described
+
     def _is_traced(
         self,
         command_name: str,
         identifier: CommandId,
         context: Context,
         telemetry: Telemetry,
-        has_rivals: bool,
+        has_other_listeners: bool,
     ) -> bool:
         """Whether the command gets a span of this listener's, if it is sampled."""
         config = telemetry.config
-        if telemetry.double_tracing is not None and telemetry.double_tracing.found(get_current_span(context)):
+        if telemetry.other_tracers is not None and telemetry.other_tracers.found(get_current_span(context)):
             return False
-        if has_rivals and not SPANS.take(_claim_key(identifier), self._open):
+        if has_other_listeners and not SPANS.take(_claim_key(identifier), self._open):
             return False
         if command_name in config.exclude_commands:
             return False
@@ -289,10 +307,10 @@ class CommandEvents(OneOfItsKind, CommandListener):
         twin = holder(self._open, identifier)
         return twin is not None and (held is None or held.connection_id == twin.connection_id)
 
-    def _past(self, event: CommandStartedEvent, attributes: Attributes) -> _Past:
+    def _past(self, event: CommandStartedEvent, attributes: Attributes) -> _Predecessors:
         """What the command goes on from: an outage, a failed attempt, a cursor."""
         command_name, command, address = event.command_name, event.command, event.connection_id
-        outage = outage_on(address)
+        outage = link_to_outage(address)
         links = [] if outage is None else [outage]
         attempt = 1
         failed_attempt = self._failed_attempts.pop(
@@ -308,7 +326,7 @@ class CommandEvents(OneOfItsKind, CommandListener):
             opener = self._cursors.get(_cursor_key(address, continued))
             if opener is not None:
                 links.append(Link(opener))
-        return _Past(links, attempt, continued)
+        return _Predecessors(links, attempt, continued)
 
     def _remember(self, command: OpenCommand, span: Span, outcome: Outcome, event: CommandSucceededEvent) -> None:
         """Remember what later commands, or an outage, may link to."""

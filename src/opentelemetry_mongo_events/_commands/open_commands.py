@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
-from opentelemetry_mongo_events._commands.description import INTERRUPTED
 from opentelemetry_mongo_events._commands.held_connections import held_connection, held_here, holder, let_go
+from opentelemetry_mongo_events._commands.outcome import INTERRUPTED
 from opentelemetry_mongo_events._config import RAW
 from opentelemetry_mongo_events._runtime.log import warn
-from opentelemetry_mongo_events._runtime.process import keep_track
+from opentelemetry_mongo_events._runtime.process import track
+from opentelemetry_mongo_events._servers.reports import subscribe
 from opentelemetry_mongo_events._telemetry.semconv import DB_RESPONSE_STATUS_CODE, ERROR_TYPE, RETURNED_ROWS
 
 if TYPE_CHECKING:
@@ -22,22 +23,20 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
-    from opentelemetry_mongo_events._commands.description import Attributes, Outcome
     from opentelemetry_mongo_events._commands.held_connections import HeldConnection
-    from opentelemetry_mongo_events._servers.events import Incident
+    from opentelemetry_mongo_events._commands.outcome import Outcome
+    from opentelemetry_mongo_events._driver.versions import CommandId
+    from opentelemetry_mongo_events._servers.events import BackgroundEvent
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 LIMIT: Final = 10_000
 
 # Of those that happen while a command is open the first tell why it is slow.
-_INCIDENTS: Final = 32
+_EVENTS: Final = 32
 
 _ERRORS: Final = (ERROR_TYPE, DB_RESPONSE_STATUS_CODE)
 _EMPTY: Final = Context()
-
-
-# Request id, address, and the server's id of the connection.
-CommandId: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None"]
 
 
 class OpenCommand:
@@ -54,14 +53,14 @@ class OpenCommand:
         txn_number: The number of the transaction or retryable write it is part of.
         attempt: 1, or a later attempt of its operation.
         continued_cursor: The cursor that a `getMore` goes on with.
-        incidents: What happened meanwhile to its server.
+        events: What happened meanwhile to its server.
     """
 
     # Those that few commands have are no instance's own until they are set: to set each takes its time.
     txn_number: int | None = None
     attempt: int = 1
     continued_cursor: int | None = None
-    incidents: Sequence[Incident] = ()
+    events: Sequence[BackgroundEvent] = ()
 
     def __init__(
         self,
@@ -95,7 +94,7 @@ class OpenCommand:
                         span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
                     for name, value in outcome.attributes.items():
                         span.set_attribute(name, value)
-                    for incident in self.incidents:
+                    for incident in self.events:
                         incident.add_to(span)
                 finally:
                     span.end()
@@ -118,13 +117,13 @@ class OpenCommand:
                         seconds = monotonic() - self.since
                     instruments.operation_duration.record(max(0.0, seconds), attributes, context)
 
-    def note(self, incident: Incident) -> None:
+    def note(self, incident: BackgroundEvent) -> None:
         """Keep what happened to its server, unless that was before it. Runs on a thread of the driver's own.
 
         The span has it at its end, from the thread that ends it: no other thread ever touches a span.
         """
-        if incident.at >= self.since and len(self.incidents) < _INCIDENTS:
-            self.incidents = (*self.incidents, incident)
+        if incident.at >= self.since and len(self.events) < _EVENTS:
+            self.events = (*self.events, incident)
 
     def interrupt(self) -> None:
         """End a command whose outcome will never be known."""
@@ -148,24 +147,25 @@ class OpenCommands:
     handler runs a command while it is held, and in the child of a process that forks meanwhile.
     """
 
-    __slots__ = ("__weakref__", "_unobserved", "by_id", "twins", "unobserved")
+    __slots__ = ("__weakref__", "_unobserved", "by_id", "duplicates", "unobserved")
 
     def __init__(self) -> None:
         self.by_id: dict[CommandId, OpenCommand] = {}
         """The commands by their ids, to be looked at."""
-        self.twins: dict[tuple[CommandId, HeldConnection], OpenCommand] = {}
+        self.duplicates: dict[tuple[CommandId, HeldConnection], OpenCommand] = {}
         """And those whose id was taken, by their connections too."""
         self._unobserved = itertools.count(1)
         self.unobserved = 0
         """How many commands were not observed because the table was full."""
-        keep_track(self)
+        track(self)
+        subscribe(self)
 
     def __len__(self) -> int:
-        return len(self.by_id) + len(self.twins)
+        return len(self.by_id) + len(self.duplicates)
 
     def has_room(self) -> bool:
         """Whether one more command may be opened; if not, it is counted, and the first is a warning."""
-        if len(self.by_id) < LIMIT - len(self.twins):
+        if len(self.by_id) < LIMIT - len(self.duplicates):
             return True
         self.unobserved = next(self._unobserved)
         if self.unobserved == 1:
@@ -179,12 +179,12 @@ class OpenCommands:
         """Note an open command, here and on its connection."""
         command.held.command = command
         if self.by_id.setdefault(command.command_id, command) is not command:
-            self.twins[command.command_id, command.held] = command
+            self.duplicates[command.command_id, command.held] = command
 
-    def take_here(self, command_id: CommandId) -> OpenCommand | None:
+    def take_current(self, command_id: CommandId) -> OpenCommand | None:
         """Take out the command that ends in the current thread or task."""
         command = self.by_id.get(command_id)
-        if command is None and not self.twins:
+        if command is None and not self.duplicates:
             return None
         here = held_here()
         held = here[-1] if here else None
@@ -213,7 +213,7 @@ class OpenCommands:
         if command is not None and (held is None or command.held is held):
             command = self.by_id.pop(command_id, None)
         else:
-            command = None if held is None else self.twins.pop((command_id, held), None)
+            command = None if held is None else self.duplicates.pop((command_id, held), None)
         if command is not None:
             command.held.command = None
             if command.held.connection_id is None:
@@ -225,12 +225,19 @@ class OpenCommands:
         command = held.command
         return None if command is None else self.take(command.command_id, held)
 
-    def on(self, addresses: Collection[int]) -> list[OpenCommand]:
-        """Those on servers whose addresses are these, by the driver's own tuples. Runs on any thread."""
-        tables = (self.by_id.copy(), self.twins.copy())
-        return [command for table in tables for command in table.values() if id(command.command_id[1]) in addresses]
+    def note(self, incident: BackgroundEvent, addresses: Collection[int]) -> None:
+        """Note what happened to servers on the commands that are open there. Runs on any thread.
+
+        Args:
+            incident: What happened.
+            addresses: The identities of the servers' addresses: the driver's own tuples.
+        """
+        for table in (self.by_id.copy(), self.duplicates.copy()):
+            for command in table.values():
+                if id(command.command_id[1]) in addresses:
+                    command.note(incident)
 
     def forget(self) -> None:
         """Drop all without ending them: after a fork they are the parent's."""
         self.by_id = {}
-        self.twins = {}
+        self.duplicates = {}

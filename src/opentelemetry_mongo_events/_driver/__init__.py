@@ -1,0 +1,1 @@
+"""What is peculiar to PyMongo: its versions, its listeners, its private parts."""

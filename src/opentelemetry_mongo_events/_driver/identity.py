@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from opentelemetry_mongo_events._commands.description import Address
+from typing import Any, Final
 
 _reference_count: Final = getattr(sys, "getrefcount", None)
 
@@ -37,7 +34,7 @@ class Identity:
         self.owner: weakref.ref[Any] | None = None
 
     @property
-    def is_alone(self) -> bool:
+    def is_unreferenced(self) -> bool:
         """Whether nobody else has it: what it is the address of is gone."""
         if self.owner is not None and self.owner() is None:
             return True
@@ -77,3 +74,6 @@ def identity(address: Address) -> Identity:
         if found is not None:
             return found
         forget(reference)
+
+
+Address = tuple[str, "int | None"]

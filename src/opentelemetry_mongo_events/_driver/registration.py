@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pymongo import monitoring
 
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._runtime.log import warn
-from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._listeners import Listener
+    from opentelemetry_mongo_events._driver.listeners import Listener
 
 _ASYNC_CLIENTS: Final = "pymongo.asynchronous.mongo_client"
 
 
 def register(listener: Listener) -> None:
     """Register a listener, for good: the driver has no way to take one out."""
-    if TOPOLOGY_LISTENERS_NEED_A_LOOP and isinstance(listener, TopologyEvents):
+    if TOPOLOGY_LISTENERS_NEED_A_LOOP and isinstance(listener, monitoring.TopologyListener):
         _replace_list()
+        _TopologyListeners.ours.append(listener)
     monitoring.register(listener)
 
 
@@ -41,6 +41,7 @@ def _replace_list() -> None:
 class _TopologyListeners(list[Any]):
     """Those that are registered. The driver copies them into each client that it makes."""
 
+    ours: ClassVar[list[Listener]] = []
     _has_warned = False
 
     def __getitem__(self, key: Any) -> Any:
@@ -54,7 +55,7 @@ class _TopologyListeners(list[Any]):
                 "then: its outages are not observed. Make it in the event loop, or call "
                 "MongoEventsInstrumentor().instrument_client(client) there (this is logged once)"
             )
-        return [each for each in found if not isinstance(each, TopologyEvents)]
+        return [each for each in found if not any(each is listener for listener in self.ours)]
 
 
 def _is_for_async_client() -> bool:

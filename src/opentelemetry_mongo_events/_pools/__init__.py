@@ -1,0 +1,1 @@
+"""Connection pools: their metrics, and a span for each checkout that failed."""

@@ -24,12 +24,13 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
-from opentelemetry_mongo_events._commands.description import server_attributes
 from opentelemetry_mongo_events._driver.versions import duration, runs_in_background
-from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._servers.events import Incident, land
+from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
+from opentelemetry_mongo_events._servers.events import BackgroundEvent
+from opentelemetry_mongo_events._servers.reports import land
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 
-class PoolEvents(OneOfItsKind, ConnectionPoolListener):
+class PoolEvents(NeverCopied, ConnectionPoolListener):
     """Follows what the pools hold, and measures. Never raises.
 
     The pool's own events (created, ready, cleared, closed) come on whichever thread changes the topology, under locks
@@ -82,7 +83,7 @@ class PoolEvents(OneOfItsKind, ConnectionPoolListener):
         topology = None if server is None else server.topology
         attributes = server_attributes(event.address) if server is None else server.event_attributes
         address = id(event.address)
-        incident = Incident(names.POOL_CLEARED, attributes, server=address)
+        incident = BackgroundEvent(names.POOL_CLEARED, attributes, server=address)
         if server is not None:
             server.note(incident)
         land(incident, telemetry, topology, (address,))
@@ -186,7 +187,7 @@ class PoolEvents(OneOfItsKind, ConnectionPoolListener):
         if telemetry is None or not telemetry.config.pools or (pool.others and pool.is_reported_by_another):
             return None
         instruments = telemetry.instruments
-        return instruments if instruments.are_real.is_real or instruments.are_real else None
+        return instruments if instruments.provider_check.found_sdk or instruments.provider_check else None
 
     def _trace_failure(self, telemetry: Telemetry, pool: PoolState, reason: str, started: int, ended: int) -> None:
         """A span of the wait that was in vain, from and to the times in nanoseconds."""

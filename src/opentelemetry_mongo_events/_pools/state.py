@@ -6,16 +6,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry_mongo_events._commands.description import target
 from opentelemetry_mongo_events._driver.identity import COUNTS_REFERENCES, Identity, identity
 from opentelemetry_mongo_events._pools.waiters import Waiters
-from opentelemetry_mongo_events._runtime.process import keep_track, living
+from opentelemetry_mongo_events._runtime.process import instances, track
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from opentelemetry_mongo_events._commands.description import Address
+    from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
 # PoolCreatedEvent tells options only where they differ from the driver's defaults.
@@ -92,7 +92,7 @@ class PoolState:
         """Its client is called that from now on."""
         self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
 
-    def has(self, options: Mapping[str, Any]) -> None:
+    def set_options(self, options: Mapping[str, Any]) -> None:
         """Take its options: those that differ from the driver's defaults."""
         self.created = True
         self.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 is the driver's word for no limit
@@ -169,14 +169,14 @@ class PoolState:
         return bool(self.others) and any(switch.of("pools") for switch in self.others)
 
     @property
-    def is_over(self) -> bool:
+    def is_gone(self) -> bool:
         """Whether nothing will come of it: it isn't open and is empty, or its client was garbage-collected.
 
         One that isn't open, and was not closed either, is made for what comes of a pool after its close.
         """
         if not self.is_open and not (self.made or self.making or self.used or self.waiters.count()):
             return True
-        return self.identity.is_alone
+        return self.identity.is_unreferenced
 
 
 class PoolStates:
@@ -187,7 +187,7 @@ class PoolStates:
         self._client_name = client_name
         self._current: dict[int, PoolState] = {}
         self._pools: dict[PoolState, None] = {}
-        keep_track(self)
+        track(self)
 
     def create(self, address: Address, options: Mapping[str, Any]) -> None:
         """A pool was created. A server that went away and came back has a new one of the same address."""
@@ -196,7 +196,7 @@ class PoolStates:
         if before is not None:
             before.closed = True  # up to 4.8 the driver doesn't say so
         pool = self._current[id(address)] = self._new(address)
-        pool.has(options)
+        pool.set_options(options)
         self._keep(pool)
 
     def close(self, address: Address) -> None:
@@ -240,7 +240,7 @@ class PoolStates:
 
     def _new(self, address: Address) -> PoolState:
         """A new pool. Whoever comes first, of several listeners, reports it."""
-        others = [each.switch for each in living(PoolStates) if each is not self and id(address) in each._current]
+        others = [each.switch for each in instances(PoolStates) if each is not self and id(address) in each._current]
         return PoolState(identity(address), self._client_name, others)
 
     def _keep(self, pool: PoolState) -> None:
@@ -257,5 +257,5 @@ class PoolStates:
     def _sweep(self) -> None:
         for pool in list(self._pools):
             pool.drop_expired()
-            if pool.is_over:
+            if pool.is_gone:
                 self._drop(pool)

@@ -19,6 +19,8 @@ import weakref
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from opentelemetry_mongo_events._runtime.process import HAS_GIL
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -32,8 +34,6 @@ _MANY: Final = 64
 # Before 3.12 (3.11 only) a frame's object is made when somebody asks for it, see `_undisturbed`.
 _FRAMES_ARE_MADE_WHEN_ASKED_FOR: Final = (3, 11) <= sys.version_info < (3, 12)
 
-# Without it, the frames of a running thread can't be read: they change meanwhile, and their memory may be reused.
-HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 # What gets a connection out of a pool; the second is its name in PyMongo 4.0 and 4.1.
 _CHECKOUT: Final = frozenset({"_get_conn", "_get_socket"})

@@ -1,0 +1,1 @@
+"""The text of a command, masked or raw."""

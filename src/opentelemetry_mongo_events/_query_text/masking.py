@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from opentelemetry_mongo_events._commands.description import COLLECTION_COMMANDS
+from opentelemetry_mongo_events._driver.command_names import COLLECTION_COMMANDS
 from opentelemetry_mongo_events._query_text.extended_json import as_json
 
 MASK: Final = '"?"'

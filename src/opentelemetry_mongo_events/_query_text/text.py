@@ -23,7 +23,7 @@ from bson.raw_bson import RawBSONDocument
 from bson.regex import Regex
 from bson.timestamp import Timestamp
 
-from opentelemetry_mongo_events._commands.description import is_secret
+from opentelemetry_mongo_events._driver.command_names import is_sensitive
 from opentelemetry_mongo_events._driver.versions import CODEC_OPTIONS
 from opentelemetry_mongo_events._query_text import extended_json as extended_json
 from opentelemetry_mongo_events._query_text.masking import (
@@ -37,7 +37,7 @@ from opentelemetry_mongo_events._query_text.masking import (
     command_place,
     masked_key,
 )
-from opentelemetry_mongo_events._runtime.bounded_dict import Recent
+from opentelemetry_mongo_events._runtime.bounded_dict import BoundedDict
 
 # How much of a command is read.
 _ELEMENTS: Final = 16
@@ -73,8 +73,8 @@ _LITERALS: Final = frozenset(
 
 _REMEMBERED_LENGTH: Final = 1_000
 # What is remembered: no data, since all that these are made of is shown.
-_texts_of_keys: Final[Recent[tuple[str, ...], str]] = Recent(1_000)
-_texts_of_shapes: Final[Recent[tuple[Any, ...], str]] = Recent(1_000)
+_texts_of_keys: Final[BoundedDict[tuple[str, ...], str]] = BoundedDict(1_000)
+_texts_of_shapes: Final[BoundedDict[tuple[Any, ...], str]] = BoundedDict(1_000)
 
 
 def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limit: int) -> str | None:
@@ -100,7 +100,7 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
         shape = None
     if known is not None and len(known) <= limit:
         return known
-    if is_secret(command_name):
+    if is_sensitive(command_name):
         return None
     text = _Text(is_raw, limit)
     with contextlib.suppress(Exception):
@@ -243,7 +243,7 @@ class _Text:
                 else:
                     if child is COMMAND and isinstance(inner, Mapping):
                         command_name = _text(next(iter(inner), ""))
-                        if is_secret(command_name):  # the driver doesn't redact it in here
+                        if is_sensitive(command_name):  # the driver doesn't redact it in here
                             return
                         child = RAW_COMMAND if is_raw else command_place(command_name)
                     within = _Level(inner, child, len(pieces) + 1, once, room)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.log import warn
-from opentelemetry_mongo_events._runtime.process import keep_track
+from opentelemetry_mongo_events._runtime.process import track
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ _CURRENT: Final = "current"
 _is_emitting: ContextVar[bool] = ContextVar("opentelemetry_mongo_events_is_emitting", default=False)
 
 
-class _Worker:
+class _WorkerThread:
     """One thread, and what it waits with.
 
     Attributes:
@@ -45,7 +45,7 @@ class _Worker:
         thread: The thread.
     """
 
-    def __init__(self, run: Callable[[_Worker], None]) -> None:
+    def __init__(self, run: Callable[[_WorkerThread], None]) -> None:
         self.implementation: object = threading.Lock
         # A plain lock is the one primitive that a finalizer or a signal handler can release on the very thread that is
         # about to do so itself. It is locked while there is nothing new.
@@ -63,7 +63,7 @@ class _Worker:
         return self._bell.acquire(timeout=seconds)
 
 
-class Keeper:
+class BackgroundWorker:
     """Runs the thread.
 
     There is no lock: each step is one operation of a dictionary or a deque. A finalizer or a signal handler may come
@@ -95,12 +95,12 @@ class Keeper:
             return
         self._process = os.getpid()
         self._waiting: deque[Callable[[], object]] = deque()
-        self._workers: dict[str, _Worker] = {}
+        self._threads: dict[str, _WorkerThread] = {}
 
     @property
     def thread(self) -> threading.Thread | None:
         """The thread; None while there is none."""
-        worker = self._workers.get(_CURRENT)
+        worker = self._threads.get(_CURRENT)
         return None if worker is None else worker.thread
 
     def emit(self, record: Callable[[], object]) -> None:
@@ -119,25 +119,25 @@ class Keeper:
 
     def wake(self) -> None:
         """Have it look after what is open now, and start the thread if there is none. Runs on any thread."""
-        keep_track(self)
+        track(self)
         self.forget()
         # A finalizer may come here as the interpreter is torn down. A thread that starts then never runs, and
         # who starts it waits for good.
         if sys.is_finalizing():
             return
         while True:
-            worker = self._workers.get(_CURRENT)
+            worker = self._threads.get(_CURRENT)
             if worker is None:
                 self._start()
                 return
             if worker.implementation is not threading.Lock:
                 # It was started before gevent or eventlet patched `threading`: it ends when it wakes.
-                self._workers.pop(_CURRENT, None)
+                self._threads.pop(_CURRENT, None)
                 worker.ring()
                 continue
             worker.ring()
             # One that has just found nothing to do may not have heard it.
-            if self._workers.get(_CURRENT) is worker:
+            if self._threads.get(_CURRENT) is worker:
                 return
 
     def flush(self) -> None:
@@ -162,8 +162,8 @@ class Keeper:
         # No more threads, the interpreter is about to exit, or it is one that has no daemons. A greenlet can't be
         # waited for everywhere either.
         with contextlib.suppress(Exception):
-            worker = _Worker(self._run)
-            if self._workers.setdefault(_CURRENT, worker) is not worker:
+            worker = _WorkerThread(self._run)
+            if self._threads.setdefault(_CURRENT, worker) is not worker:
                 return  # another thread has started one
             # What is registered last runs first: before the SDK, which was set up meanwhile, is shut down.
             atexit.unregister(self.at_exit)
@@ -171,26 +171,26 @@ class Keeper:
             try:
                 worker.thread.start()
             except BaseException:
-                self._workers.pop(_CURRENT, None)
+                self._threads.pop(_CURRENT, None)
                 raise
 
-    def _run(self, worker: _Worker) -> None:
+    def _run(self, worker: _WorkerThread) -> None:
         try:
-            while self._workers.get(_CURRENT) is worker:
+            while self._threads.get(_CURRENT) is worker:
                 seconds = self._look()
                 for _ in range(len(self._waiting)):
                     self._emit_next()
                 if seconds is None and not self._waiting:
                     # Who wakes it from now on starts another one; who did before has rung.
-                    self._workers.pop(_CURRENT, None)
-                    if not worker.wait(0) or self._workers.setdefault(_CURRENT, worker) is not worker:
+                    self._threads.pop(_CURRENT, None)
+                    if not worker.wait(0) or self._threads.setdefault(_CURRENT, worker) is not worker:
                         return
                 else:
                     worker.wait(seconds or 0)
         finally:
             # What a log or a span pipeline raises that is no exception, as `SystemExit`, ends the thread.
-            if self._workers.get(_CURRENT) is worker:
-                self._workers.pop(_CURRENT, None)
+            if self._threads.get(_CURRENT) is worker:
+                self._threads.pop(_CURRENT, None)
 
     def _emit_here(self) -> None:
         deadline = time.monotonic() + _PATIENCE

@@ -11,7 +11,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Recent(OrderedDict[K, V]):
+class BoundedDict(OrderedDict[K, V]):
     """A dictionary that forgets its oldest entry when it is full, if `put` is how entries come into it.
 
     Used from any thread without a lock: each step is one operation of the dictionary, and a lock held while a process

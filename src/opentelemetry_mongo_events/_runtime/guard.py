@@ -81,7 +81,7 @@ class Guarded(Protocol):
     def guard(self) -> Guard: ...
 
 
-class OneOfItsKind:
+class NeverCopied:
     """A listener of which there is no copy: it stands for what it knows.
 
     Who saves and restores what is registered with the driver makes deep copies of it, as the driver's own tests do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -29,7 +30,7 @@ _owner: Final[dict[str, int]] = {}
 _taking_over: Final[dict[int, threading.RLock]] = {}
 
 
-def keep_track(state: ProcessState) -> None:
+def track(state: ProcessState) -> None:
     """Know `state` for as long as it lives."""
     # One operation of a dictionary each: a thread may come or go while another one looks.
     kind = _known.setdefault(type(state), {})
@@ -59,7 +60,7 @@ class SharedLock:
         return self._locks.get(key) or self._locks.setdefault(key, threading.RLock())
 
 
-def living(kind: type[S]) -> list[S]:
+def instances(kind: type[S]) -> list[S]:
     """All states of that kind which are alive, the oldest first. Runs on any thread."""
     return [state for reference in list(_known.get(kind, ())) if isinstance(state := reference(), kind)]
 
@@ -88,3 +89,7 @@ def _forget_all() -> None:
         state = reference()
         if state is not None:
             state.forget()
+
+
+# Without it, the frames of a running thread can't be read: they change meanwhile, and their memory may be reused.
+HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()

@@ -1,7 +1,4 @@
-"""What happens in the background, and where it lands: on open command spans, in an episode, in the log pipeline.
-
-It belongs to no request, so nothing here looks at the current span or context: a driver's task has a stranger's.
-"""
+"""What happens to servers, topologies and pools, in the background."""
 
 from __future__ import annotations
 
@@ -11,27 +8,20 @@ from typing import TYPE_CHECKING
 
 from opentelemetry._logs import SeverityNumber
 
-from opentelemetry_mongo_events._commands.open_commands import OpenCommands
-from opentelemetry_mongo_events._config import SPAN_EVENTS
 from opentelemetry_mongo_events._runtime.clock import moment
-from opentelemetry_mongo_events._runtime.process import living
-from opentelemetry_mongo_events._servers.outages import keeper
-from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from opentelemetry._logs import Logger
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from opentelemetry_mongo_events._commands.description import Attributes
     from opentelemetry_mongo_events._runtime.clock import Moment
-    from opentelemetry_mongo_events._servers.state import TopologyState
-    from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
 
 
-class Incident:
+class BackgroundEvent:
     """Something that happened in the background.
 
     Attributes:
@@ -77,30 +67,3 @@ class Incident:
             attributes=self.attributes,
             event_name=self.name,
         )
-
-
-def land(
-    incident: Incident,
-    telemetry: Telemetry | None,
-    topology: TopologyState | None,
-    addresses: Collection[int] = (),
-) -> None:
-    """Bring an incident to open command spans and into the log pipeline; an episode has it by its topology's note.
-
-    Runs on any thread, also where the driver holds locks: nothing is called here that could wait.
-
-    Args:
-        incident: What happened.
-        telemetry: Where it goes; None where nothing does.
-        topology: Whose episode, if one is open, a log record is part of.
-        addresses: The identities of the addresses of those servers whose open commands it explains.
-    """
-    if telemetry is None:
-        return
-    if addresses and telemetry.config.events in SPAN_EVENTS:
-        for table in living(OpenCommands):
-            for command in table.on(addresses):
-                command.note(incident)
-    if telemetry.logger is not None:
-        episode = None if topology is None else topology.episode
-        keeper.emit(incident.record(telemetry.logger, NO_PARENT if episode is None else episode.context))

@@ -12,20 +12,22 @@ from pymongo.monitoring import (
     ServerHeartbeatSucceededEvent,
 )
 
-from opentelemetry_mongo_events._driver.versions import error_attributes, is_cancelled_heartbeat
-from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
-from opentelemetry_mongo_events._servers.events import Incident, land
-from opentelemetry_mongo_events._servers.outages import begin_discovery, nearly_over, watch
+from opentelemetry_mongo_events._driver.versions import is_cancelled_heartbeat
+from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
+from opentelemetry_mongo_events._servers.errors import error_attributes
+from opentelemetry_mongo_events._servers.events import BackgroundEvent
+from opentelemetry_mongo_events._servers.outages import begin_discovery, mark_recovering, watch
+from opentelemetry_mongo_events._servers.reports import land
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
-    from opentelemetry_mongo_events._commands.description import Attributes
     from opentelemetry_mongo_events._servers.state import ServerState, ServerStates
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 
-class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
+class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
     """Measures heartbeats. Runs on the thread, or in the task, of a server's monitor; never raises.
 
     A monitor's task copied the context of whoever used the client first, so nothing here looks at the current one.
@@ -38,8 +40,8 @@ class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
     @guarded
     def started(self, event: ServerHeartbeatStartedEvent) -> None:
         """The first one begins the discovery; if the topology isn't known by then, it will begin with it."""
-        server = self._servers.heard(event.connection_id)
-        server.is_asked = True
+        server = self._servers.heartbeat_from(event.connection_id)
+        server.awaits_heartbeat = True
         topology = server.topology
         if topology is None or topology.is_discovered or topology.is_reported_by_another:
             return
@@ -51,7 +53,7 @@ class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
     @guarded
     def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
         """Measure it. One that was awaited lasts as long as the server waited for news, and is no round trip."""
-        server = self._servers.heard(event.connection_id)
+        server = self._servers.heartbeat_from(event.connection_id)
         if not server.answer():
             return
         if not event.awaited:
@@ -61,24 +63,24 @@ class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
         is_usable = topology.uses(reply) if topology is not None else reply.is_writable or reply.is_readable
         server.answered_at = time.monotonic() if is_usable else None
         if topology is not None and is_usable:
-            nearly_over(topology)
+            mark_recovering(topology)
         telemetry = self._measure(event, server, {})
         if server.is_failing is not False:
             server.is_failing = False
-            self._happened(names.HEARTBEAT_SUCCEEDED, event, server, telemetry)
+            self._report(names.HEARTBEAT_SUCCEEDED, event, server, telemetry)
 
     @guarded
     def failed(self, event: ServerHeartbeatFailedEvent) -> None:
         """Measure it, with the class of the error; one that the driver gave up by itself is none."""
         if is_cancelled_heartbeat(event):
             return
-        server = self._servers.heard(event.connection_id)
+        server = self._servers.heartbeat_from(event.connection_id)
         if not server.answer():
             return
         telemetry = self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
         server.is_failing = True
         server.answered_at = None
-        self._happened(names.HEARTBEAT_FAILED, event, server, telemetry)
+        self._report(names.HEARTBEAT_FAILED, event, server, telemetry)
 
     def _measure(
         self, event: ServerHeartbeatSucceededEvent | ServerHeartbeatFailedEvent, server: ServerState, error: Attributes
@@ -96,7 +98,7 @@ class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
         )
         return telemetry
 
-    def _happened(
+    def _report(
         self,
         name: str,
         event: ServerHeartbeatSucceededEvent | ServerHeartbeatFailedEvent,
@@ -113,6 +115,6 @@ class HeartbeatEvents(OneOfItsKind, ServerHeartbeatListener):
         if has_failed:
             attributes |= error_attributes(event.reply)
         address = id(event.connection_id)
-        incident = Incident(name, attributes, server=address, is_warning=has_failed)
+        incident = BackgroundEvent(name, attributes, server=address, is_warning=has_failed)
         server.note(incident)
         land(incident, telemetry, topology, (address,) if has_failed else ())

@@ -5,32 +5,54 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opentelemetry_mongo_events._commands.description import server_attributes
 from opentelemetry_mongo_events._driver.identity import Identity, identity
 from opentelemetry_mongo_events._runtime.clock import moment
-from opentelemetry_mongo_events._runtime.process import keep_track, living, take_over
+from opentelemetry_mongo_events._runtime.process import instances, take_over, track
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bson import ObjectId
+    from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext
     from pymongo.hello import Hello
     from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._commands.description import Address, Attributes
+    from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._runtime.clock import Moment
-    from opentelemetry_mongo_events._servers.events import Incident
-    from opentelemetry_mongo_events._servers.outages import Episode
+    from opentelemetry_mongo_events._servers.events import BackgroundEvent
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
 _FAILURES: Final = 16
-_INCIDENTS: Final = 128
+_EVENTS: Final = 128
+
+
+class OngoingPeriod(ABC):
+    """What a topology is going through: a discovery or an outage.
+
+    Attributes:
+        context: That of its span, for what is part of it.
+    """
+
+    __slots__ = ("context",)
+
+    context: Context
+
+    @abstractmethod
+    def note(self, incident: BackgroundEvent) -> None:
+        """Something happened in it. Runs on any thread."""
+
+    @abstractmethod
+    def add_failure(self, server: ServerState, failure: Failure) -> None:
+        """A command, or a checkout, failed in it or shortly before. Runs on any thread."""
 
 
 class Failure(NamedTuple):
@@ -48,7 +70,7 @@ class ServerState:
     Attributes:
         identity: The driver's own tuple: another one in each client.
         attributes: Those of its metrics: host and port.
-        heard_since: When its first heartbeat started; None before.
+        first_heartbeat_at: When its first heartbeat started; None before.
         is_closed: Whether the client has it no more. A heartbeat may come after that.
         is_asked: Whether a heartbeat is on its way; None where none was seen to start.
         is_failing: Whether its last heartbeat failed; None before the first.
@@ -56,7 +78,7 @@ class ServerState:
         round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first.
         failures: The last commands and checkouts that failed on it.
         incidents: What happened to it before its topology was known.
-        lost_at: When it could no longer be used, if it can't.
+        unavailable_since: When it could no longer be used, if it can't.
         topology: The topology it is part of, once that is known: the driver tells it up to a second late.
         others: The switches of other listeners which heard it first.
     """
@@ -64,31 +86,31 @@ class ServerState:
     __slots__ = (
         "answered_at",
         "attributes",
+        "awaits_heartbeat",
+        "events",
         "failures",
-        "heard_since",
+        "first_heartbeat_at",
         "identity",
-        "incidents",
-        "is_asked",
         "is_closed",
         "is_failing",
-        "lost_at",
         "others",
         "round_trip",
         "topology",
+        "unavailable_since",
     )
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.attributes = server_attributes(identity.address)
-        self.heard_since: float | None = None
+        self.first_heartbeat_at: float | None = None
         self.is_closed = False
-        self.is_asked: bool | None = None
+        self.awaits_heartbeat: bool | None = None
         self.is_failing: bool | None = None
         self.answered_at: float | None = None
         self.round_trip: float | None = None
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
-        self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
-        self.lost_at: float | None = None
+        self.events: deque[BackgroundEvent] = deque(maxlen=_EVENTS)
+        self.unavailable_since: float | None = None
         self.topology: TopologyState | None = None
         self.others: Sequence[Switch] = ()
 
@@ -105,16 +127,16 @@ class ServerState:
 
     def answer(self) -> bool:
         """A heartbeat has ended; False if that is known, or the client has it no more."""
-        if self.is_closed or self.is_asked is False:
+        if self.is_closed or self.awaits_heartbeat is False:
             return False
-        if self.is_asked:
-            self.is_asked = False
+        if self.awaits_heartbeat:
+            self.awaits_heartbeat = False
         return True
 
-    def note(self, incident: Incident) -> None:
+    def note(self, incident: BackgroundEvent) -> None:
         """Keep what happened to it, for an episode that is open or found out about later."""
         if not self.is_closed:
-            self.incidents.append(incident)
+            self.events.append(incident)
         topology = self.topology  # once: it may be closed meanwhile
         if topology is not None:
             self.hand_over(topology)
@@ -123,7 +145,7 @@ class ServerState:
         """Have its topology keep what happened to it. Its monitor and its topology's thread may come here at once."""
         with contextlib.suppress(IndexError):
             while True:
-                incident = self.incidents.popleft()
+                incident = self.events.popleft()
                 incident.attributes = incident.attributes | topology.attributes
                 topology.note(incident)
 
@@ -188,20 +210,20 @@ class TopologyState:
     __slots__ = (
         "_described",
         "_had_writable",
-        "episode",
+        "events",
         "heartbeat_frequency",
-        "incidents",
         "is_closed",
         "is_discovered",
         "is_new",
         "last_sign",
         "members",
         "others",
+        "period",
         "replica_set",
+        "reported",
         "servers",
         "serves",
         "settings",
-        "told",
         "topology_id",
         "type",
     )
@@ -213,7 +235,7 @@ class TopologyState:
         self.topology_id = str(topology_id)
         self.type = "Unknown"
         self.servers: Counter[str] = Counter()
-        self.told: dict[tuple[str | None, str], int] = {}
+        self.reported: dict[tuple[str | None, str], int] = {}
         self.members: dict[int, ServerState] = {}
         self.replica_set: str | None = None
         self.is_closed = False
@@ -221,13 +243,13 @@ class TopologyState:
         self.is_discovered = False
         self.is_new = True
         """Whether nothing but its opening was told yet."""
-        self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
-        self.episode: Episode | None = None
+        self.events: deque[BackgroundEvent] = deque(maxlen=_EVENTS)
+        self.period: OngoingPeriod | None = None
         self.last_sign = time.monotonic()
         self.heartbeat_frequency = 0.0
         self.others = others
 
-    def is_described_by(self, description: TopologyDescription) -> bool:
+    def has_description(self, description: TopologyDescription) -> bool:
         """Whether that is what it is already."""
         return self._described is not None and self._described() is description
 
@@ -256,23 +278,23 @@ class TopologyState:
         """Whether a server is one of those that it can't do without."""
         return server.is_writable or (server.is_readable and not self._had_writable)
 
-    def note(self, incident: Incident) -> None:
+    def note(self, incident: BackgroundEvent) -> None:
         """Keep what happened to it, for an episode that is open or found out about later."""
-        self.incidents.append(incident)
-        episode = self.episode
+        self.events.append(incident)
+        episode = self.period
         if episode is not None:
             episode.note(incident)
 
     def recover(self, at: float) -> None:
         """It can serve again since then: what was lost before, and failed, has no part in its next outage."""
         for server in list(self.members.values()):
-            server.lost_at = None
+            server.unavailable_since = None
             with contextlib.suppress(IndexError):  # a client that is being closed empties it
                 while server.failures[0].at <= at:
                     server.failures.popleft()
 
     @property
-    def is_in_need(self) -> bool:
+    def lacks_server(self) -> bool:
         """Whether it is without a server that it needs."""
         return not self.serves and not self.is_closed
 
@@ -285,7 +307,7 @@ class TopologyState:
         return attributes
 
     @property
-    def is_over(self) -> bool:
+    def is_gone(self) -> bool:
         """Whether its client was garbage-collected."""
         return self.settings is not None and self.settings() is None
 
@@ -302,18 +324,20 @@ class ServerStates:
         self.switch = switch
         self._servers: dict[int, ServerState] = {}
         self._topologies: dict[ObjectId, TopologyState] = {}
-        keep_track(self)
+        track(self)
 
-    def heard(self, address: Address) -> ServerState:
+    def heartbeat_from(self, address: Address) -> ServerState:
         """The server with that address, of which there is a heartbeat."""
         server = self.server(address)
-        if server.heard_since is None:
+        if server.first_heartbeat_at is None:
             server.others = [
                 each.switch
-                for each in living(ServerStates)
-                if each is not self and (seen := each.known(address)) is not None and seen.heard_since is not None
+                for each in instances(ServerStates)
+                if each is not self
+                and (seen := each.known(address)) is not None
+                and seen.first_heartbeat_at is not None
             ]
-            server.heard_since = time.monotonic()
+            server.first_heartbeat_at = time.monotonic()
         topology = server.topology
         if topology is not None:
             topology.last_sign = time.monotonic()
@@ -336,7 +360,7 @@ class ServerStates:
         """The client has it no more. It is forgotten once the driver has let go of its address."""
         server = self.server(address)
         server.is_closed = True
-        server.incidents.clear()
+        server.events.clear()
         server.failures.clear()
         topology, server.topology = server.topology, None
         if topology is not None:
@@ -349,7 +373,7 @@ class ServerStates:
         if topology is None:
             self._sweep()
             others = [
-                each.switch for each in living(ServerStates) if each is not self and topology_id in each._topologies
+                each.switch for each in instances(ServerStates) if each is not self and topology_id in each._topologies
             ]
             topology = self._topologies.setdefault(topology_id, TopologyState(topology_id, others))
         return topology
@@ -405,10 +429,10 @@ class ServerStates:
 
     def _sweep(self) -> None:
         for key, server in self._servers.copy().items():
-            if server.identity.is_alone:
+            if server.identity.is_unreferenced:
                 self._servers.pop(key, None)
         for topology_id, topology in self._topologies.copy().items():
-            if topology.is_over:
+            if topology.is_gone:
                 self._topologies.pop(topology_id, None)
 
 
@@ -418,12 +442,12 @@ def note_failure(address: Address | None, span_context: SpanContext) -> None:
     Runs on the thread, or in the task, that called the driver.
     """
     failure = Failure(time.monotonic(), span_context)
-    for states in living(ServerStates):
+    for states in instances(ServerStates):
         server = states.known(address)
         if server is None:
             continue
         server.failures.append(failure)
         topology = server.topology
-        episode = None if topology is None else topology.episode
+        episode = None if topology is None else topology.period
         if episode is not None:
-            episode.hit(server, failure)
+            episode.add_failure(server, failure)

@@ -12,14 +12,15 @@ from pymongo.monitoring import (
     TopologyOpenedEvent,
 )
 
-from opentelemetry_mongo_events._commands.description import server_attributes
-from opentelemetry_mongo_events._driver.versions import error_attributes
-from opentelemetry_mongo_events._runtime.guard import Guard, OneOfItsKind, guarded
+from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._runtime.log import warn
-from opentelemetry_mongo_events._servers.events import Incident, land
+from opentelemetry_mongo_events._servers.errors import error_attributes
+from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.outages import begin_discovery, begin_outage, end, watch
+from opentelemetry_mongo_events._servers.reports import land
 from opentelemetry_mongo_events._servers.state import change
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
     from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._commands.description import Attributes
     from opentelemetry_mongo_events._servers.state import Change, ServerState, ServerStates, TopologyState
+    from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 # One that dies may be four changes within a second, and the driver's queue holds 100.
 _MANY: Final = 25
 
 
-class TopologyEvents(OneOfItsKind, TopologyListener):
+class TopologyEvents(NeverCopied, TopologyListener):
     """Follows which servers a client has, and what they are.
 
     There is no `ServerListener` beside it: a topology's descriptions hold those of its servers, so all that it would be
@@ -59,7 +60,7 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
         """Take what it is now, and tell what is different."""
         topology = self._servers.topology(event.topology_id)
         before, after = event.previous_description, event.new_description
-        if topology.is_described_by(after):
+        if topology.has_description(after):
             return  # the client has this listener twice
         telemetry = self._telemetry(topology)
         difference = change(before, after)
@@ -89,7 +90,7 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
         """Forget it; what it is going through ends with it."""
         topology = self._servers.topology(event.topology_id)
         if not topology.is_new:  # a client that is closed twice says so twice
-            self._happened(names.TOPOLOGY_CLOSED, {}, topology, self._telemetry(topology))
+            self._report(names.TOPOLOGY_CLOSED, {}, topology, self._telemetry(topology))
         self._servers.close_topology(event.topology_id)
         end(topology, time.monotonic(), "closed")
 
@@ -98,13 +99,13 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
         for before, after in difference.changed:
             server = self._servers.join(after.address, topology)
             if topology.uses(after):
-                server.lost_at = None
+                server.unavailable_since = None
             elif topology.uses(before):
-                server.lost_at = difference.when.at
+                server.unavailable_since = difference.when.at
         for gone in difference.closed:
             if topology.uses(gone):
-                self._servers.server(gone.address).lost_at = difference.when.at
-        return [server for server in topology.members.copy().values() if server.lost_at is not None]
+                self._servers.server(gone.address).unavailable_since = difference.when.at
+        return [server for server in topology.members.copy().values() if server.unavailable_since is not None]
 
     def _tell(
         self,
@@ -119,14 +120,14 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
         is_first = topology.is_new and bool(difference.opened)
         if is_first:
             topology.is_new = False
-            self._happened(names.TOPOLOGY_OPENED, {}, topology, telemetry, difference)
+            self._report(names.TOPOLOGY_OPENED, {}, topology, telemetry, difference)
             self._topology_changed(types, topology, telemetry, difference)
         for old, new in difference.changed:
             self._server_changed(old, new, topology, telemetry, difference)
         for server in difference.opened:
-            self._happened(names.SERVER_OPENED, server_attributes(server.address), topology, telemetry, difference)
+            self._report(names.SERVER_OPENED, server_attributes(server.address), topology, telemetry, difference)
         for server in difference.closed:
-            self._happened(names.SERVER_CLOSED, server_attributes(server.address), topology, telemetry, difference)
+            self._report(names.SERVER_CLOSED, server_attributes(server.address), topology, telemetry, difference)
         if not is_first:
             self._topology_changed(types, topology, telemetry, difference)
 
@@ -137,7 +138,7 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
             return
         if telemetry is not None:
             telemetry.instruments.add(names.MONGODB_CLIENT_TOPOLOGY_CHANGES, topology.replica_set, *types)
-        self._happened(
+        self._report(
             names.TOPOLOGY_CHANGED,
             {names.TOPOLOGY_PREVIOUS_TYPE: types[0], names.TOPOLOGY_TYPE: types[1]},
             topology,
@@ -162,7 +163,7 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
         attributes |= {names.SERVER_PREVIOUS_TYPE: types[0], names.SERVER_TYPE: types[1]}
         if new.error is not None:
             attributes |= error_attributes(new.error)
-        self._happened(
+        self._report(
             names.SERVER_CHANGED,
             attributes,
             topology,
@@ -173,7 +174,7 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
             is_warning=old.is_writable and not new.is_writable,
         )
 
-    def _happened(
+    def _report(
         self,
         name: str,
         attributes: Attributes,
@@ -186,7 +187,7 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
         is_warning: bool = False,
     ) -> None:
         when = None if difference is None else difference.when
-        incident = Incident(name, attributes | topology.attributes, when, server=server, is_warning=is_warning)
+        incident = BackgroundEvent(name, attributes | topology.attributes, when, server=server, is_warning=is_warning)
         topology.note(incident)
         land(incident, telemetry, topology, addresses)
 
@@ -194,7 +195,7 @@ class TopologyEvents(OneOfItsKind, TopologyListener):
         self, topology: TopologyState, telemetry: Telemetry, found: list[ServerState], difference: Change
     ) -> None:
         """Begin the discovery with the first heartbeat; where these are not observed, with what is known first."""
-        heard = [server.heard_since for server in found if server.heard_since is not None]
+        heard = [server.first_heartbeat_at for server in found if server.first_heartbeat_at is not None]
         # There is nothing to discover behind a load balancer.
         if heard or (difference.changed and topology.type != "LoadBalanced"):
             begin_discovery(topology, telemetry, self._servers.switch, min(heard, default=difference.when.at))

@@ -1,0 +1,1 @@
+"""What all signals are turned into: providers, instruments, names."""

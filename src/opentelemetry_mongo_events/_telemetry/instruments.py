@@ -6,21 +6,20 @@ import functools
 import threading
 import weakref
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from opentelemetry_mongo_events._runtime.process import SharedLock, keep_track, living
+from opentelemetry_mongo_events._runtime.process import SharedLock, instances, track
 from opentelemetry_mongo_events._telemetry import semconv as names
-from opentelemetry_mongo_events._telemetry.observables import SUMS, round_trip_times, sums
-from opentelemetry_mongo_events._telemetry.provider_check import Reality
+from opentelemetry_mongo_events._telemetry.observables import GAUGES, SUMS, readings
+from opentelemetry_mongo_events._telemetry.provider_check import ProviderCheck
 from opentelemetry_mongo_events._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from opentelemetry_mongo_events._telemetry.observables import Reading
 
 _LOOK_AGAIN: Final = 0.1
 _MANY: Final = 1_000
@@ -69,7 +68,7 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider | None) -> None:
         self._provider = _global_provider if provider is None else _reference(provider)
-        self.are_real = Reality(self._provider, "opentelemetry.metrics", _LOOK_AGAIN)
+        self.provider_check = ProviderCheck(self._provider, "opentelemetry.metrics", _LOOK_AGAIN)
         """Whether anything is made of what is measured."""
         self._noted: deque[tuple[str, tuple[str | int | None, ...]]] = deque()
         self._counting = threading.Lock()
@@ -105,21 +104,15 @@ class Instruments:
             "How long a client had no server that it could write to",
             explicit_bucket_boundaries_advisory=_OUTAGES,
         )
-        for name, (unit, description, read) in SUMS.items():
-            meter.create_observable_up_down_counter(
-                name, [functools.partial(self._observe, functools.partial(sums, read))], unit, description
-            )
-        meter.create_observable_gauge(
-            names.MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME,
-            [functools.partial(self._observe, round_trip_times)],
-            "s",
-            "Duration of the last heartbeat that was not awaited",
-        )
+        for name, (unit, description) in SUMS.items():
+            meter.create_observable_up_down_counter(name, [functools.partial(self._observe, name)], unit, description)
+        for name, (unit, description) in GAUGES.items():
+            meter.create_observable_gauge(name, [functools.partial(self._observe, name)], unit, description)
         for name, (unit, description, keys) in _TALLIES.items():
             meter.create_observable_counter(
                 name, [functools.partial(self._observe_tally, name, keys)], unit, description
             )
-        keep_track(self)
+        track(self)
 
     @property
     def provider(self) -> MeterProvider | None:
@@ -161,7 +154,7 @@ class Instruments:
     def _observe_tally(self, name: str, keys: tuple[str, ...], _: CallbackOptions) -> Iterable[Observation]:
         # More than one set only where a provider was used by its own name before it was made the global one.
         counts: Counter[tuple[str | int | None, ...]] = Counter()
-        for each in living(Instruments):
+        for each in instances(Instruments):
             if each.are_those_of(self):
                 each._count()
                 counts.update(each._tallies[name].copy())
@@ -170,8 +163,17 @@ class Instruments:
             for values, count in counts.items()
         ]
 
-    def _observe(self, read: Callable[[Instruments], Iterable[Reading]], _: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(value, told) for told, value in read(self) if value is not None]
+    def _observe(self, name: str, _: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(value, attributes)
+            for attributes, value in readings(name, self._is_reported)
+            if value is not None
+        ]
+
+    def _is_reported(self, switch: Any, signal: str) -> bool:
+        """Whether a signal of that switch goes to the provider of these instruments now."""
+        telemetry = switch.of(signal)
+        return telemetry is not None and self.are_those_of(telemetry.instruments)
 
 
 def _global_provider() -> MeterProvider:

@@ -15,7 +15,7 @@ _DRIVER_SCOPE: Final = "PyMongo"
 """The instrumentation scope of the spans that PyMongo makes itself, by the MongoDB drivers' specification."""
 
 
-class DoubleTracing:
+class OtherTracers:
     """Looks, at each command, whether another one traces it.
 
     At each command because the order in which instrumentations are switched on is nobody's choice, and because the

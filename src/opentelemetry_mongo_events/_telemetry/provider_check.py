@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Reality:
+class ProviderCheck:
     """True once a provider is another than those of the API's own.
 
     The global provider may be set later than it is asked for.
@@ -21,19 +21,19 @@ class Reality:
             global provider takes longer than all else.
     """
 
-    __slots__ = ("_api", "_every", "_look_again", "_provider", "is_real")
+    __slots__ = ("_api", "_every", "_look_again", "_provider", "found_sdk")
 
     def __init__(self, provider: Callable[[], object], api: str, look_again: float) -> None:
         self._provider = provider
         self._api = api
         self._every = look_again
-        self.is_real = False
+        self.found_sdk = False
         """What was seen last: once it is true it stays so, and is quicker to ask than this object itself."""
         self._look_again = 0.0
 
     def __bool__(self) -> bool:
-        if not self.is_real and time.perf_counter() >= self._look_again:
+        if not self.found_sdk and time.perf_counter() >= self._look_again:
             module = type(self._provider()).__module__
-            self.is_real = module != self._api and not module.startswith(f"{self._api}.")
+            self.found_sdk = module != self._api and not module.startswith(f"{self._api}.")
             self._look_again = time.perf_counter() + self._every
-        return self.is_real
+        return self.found_sdk

@@ -16,13 +16,11 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import Span, Tracer
 
-from opentelemetry_mongo_events._commands.description import description
 from opentelemetry_mongo_events._config import LOG_RECORDS, Config, config_from, shown
-from opentelemetry_mongo_events._pools.waiters import HAS_GIL
-from opentelemetry_mongo_events._runtime.bounded_dict import Recent
 from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._runtime.process import HAS_GIL
 from opentelemetry_mongo_events._telemetry.instruments import Instruments, instruments
-from opentelemetry_mongo_events._telemetry.provider_check import Reality
+from opentelemetry_mongo_events._telemetry.provider_check import ProviderCheck
 from opentelemetry_mongo_events._telemetry.semconv import SCHEMA_URL, SCOPE, old_names_wanted
 from opentelemetry_mongo_events._version import __version__
 
@@ -30,8 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from pymongo.monitoring import CommandFailedEvent, CommandStartedEvent, CommandSucceededEvent
 
-    from opentelemetry_mongo_events._commands.description import Address, Description
-    from opentelemetry_mongo_events._telemetry.other_tracers import DoubleTracing
+    from opentelemetry_mongo_events._telemetry.other_tracers import OtherTracers
 
 RequestHook = Callable[[Span, "CommandStartedEvent"], object]
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
@@ -39,7 +36,6 @@ FailedHook = Callable[[Span, "CommandFailedEvent"], object]
 
 T = TypeVar("T")
 
-_REMEMBERED: Final = 1_000
 _MEASURES_NOTHING: Final = NoOpMeterProvider()
 
 # To look costs some 3 us, and a command that starts just after the provider was set has no span.
@@ -55,7 +51,7 @@ class Telemetry:
     """Where telemetry goes and what it holds."""
 
     tracer: Tracer
-    makes_spans: Reality
+    tracer_check: ProviderCheck
     """Whether anything is made of spans."""
     instruments: Instruments
     meter_provider: MeterProvider | None
@@ -67,22 +63,10 @@ class Telemetry:
     request_hook: RequestHook | None
     response_hook: ResponseHook | None
     failed_hook: FailedHook | None
-    double_tracing: DoubleTracing | None
+    other_tracers: OtherTracers | None
     """None where the listeners were asked for by hand: then they trace whatever else does."""
-    asks_of_each: bool
+    filters_commands: bool
     """Whether it is asked of each command if it gets a span; if not, all do."""
-    descriptions: Recent[tuple[Any, ...], Description] = dataclasses.field(default_factory=lambda: Recent(_REMEMBERED))
-    """Those of the commands that came last, by command name, database, collection and address."""
-
-    def describe(
-        self, command_name: str, database: str, collection: str | None, address: Address | None
-    ) -> Description:
-        """Describe commands of a kind, once: to do so each time would cost as much as to start a span."""
-        described = description(command_name, database, collection, address, self.old_names)
-        # Not the address itself: that is the driver's object, by which it is known whether a pool lives.
-        address = None if address is None else (address[0], address[1])
-        self.descriptions.put((command_name, database, collection, address), described)
-        return described
 
 
 class Switch:
@@ -102,7 +86,7 @@ class Switch:
         return telemetry if telemetry is not None and getattr(telemetry.config, signal) else None
 
 
-def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing | None) -> Telemetry:
+def telemetry_from(keywords: Mapping[str, Any], *, other_tracers: OtherTracers | None) -> Telemetry:
     """The telemetry that the keywords of `instrument()` or `event_listeners()` ask for.
 
     What can't be used is one warning that names it, and is left out.
@@ -124,7 +108,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
             lambda: _tracer(tracer_provider or trace.get_tracer_provider()),
             trace.NoOpTracer,
         ),
-        _reality(tracer_provider),
+        _tracer_check(tracer_provider),
         _given("MeterProvider", lambda: instruments(meter_provider), lambda: instruments(_MEASURES_NOTHING)),
         meter_provider,
         _given("LoggerProvider", lambda: _logger(logger_provider, config), lambda: None),
@@ -133,8 +117,8 @@ def telemetry_from(keywords: Mapping[str, Any], *, double_tracing: DoubleTracing
         request_hook,
         response_hook,
         failed_hook,
-        double_tracing,
-        bool(double_tracing or config.exclude_commands or config.require_parent_span),
+        other_tracers,
+        bool(other_tracers or config.exclude_commands or config.require_parent_span),
     )
 
 
@@ -197,10 +181,12 @@ _WORK_LATER: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, 
 """Functions that, when they are called, do nothing yet."""
 
 
-def _reality(provider: trace.TracerProvider | None) -> Reality:
+def _tracer_check(provider: trace.TracerProvider | None) -> ProviderCheck:
     # What stands for the global provider until there is one may be given, too.
     is_global = provider is None or isinstance(provider, trace.ProxyTracerProvider)
-    return Reality(trace.get_tracer_provider if is_global else lambda: provider, "opentelemetry.trace", _LOOK_AGAIN)
+    return ProviderCheck(
+        trace.get_tracer_provider if is_global else lambda: provider, "opentelemetry.trace", _LOOK_AGAIN
+    )
 
 
 def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:

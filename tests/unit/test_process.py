@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry_mongo_events._runtime import process
-from opentelemetry_mongo_events._runtime.process import SharedLock, keep_track, living, peers
+from opentelemetry_mongo_events._runtime.process import SharedLock, instances, peers, track
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,20 +32,20 @@ class OtherState(State):
 def test_what_is_alive_is_known_by_its_kind_and_kept_alive_by_nobody() -> None:
     first, second, other = State("first"), State("second"), OtherState("other")
     for state in (first, second, other):
-        keep_track(state)
-    assert living(OtherState) == [other]
-    assert living(State) == [first, second]
+        track(state)
+    assert instances(OtherState) == [other]
+    assert instances(State) == [first, second]
     assert (len(peers(first)), len(peers(other))) == (2, 1)
 
     del second, state
-    assert [state.kept for state in living(State)] == ["first"]
+    assert [state.kept for state in instances(State)] == ["first"]
     assert len(peers(first)) == 1
 
 
 def test_after_a_fork_the_child_forgets_all_of_it() -> None:
     states = [State("a"), State("b")]
     for state in states:
-        keep_track(state)
+        track(state)
 
     process._forget_all()
 
@@ -54,7 +54,7 @@ def test_after_a_fork_the_child_forgets_all_of_it() -> None:
 
 def test_a_child_forgets_once(monkeypatch: pytest.MonkeyPatch) -> None:
     state = State("its parent's")
-    keep_track(state)
+    track(state)
     process.take_over()
     assert state.kept == "its parent's"
 
@@ -69,7 +69,7 @@ def test_a_child_forgets_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_of_two_threads_that_are_told_of_a_fork_one_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     state = State("its own")
-    keep_track(state)
+    track(state)
 
     @contextlib.contextmanager
     def after_another() -> Iterator[None]:
@@ -98,7 +98,7 @@ def test_what_is_forgotten_may_have_a_finalizer_that_comes_back(monkeypatch: pyt
             self.held = None
 
     state = Holder()
-    keep_track(state)
+    track(state)
     monkeypatch.setitem(process._owner, "process", -1)
 
     child = threading.Thread(target=process.take_over, daemon=True)
@@ -116,7 +116,7 @@ def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(process, "_known", known)
 
     process._forget_all()
-    assert living(State) == []
+    assert instances(State) == []
 
 
 def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +124,9 @@ def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(process, "_watching", {})
     state = State("here")
 
-    keep_track(state)
+    track(state)
 
-    assert living(State) == [state]
+    assert instances(State) == [state]
 
 
 def test_forks_are_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_forks_are_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_watching", {})
     states = [State("a"), State("b")]
     for state in states:
-        keep_track(state)
+        track(state)
 
     assert watched == [{"after_in_child": process.take_over}]
 

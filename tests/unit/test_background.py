@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opentelemetry_mongo_events._runtime import background
-from opentelemetry_mongo_events._runtime.background import Keeper
+from opentelemetry_mongo_events._runtime.background import BackgroundWorker
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 class Kept:
-    """What a keeper has done."""
+    """What a worker has done."""
 
     def __init__(self) -> None:
         self.is_open = False
         self.looks: list[float] = []
         self.done: list[str] = []
-        self.keeper = Keeper(self._look, lambda: self.done.append("end"))
+        self.worker = BackgroundWorker(self._look, lambda: self.done.append("end"))
 
     def _look(self) -> float | None:
         self.looks.append(time.monotonic())
         return 0.1 if self.is_open else None
 
     def emit(self, name: str) -> None:
-        self.keeper.emit(lambda: self.done.append(name))
+        self.worker.emit(lambda: self.done.append(name))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def kept() -> Iterator[Kept]:
     kept = Kept()
     yield kept
     kept.is_open = False
-    until(lambda: kept.keeper.thread is None)
+    until(lambda: kept.worker.thread is None)
 
 
 @pytest.fixture
@@ -52,38 +52,38 @@ def no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_there_while_something_is_open(kept: Kept) -> None:
-    assert kept.keeper.thread is None
+    assert kept.worker.thread is None
     kept.is_open = True
-    kept.keeper.wake()
-    thread = kept.keeper.thread
+    kept.worker.wake()
+    thread = kept.worker.thread
     until(lambda: len(kept.looks) == 3)
     assert kept.looks[2] - kept.looks[1] >= 0.09
-    kept.keeper.wake()
-    kept.keeper._start()  # as another thread that has seen none
-    assert kept.keeper.thread is thread is not None
+    kept.worker.wake()
+    kept.worker._start()  # as another thread that has seen none
+    assert kept.worker.thread is thread is not None
     kept.is_open = False
-    kept.keeper.wake()
+    kept.worker.wake()
     thread.join(5)
 
-    assert (kept.keeper.thread, kept.done) == (None, [])
+    assert (kept.worker.thread, kept.done) == (None, [])
 
 
 def test_records_are_emitted_in_their_order(kept: Kept) -> None:
     for number in range(100):
         kept.emit(str(number))
-    kept.keeper.flush()
+    kept.worker.flush()
 
     assert kept.done == [str(number) for number in range(100)]
 
 
 def test_there_is_nothing_to_wait_for_where_none_was_made(kept: Kept, no_more_threads: None) -> None:
-    kept.keeper.flush()
+    kept.worker.flush()
     assert kept.looks == []
 
 
 def test_at_exit_what_is_open_ends_first(kept: Kept, no_more_threads: None) -> None:
     kept.emit("record")
-    kept.keeper.at_exit()
+    kept.worker.at_exit()
 
     assert kept.done == ["end", "record"]
 
@@ -92,19 +92,19 @@ def test_without_a_thread_they_are_emitted_where_it_is_waited_for_them(kept: Kep
     kept.emit("one")
     kept.emit("another")
     assert kept.done == []
-    kept.keeper.flush()
+    kept.worker.flush()
 
     assert kept.done == ["one", "another"]
-    assert kept.keeper.thread is None
+    assert kept.worker.thread is None
 
 
 def test_as_the_interpreter_is_torn_down_no_thread_begins(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "is_finalizing", lambda: True)
     kept.emit("record")
-    assert (kept.keeper.thread, kept.done) == (None, [])
+    assert (kept.worker.thread, kept.done) == (None, [])
 
-    kept.keeper.flush()
-    assert (kept.keeper.thread, kept.done) == (None, ["record"])
+    kept.worker.flush()
+    assert (kept.worker.thread, kept.done) == (None, ["record"])
 
 
 def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monk
 
     monkeypatch.setattr(threading, "Thread", refused)
     kept.emit("record")
-    kept.keeper.at_exit()
+    kept.worker.at_exit()
 
     assert kept.done == ["end", "record"]
 
@@ -121,12 +121,12 @@ def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monk
 def test_a_record_that_is_never_emitted_is_not_waited_for(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_PATIENCE", 0.05)
     goes_on = threading.Event()
-    kept.keeper.emit(goes_on.wait)
+    kept.worker.emit(goes_on.wait)
     kept.emit("next")
-    kept.keeper.flush()
+    kept.worker.flush()
     assert kept.done == []
     goes_on.set()
-    kept.keeper.flush()
+    kept.worker.flush()
 
     assert kept.done == ["next"]
 
@@ -135,11 +135,11 @@ def test_without_a_thread_records_that_take_long_are_not_waited_for(
     kept: Kept, no_more_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "_PATIENCE", 0.01)
-    kept.keeper.emit(lambda: time.sleep(0.02))
+    kept.worker.emit(lambda: time.sleep(0.02))
     kept.emit("next")
-    kept.keeper.flush()
+    kept.worker.flush()
     assert kept.done == []
-    kept.keeper.flush()
+    kept.worker.flush()
 
     assert kept.done == ["next"]
 
@@ -148,14 +148,14 @@ def test_what_it_looks_after_may_wait_for_records(monkeypatch: pytest.MonkeyPatc
     done: list[str] = []
 
     def look() -> None:
-        keeper.emit(lambda: done.append("record"))
-        keeper.flush()
+        worker.emit(lambda: done.append("record"))
+        worker.flush()
         done.append("looked")
-        monkeypatch.setattr(keeper, "_look", lambda: None)
+        monkeypatch.setattr(worker, "_look", lambda: None)
 
-    keeper = Keeper(look, lambda: None)
-    keeper.wake()
-    until(lambda: keeper.thread is None)
+    worker = BackgroundWorker(look, lambda: None)
+    worker.wake()
+    until(lambda: worker.thread is None)
 
     assert done == ["record", "looked"]
 
@@ -163,15 +163,15 @@ def test_what_it_looks_after_may_wait_for_records(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_was_ended_is_replaced(kept: Kept) -> None:
     goes_on = threading.Event()
-    kept.keeper.emit(goes_on.wait)
-    thread = kept.keeper.thread
+    kept.worker.emit(goes_on.wait)
+    thread = kept.worker.thread
     assert thread is not None
-    kept.keeper.emit(sys.exit)
+    kept.worker.emit(sys.exit)
     goes_on.set()
     thread.join(5)
-    assert kept.keeper.thread is None
+    assert kept.worker.thread is None
     kept.emit("next")
-    kept.keeper.flush()
+    kept.worker.flush()
 
     assert kept.done == ["next"]
 
@@ -186,21 +186,21 @@ def test_a_thread_from_before_a_monkey_patch_is_replaced(kept: Kept, monkeypatch
         return made[-1]
 
     kept.is_open = True
-    kept.keeper.wake()
-    before = kept.keeper.thread
+    kept.worker.wake()
+    before = kept.worker.thread
     assert before is not None
     kept.emit("before")
     monkeypatch.setattr(threading, "Lock", green_lock)
     kept.emit("after")
-    kept.keeper.flush()
-    after = kept.keeper.thread
+    kept.worker.flush()
+    after = kept.worker.thread
     before.join(5)
 
     assert kept.done == ["before", "after"]
     assert made
     assert not before.is_alive()
     assert after not in (None, before)
-    assert kept.keeper.thread is after
+    assert kept.worker.thread is after
 
 
 def test_what_emits_a_record_emits_no_other(kept: Kept) -> None:
@@ -208,10 +208,10 @@ def test_what_emits_a_record_emits_no_other(kept: Kept) -> None:
         kept.emit("because of it")
         kept.done.append("record")
 
-    kept.keeper.emit(record)
-    kept.keeper.flush()
+    kept.worker.emit(record)
+    kept.worker.flush()
     kept.emit("later")
-    kept.keeper.flush()
+    kept.worker.flush()
 
     assert kept.done == ["record", "later"]
 
@@ -223,8 +223,8 @@ def test_a_record_that_comes_as_the_thread_is_about_to_end_is_emitted(kept: Kept
                 kept.emit("just in time")
             return super().pop(*args)
 
-    kept.keeper._workers = Workers()
-    kept.keeper.wake()
+    kept.worker._threads = Workers()
+    kept.worker.wake()
     until(lambda: kept.done)
 
 
@@ -244,8 +244,8 @@ def test_a_record_that_comes_as_the_thread_has_just_ended_is_emitted(kept: Kept)
                 found.thread.join(5)
             return found
 
-    kept.keeper._workers = Workers()
-    kept.keeper.wake()
+    kept.worker._threads = Workers()
+    kept.worker.wake()
     assert ends.wait(5)
     kept.emit("just too late")
     until(lambda: kept.done)
@@ -258,15 +258,15 @@ def test_in_another_process_what_waited_is_the_parents(kept: Kept, monkeypatch: 
         reached.set()
         goes_on.wait(10)
 
-    kept.keeper.emit(hold)
+    kept.worker.emit(hold)
     assert reached.wait(5)
     kept.emit("of the parent")
     # As a thread of the driver's in a child, before anybody told this one of the fork.
     monkeypatch.setattr(os, "getpid", lambda: 1)
     kept.emit("of the child")
-    kept.keeper.forget()  # now it is told
+    kept.worker.forget()  # now it is told
     goes_on.set()
     until(lambda: kept.done)
-    kept.keeper.flush()
+    kept.worker.flush()
 
     assert kept.done == ["of the child"]

@@ -1,8 +1,11 @@
-"""A listener for pools that notes nothing: for those that note some of what happens."""
+"""The listeners that the driver calls: their types, and one for pools that notes nothing."""
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from pymongo.monitoring import (
+    CommandListener,
     ConnectionCheckedInEvent,
     ConnectionCheckedOutEvent,
     ConnectionCheckOutFailedEvent,
@@ -15,7 +18,11 @@ from pymongo.monitoring import (
     PoolClosedEvent,
     PoolCreatedEvent,
     PoolReadyEvent,
+    ServerHeartbeatListener,
+    TopologyListener,
 )
+
+Listener: TypeAlias = CommandListener | ConnectionPoolListener | ServerHeartbeatListener | TopologyListener
 
 
 class QuietPoolListener(ConnectionPoolListener):

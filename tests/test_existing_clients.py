@@ -16,7 +16,8 @@ from opentelemetry import trace
 from pymongo.monitoring import CommandListener, ConnectionPoolListener, ServerListener, TopologyListener
 
 from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, _existing_clients, event_listeners
-from opentelemetry_mongo_events._existing_clients import _OtherwiseError
+from opentelemetry_mongo_events._driver import client_internals
+from opentelemetry_mongo_events._driver.client_internals import UnknownDriverError
 from tests.clients import aconnect, answers, connect
 from tests.forks import in_child
 from tests.metrics import POOL, Metrics
@@ -168,7 +169,7 @@ def test_a_pool_keeps_its_limits_and_its_idle_time(server: ScriptedServer, obser
 def test_a_client_that_nobody_has_used_yet(server: ScriptedServer, observe: Observe, spans: Spans) -> None:
     with connect(server.uri, connect=False, **OFTEN) as client:
         observe(client, topology=True)
-        assert getattr(client._topology, _existing_clients._executor_name(client._topology))._thread is None
+        assert getattr(client._topology, client_internals._executor_name(client._topology))._thread is None
 
         client.admin.command("ping")
         discovery = spans.wait_for(DISCOVERY)
@@ -311,18 +312,18 @@ class Topologies(TopologyListener):
     """An application's own, which lets the driver wait."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.goes_on = threading.Event()
 
     def opened(self, event: Any) -> None:
-        self.told.append("opened")
+        self.reported.append("opened")
 
     def description_changed(self, event: Any) -> None:
         self.goes_on.wait(5)
-        self.told.append(event.new_description.topology_type_name)
+        self.reported.append(event.new_description.topology_type_name)
 
     def closed(self, event: Any) -> None:
-        self.told.append("closed")
+        self.reported.append("closed")
 
 
 @pytest.mark.parametrize("is_full", [False, True])
@@ -338,7 +339,7 @@ def test_what_waits_for_other_listeners_is_older(
     client: Any
     with connect(server.uri, event_listeners=[other], **OFTEN) as client:
         client.admin.command("ping")
-        until(lambda: other.told)
+        until(lambda: other.reported)
         waiting = client._topology._events
         with monkeypatch.context() as patch:
             if is_full:
@@ -350,7 +351,7 @@ def test_what_waits_for_other_listeners_is_older(
 
         other.goes_on.set()
         until(waiting.empty)
-        until(lambda: other.told[-1] == "Single")
+        until(lambda: other.reported[-1] == "Single")
         assert metrics.servers(TYPE) == {"Standalone": 1}
         server.stop()
         until(lambda: metrics.servers(TYPE) == {"Unknown": 1})
@@ -458,10 +459,10 @@ def test_other_listeners_of_any_kind_are_left_alone(server: ScriptedServer, obse
         __hash__ = None  # type: ignore[assignment]
 
         def __init__(self) -> None:
-            self.told: list[str] = []
+            self.reported: list[str] = []
 
         def started(self, event: Any) -> None:
-            self.told.append(event.command_name)
+            self.reported.append(event.command_name)
 
         succeeded = failed = nothing
 
@@ -470,7 +471,7 @@ def test_other_listeners_of_any_kind_are_left_alone(server: ScriptedServer, obse
         observe(client)
         client.admin.command("ping")
 
-        assert other.told == ["ping"]
+        assert other.reported == ["ping"]
         assert spans.names == ["ping admin"]
 
 
@@ -663,7 +664,7 @@ def _pool(client: Any) -> Any:
 
 
 def _connection(client: Any) -> Any:
-    return _existing_clients._idle(_pool(client))[0]
+    return client_internals.idle_connections(_pool(client))[0]
 
 
 def _monitor(client: Any) -> Any:
@@ -693,7 +694,7 @@ def _monitor(client: Any) -> Any:
         (_connection, "active", None),
         (_connection, "idle_time_seconds", lambda: None),
         (_connection, "pool_ref", lambda: None),
-        (lambda client: _existing_clients._gate(_pool(client))[0], "?", None),
+        (lambda client: client_internals._gate(_pool(client))[0], "?", None),
     ],
 )
 def test_a_driver_that_is_made_otherwise_is_refused(
@@ -708,7 +709,7 @@ def test_a_driver_that_is_made_otherwise_is_refused(
         client.admin.command("ping")
         holder = part(client)
         if attribute == "?":
-            attribute = _existing_clients._gate(_pool(client))[1]
+            attribute = client_internals._gate(_pool(client))[1]
         before = _state(client)
         with monkeypatch.context() as patch:
             patch.setattr(holder, attribute, value)
@@ -729,13 +730,13 @@ def _state(client: Any) -> Any:
         },
         _gate_of_topology(client)._publish_tp,
         topology._events,
-        getattr(topology, _existing_clients._executor_name(topology)),
+        getattr(topology, client_internals._executor_name(topology)),
     )
 
 
 def test_a_module_without_what_is_looked_for(living: MongoClient[Any]) -> None:
-    with pytest.raises(_OtherwiseError, match="SomethingNew"):
-        _existing_clients._named(living._topology, "SomethingNew")
+    with pytest.raises(UnknownDriverError, match="SomethingNew"):
+        client_internals._named(living._topology, "SomethingNew")
 
 
 def test_an_address_that_was_not_looked_up_yet(
@@ -753,7 +754,7 @@ def test_an_address_that_was_not_looked_up_yet(
 def test_a_listener_of_the_client_cannot_call_it(
     living: MongoClient[Any], observe: Observe, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_existing_clients, "_PATIENCE", 0.01)
+    monkeypatch.setattr(client_internals, "_PATIENCE", 0.01)
     before = _state(living)
     with living._topology._lock, pytest.raises(RuntimeError, match="doesn't come to rest"):
         observe(living)
@@ -773,7 +774,7 @@ def test_what_fails_half_way_is_quiet(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(_existing_clients, "_connections", fail)
+        patch.setattr(client_internals, "_connections", fail)
         with pytest.raises(MemoryError):
             observe(living)
     living.admin.command("ping")

@@ -11,15 +11,17 @@ from bson.binary import Binary
 from bson.raw_bson import RawBSONDocument
 
 from opentelemetry_mongo_events._commands.description import (
-    Outcome,
     add_batch_and_transaction,
     collection_name,
     continued_cursor,
     description,
+    span_name,
+)
+from opentelemetry_mongo_events._commands.outcome import (
+    Outcome,
     failure_outcome,
     is_retryable_write_error,
     reply_outcome,
-    span_name,
 )
 
 

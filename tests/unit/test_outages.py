@@ -15,14 +15,14 @@ from opentelemetry.trace import StatusCode
 
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._servers import outages
-from opentelemetry_mongo_events._servers.events import Incident
+from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.outages import (
     begin_discovery,
     begin_outage,
     end,
     end_all,
-    nearly_over,
-    outage_on,
+    link_to_outage,
+    mark_recovering,
     watch,
 )
 from opentelemetry_mongo_events._servers.state import Failure, ServerStates, TopologyState, note_failure
@@ -46,24 +46,24 @@ class World:
 
     def __init__(self, spans: Spans, metrics: Metrics, **options: Any) -> None:
         keywords = {"tracer_provider": spans.provider, "meter_provider": metrics.provider, **options}
-        self.telemetry = telemetry_from(keywords, double_tracing=None)
+        self.telemetry = telemetry_from(keywords, other_tracers=None)
         self.switch = Switch(self.telemetry)
         self.states = ServerStates(self.switch)
         self.topology = self.states.topology(ObjectId())
         self.here, self.elsewhere = (self.states.join(each, self.topology) for each in (HERE, ELSEWHERE))
         self.now = time.monotonic()
-        self.here.lost_at = self.now
+        self.here.unavailable_since = self.now
 
     def begin_outage(self) -> None:
         self.topology.is_discovered = True
-        lost = [server for server in (self.here, self.elsewhere) if server.lost_at is not None]
+        lost = [server for server in (self.here, self.elsewhere) if server.unavailable_since is not None]
         begin_outage(self.topology, self.telemetry, self.switch, self.now, lost)
 
     def begin_discovery(self) -> None:
         begin_discovery(self.topology, self.telemetry, self.switch, self.now)
 
     def note(self, name: str, after: float, server: Any = HERE) -> None:
-        self.topology.note(Incident(name, {}, moment(self.now + after), server=id(server)))
+        self.topology.note(BackgroundEvent(name, {}, moment(self.now + after), server=id(server)))
 
     def serve_again(self, after: float = 1.0) -> None:
         self.topology.serves = True
@@ -73,7 +73,7 @@ class World:
 @pytest.fixture
 def world(spans: Spans, metrics: Metrics) -> Iterator[World]:
     yield World(spans, metrics)
-    assert (outages._episodes.open, outages._episodes.outages) == ({}, {})
+    assert (outages._periods.open, outages._periods.outages) == ({}, {})
 
 
 def test_what_caused_it_and_what_ended_it_are_part_of_it(world: World, spans: Spans) -> None:
@@ -134,13 +134,13 @@ def test_it_has_no_link_to_what_failed_when_it_was_over(world: World, spans: Spa
 
 
 def test_commands_link_to_it_until_a_server_can_be_used(world: World, spans: Spans) -> None:
-    assert outage_on(HERE) is None
-    nearly_over(world.topology)  # of nothing
+    assert link_to_outage(HERE) is None
+    mark_recovering(world.topology)  # of nothing
     world.begin_outage()
-    assert outage_on(None) is outage_on(("db.example", int("27017"))) is None
-    link = outage_on(ELSEWHERE)
-    nearly_over(world.topology)
-    assert outage_on(ELSEWHERE) is None
+    assert link_to_outage(None) is link_to_outage(("db.example", int("27017"))) is None
+    link = link_to_outage(ELSEWHERE)
+    mark_recovering(world.topology)
+    assert link_to_outage(ELSEWHERE) is None
     world.serve_again()
 
     assert link is not None
@@ -213,7 +213,7 @@ def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -
     end_all("uninstrumented", one.switch)
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented"]
 
-    outages.keeper.at_exit()
+    outages.background_worker.at_exit()
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented", "exit"]
 
 
@@ -227,7 +227,7 @@ def test_without_another_thread_it_ends_with_what_is_told(
     watch()
     world.begin_outage()
     watch()
-    assert outages.keeper.thread is None
+    assert outages.background_worker.thread is None
     world.serve_again()
 
     assert spans.one().status.status_code is StatusCode.OK
@@ -241,7 +241,7 @@ def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metr
     watch()
     watch()
     until(lambda: spans.names == ["mongodb.client.outage"])
-    until(lambda: outages.keeper.thread is None)
+    until(lambda: outages.background_worker.thread is None)
 
     assert attributes(spans.one())["error.type"] == "timeout"
     assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(10, abs=1e-6)
@@ -254,7 +254,7 @@ def test_each_is_told_when_it_is_due(spans: Spans, metrics: Metrics) -> None:
     until(lambda: len(spans.finished) == 1, seconds=0.4)
     until(lambda: len(spans.finished) == 4)
     now = time.monotonic()
-    assert now - max(episode.started for episode in outages._episodes.open) < 0.4
+    assert now - max(episode.started for episode in outages._periods.open) < 0.4
     end_all("exit")
 
     assert seconds(spans.finished[0]) == pytest.approx(0.1, abs=0.1)
@@ -274,9 +274,9 @@ def test_what_is_overdue_more_than_once_is_one_span(world: World, spans: Spans) 
 def test_one_goes_on_for_two_heartbeats_of_silence(silence: int, goes_on: bool, world: World, spans: Spans) -> None:
     world.topology.heartbeat_frequency = 100.0
     world.begin_outage()
-    (episode,) = outages._episodes.open
-    outages._go_on(episode, world.topology.last_sign + silence)
-    assert (world.topology.episode is not None) is goes_on
+    (episode,) = outages._periods.open
+    outages._continue(episode, world.topology.last_sign + silence)
+    assert (world.topology.period is not None) is goes_on
     world.serve_again(after=300)
 
     assert len(spans.finished) == 1 + goes_on
@@ -285,14 +285,14 @@ def test_one_goes_on_for_two_heartbeats_of_silence(silence: int, goes_on: bool, 
 def test_what_the_first_span_tells_is_not_told_by_the_next(world: World, spans: Spans) -> None:
     world.now -= world.telemetry.config.episode_timeout + 1
     world.begin_outage()
-    (episode,) = outages._episodes.open
+    (episode,) = outages._periods.open
     end_of_first = episode.telemetry.config.episode_timeout
     failed = spans.tracer.start_span("command").get_span_context()
     world.here.failures.append(Failure(world.now + end_of_first - 1, failed))
-    episode.hit(world.here, world.here.failures[0])
+    episode.add_failure(world.here, world.here.failures[0])
     world.note(names.HEARTBEAT_FAILED, end_of_first - 0.01)
     world.note(names.HEARTBEAT_FAILED, end_of_first + 0.01)
-    outages._go_on(episode, time.monotonic())
+    outages._continue(episode, time.monotonic())
     world.serve_again(after=end_of_first + 1)
 
     first, second = spans.finished
@@ -302,14 +302,14 @@ def test_what_the_first_span_tells_is_not_told_by_the_next(world: World, spans: 
 
 def test_one_that_has_ended_doesnt_go_on(world: World, spans: Spans) -> None:
     world.begin_outage()
-    (episode,) = outages._episodes.open
+    (episode,) = outages._periods.open
     world.serve_again()
-    outages._go_on(episode, world.now + 100)
+    outages._continue(episode, world.now + 100)
     assert len(spans.finished) == 1
 
     world.topology.serves = False
     world.begin_outage()
-    outages._go_on(episode, world.now + 100)  # another one is open by now
+    outages._continue(episode, world.now + 100)  # another one is open by now
     assert len(spans.finished) == 1
     world.serve_again()
     assert len(spans.finished) == 2
@@ -319,19 +319,19 @@ def test_an_outage_without_a_span_goes_on_and_is_measured(
     world: World, spans: Spans, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.begin_outage()
-    (episode,) = outages._episodes.open
+    (episode,) = outages._periods.open
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError
 
     with monkeypatch.context() as failing:
         failing.setattr(type(world.telemetry.tracer), "start_span", fail)
-        outages._go_on(episode, world.now + 1)
+        outages._continue(episode, world.now + 1)
         assert attributes(spans.one())["error.type"] == "timeout"
-        (unseen,) = outages._episodes.open
-        assert outage_on(HERE) is None
+        (unseen,) = outages._periods.open
+        assert link_to_outage(HERE) is None
     # The next one links to nothing: what it goes on with has no span.
-    outages._go_on(unseen, world.now + 2)
+    outages._continue(unseen, world.now + 2)
     world.serve_again()
     assert [linked(span) for span in spans.named(names.OUTAGE)] == [[], []]
     assert metrics.one("mongodb.client.outage.duration").count == 1
@@ -346,7 +346,7 @@ def test_a_span_that_is_not_recorded_is_measured(
     unsampled = Made(ALWAYS_OFF)
     world = World(unsampled, metrics)
     world.begin_outage()
-    assert outage_on(HERE) is None
+    assert link_to_outage(HERE) is None
     world.serve_again()
 
     assert unsampled.names == []
@@ -357,29 +357,29 @@ def test_what_happens_to_a_server_that_is_gone_is_not_kept(world: World) -> None
     world.states.close_server(HERE)
     world.states.close_server(("db.example", 1))
     server: ServerState = world.here
-    server.note(Incident(names.HEARTBEAT_FAILED, {}))
+    server.note(BackgroundEvent(names.HEARTBEAT_FAILED, {}))
 
-    assert (list(server.incidents), list(world.topology.incidents)) == ([], [])
+    assert (list(server.events), list(world.topology.events)) == ([], [])
     assert TopologyState not in [type(each.topology) for each in world.states.servers() if each is server]
     world.topology.serves = True
 
 
 def test_commands_on_a_server_that_is_gone_dont_link_to_it(world: World) -> None:
     world.begin_outage()
-    assert outage_on(ELSEWHERE) is not None
+    assert link_to_outage(ELSEWHERE) is not None
     world.states.close_server(ELSEWHERE)
-    assert outage_on(ELSEWHERE) is None
+    assert link_to_outage(ELSEWHERE) is None
     world.serve_again()
 
 
 def test_what_failed_before_a_recovery_has_no_part_in_the_next_outage(world: World, spans: Spans) -> None:
     note_failure(HERE, spans.tracer.start_span("before").get_span_context())
     world.topology.recover(time.monotonic())
-    assert world.here.lost_at is None
+    assert world.here.unavailable_since is None
     later = spans.tracer.start_span("after").get_span_context()
     note_failure(HERE, later)
     world.topology.recover(world.now)
-    world.here.lost_at = world.now
+    world.here.unavailable_since = world.now
     world.begin_outage()
     world.serve_again()
 
@@ -396,7 +396,7 @@ def test_outages_of_many_clients_that_come_and_go_are_each_told_once(spans: Span
         for address in pair:
             world.states.join(address, world.topology)
     failed: list[BaseException] = []
-    failures_before = dict(outages._episodes.guard.failures)
+    failures_before = dict(outages._periods.guard.failures)
 
     def come_and_go(world: World) -> None:
         try:
@@ -419,19 +419,19 @@ def test_outages_of_many_clients_that_come_and_go_are_each_told_once(spans: Span
         sys.setswitchinterval(interval)
 
     assert failed == []
-    assert outages._episodes.guard.failures == failures_before
-    assert (outages._episodes.open, outages._episodes.outages, outages._episodes._having_one) == ({}, {}, {})
+    assert outages._periods.guard.failures == failures_before
+    assert (outages._periods.open, outages._periods.outages, outages._periods._current) == ({}, {}, {})
     assert len(spans.named(names.OUTAGE)) == clients * count
     assert metrics.one("mongodb.client.outage.duration").count == clients * count
 
 
 def test_of_two_threads_that_end_an_outage_one_does(world: World, spans: Spans) -> None:
     world.begin_outage()
-    (episode,) = outages._episodes.open
-    assert outages._episodes.take(world.topology, episode) is episode
-    world.topology.episode = episode  # as the other thread has just seen it
-    assert outages._episodes.take(world.topology) is None
-    world.topology.episode = None
+    (episode,) = outages._periods.open
+    assert outages._periods.take(world.topology, episode) is episode
+    outages._periods._current[world.topology] = episode  # as the other thread has just seen it
+    assert outages._periods.take(world.topology) is None
+    del outages._periods._current[world.topology]
     episode.end(world.now + 1)
 
     assert spans.names == [names.OUTAGE]
@@ -444,11 +444,11 @@ def test_an_outage_that_cannot_begin_keeps_no_other_from_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(outages.Episode, "__init__", interrupt)
+        interrupted.setattr(outages.Period, "__init__", interrupt)
         with pytest.raises(KeyboardInterrupt):
             world.begin_outage()
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(outages.Episode, "note", interrupt)
+        interrupted.setattr(outages.Period, "note", interrupt)
         world.note(names.HEARTBEAT_FAILED, 0.0)
         with pytest.raises(KeyboardInterrupt):
             world.begin_outage()

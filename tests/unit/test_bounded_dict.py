@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from opentelemetry_mongo_events._runtime.bounded_dict import Recent
+from opentelemetry_mongo_events._runtime.bounded_dict import BoundedDict
 
 
 def test_the_oldest_is_forgotten() -> None:
-    recent: Recent[int, str] = Recent(2)
+    recent: BoundedDict[int, str] = BoundedDict(2)
 
     for key in (1, 2, 3):
         recent.put(key, str(key))
@@ -15,7 +15,7 @@ def test_the_oldest_is_forgotten() -> None:
 
 
 def test_what_is_put_again_is_the_newest() -> None:
-    recent: Recent[int, str] = Recent(2)
+    recent: BoundedDict[int, str] = BoundedDict(2)
 
     for key in (1, 2, 1, 3):
         recent.put(key, str(key))
@@ -24,7 +24,7 @@ def test_what_is_put_again_is_the_newest() -> None:
 
 
 def test_what_is_popped_is_forgotten() -> None:
-    recent: Recent[int, str] = Recent(2)
+    recent: BoundedDict[int, str] = BoundedDict(2)
     recent.put(1, "1")
 
     assert (recent.pop(1, None), recent.pop(1, None), len(recent)) == ("1", None, 0)
