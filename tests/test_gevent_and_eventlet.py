@@ -233,7 +233,7 @@ def live(
 
 @functools.cache
 def alone(library: str) -> str:
-    """What it writes to stderr where it patches and nothing else: on Python 3.14 eventlet finds a lock that it can't."""
+    """What it writes to stderr where it patches: on Python 3.14 eventlet finds a lock that it can't patch."""
     return run(f"{SHOWS_ALL}\n{PARTS[library]}", options=["-W", "ignore"]).error
 
 

@@ -147,6 +147,7 @@ def variables(folder: Path, server: ScriptedServer, receiver: Receiver) -> dict[
     """The environment of a program."""
     return environment() | {
         "FOLDER": str(folder),
+        "HOME": str(folder),  # where gunicorn puts a socket
         "MONGODB_URI": server.uri,
         "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
