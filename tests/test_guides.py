@@ -1,4 +1,4 @@
-"""The programs of the guide to web frameworks and workers, run by the guide's own commands."""
+"""The programs of the guides that have some, run by the guides' own commands."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.clients import connect
+from tests.pages import ROOT
 from tests.servers.processes import Process
 from tests.waiting import until
 
@@ -23,13 +24,24 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.newest
 
-GUIDE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "web-frameworks-and-workers.md"
-FILES = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL))
-COMMANDS = [
-    command
-    for block in re.findall(r"^```shell\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    for command in block.splitlines()
-]
+
+def files(guide: str) -> dict[str, str]:
+    """The programs of a guide, by the names of their files."""
+    return dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", text_of(guide), re.MULTILINE | re.DOTALL))
+
+
+def commands(guide: str) -> list[str]:
+    """The commands of a guide."""
+    blocks = re.findall(r"^```shell\n(.*?)^```", text_of(guide), re.MULTILINE | re.DOTALL)
+    return [command for block in blocks for command in block.splitlines()]
+
+
+def text_of(guide: str) -> str:
+    return (ROOT / "docs" / "guides" / f"{guide}.md").read_text()
+
+
+FILES = files("web-frameworks-and-workers")
+GREEN_FILES = files("gevent-and-eventlet")
 # What Django brings along for a new project, as far as it is needed.
 PROJECT = {
     "manage.py": """
@@ -73,9 +85,10 @@ class Program(Process):
     name = "the program"
     seconds_to_start = 40.0
 
-    def __init__(self, command: str, uri: str, endpoint: str) -> None:
+    def __init__(self, command: str, uri: str, endpoint: str, **more: str) -> None:
         super().__init__()
         self._command = command
+        self._files = FILES | PROJECT | more
         self._uri = uri
         self._environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
@@ -93,7 +106,7 @@ class Program(Process):
     def command(self, folder: Path) -> list[str]:
         """Put the files there; the command line that runs the command on a free port."""
         self._folder_of_programs = folder
-        for name, text in (FILES | PROJECT).items():
+        for name, text in self._files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(self._told(text))
         # Celery's messages go through a folder: what is sent is received.
@@ -111,7 +124,7 @@ class Program(Process):
     def _told(self, text: str) -> str:
         """A file as the guide has it, or as it says that it is under `opentelemetry-instrument`."""
         if INSTRUMENT in self._command:
-            text = re.sub(r"^( +)(set_up|\w+Instrumentor\(\)\.instrument)\(\)$", r"\1pass", text, flags=re.MULTILINE)
+            text = re.sub(r"^( *)(set_up|\w+Instrumentor\(\)\.instrument)\(\)$", r"\1pass", text, flags=re.MULTILINE)
         return text.replace("mongodb://localhost:27017", self._uri)
 
     def is_ready(self) -> bool:
@@ -142,7 +155,9 @@ def test_each_file_and_each_command_is_here() -> None:
     assert FILES.keys() == {
         "telemetry.py", "main.py", "shop.py", "orders/apps.py", "orders/database.py", "orders/views.py", "tasks.py",
     }  # fmt: skip
-    assert {*WEB, CELERY} == set(COMMANDS)
+    assert {*WEB, CELERY} == set(commands("web-frameworks-and-workers"))
+    assert GREEN_FILES.keys() == {"orders.py", "shop.py", "tasks.py", "green_orders.py"}
+    assert {*GREEN_WEB, *GREEN_CELERY, *GREEN_SCRIPTS} == set(commands("gevent-and-eventlet"))
 
 
 CELERY = "celery --app tasks worker --concurrency 2"
@@ -205,3 +220,68 @@ def test_a_task_is_the_parent_of_its_commands_in_each_process_of_the_pool(prefix
     assert trees(receiver.spans)["run/tasks.ship"] == [["run/tasks.ship", "  update orders"]] * 2
     tasks = [span for span in receiver.spans if span.name == "run/tasks.ship"]
     assert len({receiver.instances[span.span_id] for span in tasks}) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With gevent and eventlet.
+
+GREEN_WEB = [
+    "gunicorn --worker-class gevent --workers 2 'shop:create_app()'",
+    "gunicorn --worker-class gevent --workers 2 --preload 'shop:create_app()'",
+]
+GREEN_CELERY = [f"celery --app tasks worker --pool {pool} --concurrency 100" for pool in ("gevent", "eventlet")]
+GREEN_SCRIPTS = [
+    f"OTEL_PYTHON_AUTO_INSTRUMENTATION_EXPERIMENTAL_GEVENT_PATCH=patch_all {INSTRUMENT}python orders.py",
+    "python green_orders.py",
+]
+
+
+@pytest.mark.parametrize("command", GREEN_WEB)
+def test_a_request_in_a_greenlet_is_the_parent_of_its_commands(command: str, server: ScriptedServer) -> None:
+    from tests.otlp import Receiver, trees
+
+    pytest.importorskip("gevent", exc_type=ImportError)
+    with Receiver() as receiver, Program(command, server.uri, receiver.endpoint, **GREEN_FILES) as program:
+        status, answer = program.ask("/orders")
+        program.stop()
+
+    assert (status, json.loads(answer)) == (200, [])
+    assert trees(receiver.spans)["GET /orders"] == [["GET /orders", "  find orders, 0 rows"]]
+
+
+@pytest.mark.parametrize("command", GREEN_CELERY)
+def test_a_task_in_a_greenlet_is_the_parent_of_its_commands(command: str, server: ScriptedServer) -> None:
+    from tests.otlp import Receiver, trees
+
+    pytest.importorskip(command.split()[5], exc_type=ImportError)
+    frozen = server.freeze("update", times=2)
+    with Receiver() as receiver, Program(command, server.uri, receiver.endpoint, **GREEN_FILES) as program:
+        program.run("import tasks; tasks.ship.delay(1); tasks.ship.delay(2)")
+        until(lambda: frozen.held == 2)
+        frozen.release()
+        program.stop()
+
+    assert trees(receiver.spans)["run/tasks.ship"] == [["run/tasks.ship", "  update orders"]] * 2
+
+
+@pytest.mark.parametrize("command", [*GREEN_SCRIPTS, "python orders.py"])
+def test_a_script_with_greenlets_sends_their_spans(command: str, server: ScriptedServer, tmp_path: Path) -> None:
+    from tests.otlp import Receiver, trees
+
+    pytest.importorskip("eventlet" if "green" in command else "gevent", exc_type=ImportError)
+    with Receiver() as receiver:
+        program = Program(command, server.uri, receiver.endpoint, **GREEN_FILES)
+        program.ports = [0]  # it has none
+        done = subprocess.run(
+            ["env", "PYTHONWARNINGS=ignore", *program.command(tmp_path)],  # eventlet warns of itself
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    if "green" in command:
+        assert trees(receiver.spans)["find orders"] == [["find orders, 0 rows"]]
+    else:
+        assert trees(receiver.spans)["request"] == [["request", *["  find orders, 0 rows"] * 3]]
