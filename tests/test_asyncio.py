@@ -191,7 +191,8 @@ def test_a_task_whose_event_loop_is_thrown_away_ends_its_span(
     assert len(table_of(listeners)) == 1
     left_behind.clear()
     del loop
-    gc.collect()
+    for _ in range(3):  # PyPy's collector needs more than one to end a task that another one refers to
+        gc.collect()
 
     if pymongo.version_tuple < (4, 20, 1):
         # A known limit: there is no end, and the connection is given back by somebody who doesn't hold it.

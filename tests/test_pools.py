@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import threading
@@ -25,7 +24,7 @@ from tests.forks import in_child
 from tests.metrics import POOL, STATE, Metrics
 from tests.pools import held, pools
 from tests.spans import Spans, attributes
-from tests.waiting import eventually, until
+from tests.waiting import collected, eventually, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -303,7 +302,7 @@ def test_nothing_is_left_of_a_client_that_was_garbage_collected(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
             del client
-            until(lambda: gc.collect() >= 0 and metrics.connections() == held(other))
+            until(lambda: collected() and metrics.connections() == held(other))
         assert metrics.values("db.client.connection.max", POOL) == {f"127.0.0.1:{server.port}": 100}
 
 
@@ -320,7 +319,7 @@ def test_a_connection_that_is_never_given_back_keeps_no_pool(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
         del client, pool, connection
-        until(lambda: gc.collect() >= 0 and metrics.points("db.client.connection.count") == [])
+        until(lambda: collected() and metrics.points("db.client.connection.count") == [])
 
 
 def test_a_garbage_collected_client_is_noticed_by_all_that_saw_it(
@@ -335,7 +334,7 @@ def test_a_garbage_collected_client_is_noticed_by_all_that_saw_it(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         del client
-        until(lambda: gc.collect() >= 0 and metrics.points("db.client.connection.count") == [])
+        until(lambda: collected() and metrics.points("db.client.connection.count") == [])
 
 
 def test_two_clients_of_one_server_are_told_apart(server: ScriptedServer, listeners: Any, metrics: Metrics) -> None:
