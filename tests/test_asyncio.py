@@ -213,6 +213,7 @@ async def test_what_the_driver_sends_in_the_background_is_nobodys_child(
         cursor = aclient.shop.orders.find(batch_size=2)
         await cursor.next()
         del cursor  # never closed: the driver's background task closes it
+        gc.collect()
 
     await asyncio.to_thread(server.wait_for, lambda each: each.received("killCursors"))
     await eventually(lambda: spans.named("killCursors orders"))

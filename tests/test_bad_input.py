@@ -477,7 +477,7 @@ def test_what_is_no_hook_is_one_warning_and_left_out(
         with pytest.raises(OperationFailure):
             client.admin.command("unheardOf")
 
-    (message,) = caplog.messages
+    (message,) = [each.getMessage() for each in caplog.records if each.name == "opentelemetry_mongo_events"]
     assert message.startswith(f"{kind}=")
     assert message.endswith(
         " can't be used: a function of a span and an event, not an async one, is allowed; it is left out"
