@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import pymongo
 import pytest
 import wrapt
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from pymongo import monitoring
 
-from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, event_listeners
+from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, _instrumentor, event_listeners
 from tests.clients import connect
 from tests.conftest import registered_listeners
+from tests.programs import run
 from tests.spans import Spans, attributes, table_of
 
 if TYPE_CHECKING:
@@ -311,13 +312,40 @@ def test_listeners_are_registered_when_pymongo_is_imported(
     instrumentor: MongoEventsInstrumentor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyMongo works with eventlet only if it is imported after the patching, so `instrument()` doesn't import it."""
+    hooks: list[Any] = []
     with monkeypatch.context() as not_yet:
-        not_yet.delitem(sys.modules, "pymongo")
+        not_yet.setattr(_instrumentor, "sys", SimpleNamespace(modules={}))
+        not_yet.setattr(wrapt, "register_post_import_hook", lambda *hook: hooks.append(hook))
         instrumentor.instrument(topology=True)
-        assert kinds(registered_listeners()) == []
-    wrapt.notify_module_loaded(pymongo)
+    assert kinds(registered_listeners()) == []
+    ((hook, module),) = hooks
+    hook(sys.modules[module])
 
-    assert kinds(registered_listeners()) == [
+    assert (module, kinds(registered_listeners())) == (
+        "pymongo",
+        ["CommandEvents", "ConnectionEvents", "HeartbeatEvents", "PoolEvents", "TopologyEvents"],
+    )
+
+
+IMPORTED_LATER = """
+import sys
+
+from opentelemetry_mongo_events import MongoEventsInstrumentor
+
+MongoEventsInstrumentor().instrument()
+print("pymongo" in sys.modules)
+import pymongo
+
+listeners = pymongo.MongoClient(connect=False).options.event_listeners
+print(*[type(listener).__name__ for listener in listeners])
+"""
+
+
+def test_a_program_may_import_pymongo_later() -> None:
+    code, lines, error = run(IMPORTED_LATER)
+
+    assert (code, error, lines[0]) == (0, "", "False")
+    assert sorted(lines[1].split()) == [
         "CommandEvents",
         "ConnectionEvents",
         "HeartbeatEvents",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.context import Context
@@ -12,6 +14,7 @@ from opentelemetry_mongo_events._commands.held_connections import HeldConnection
 from opentelemetry_mongo_events._commands.open_commands import OpenCommand, OpenCommands
 from opentelemetry_mongo_events._commands.outcome import Outcome
 from opentelemetry_mongo_events._runtime.clock import moment
+from opentelemetry_mongo_events._servers import reports
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._telemetry.telemetry import telemetry_from
 from tests.spans import Spans, attributes, events
@@ -172,3 +175,22 @@ def test_commands_are_found_by_the_drivers_own_address(
     table.note(here, {id(ADDRESS)})
     table.note(elsewhere, {id(("db.example", int("27017")))})
     assert [command.events for command in commands] == [(here,)] * 3
+
+
+class Gone:
+    """What nothing refers to."""
+
+
+def test_a_table_that_is_gone_is_told_of_no_event() -> None:
+    """As where it was collected, and the callback that forgets it has still to run."""
+    gone = Gone()
+    reference: weakref.ref[Any] = weakref.ref(gone)
+    subscribers: dict[weakref.ref[Any], None] = reports._subscribers
+    subscribers[reference] = None
+    del gone
+    gc.collect()
+    assert reference() is None
+    try:
+        reports.land(BackgroundEvent("here", {}), telemetry_from({}, other_tracers=None), None, {id(ADDRESS)})
+    finally:
+        del subscribers[reference]
