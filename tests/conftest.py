@@ -21,7 +21,7 @@ from opentelemetry_mongo_events._pools.state import PoolStates
 from opentelemetry_mongo_events._runtime.process import instances
 from opentelemetry_mongo_events._servers.state import ServerStates
 from tests.clients import connect
-from tests.events import ADDRESS
+from tests.events import ADDRESS, ADDRESSES, TOPOLOGY_ID
 from tests.metrics import Metrics
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import Spans, table_of
@@ -64,7 +64,9 @@ def nothing_left_by_another_test() -> None:
     for pools in instances(PoolStates):
         pools._current.pop(id(ADDRESS), None)
     for servers in instances(ServerStates):
-        servers._servers.pop(id(ADDRESS), None)
+        servers._topologies.pop(TOPOLOGY_ID, None)
+        for address in (ADDRESS, *ADDRESSES):
+            servers._servers.pop(id(address), None)
 
 
 @pytest.fixture

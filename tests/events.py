@@ -165,13 +165,14 @@ def heartbeat_failed(
     return ServerHeartbeatFailedEvent(duration, error, address, awaited)
 
 
-_ADDRESSES: list[tuple[str, int | None]] = [("db.example", 27017 + number) for number in range(100)]
+TOPOLOGY_ID = ObjectId(bytes(12))
+ADDRESSES: list[tuple[str, int | None]] = [("db.example", 27017 + number) for number in range(100)]
 
 
 def topology_changed(servers: int) -> TopologyDescriptionChangedEvent:
     """A topology has that many servers by now, of which nothing is known yet."""
     before, after = (
         TopologyDescription(TOPOLOGY_TYPE.Unknown, servers, None, None, None, None)
-        for servers in ({}, {address: ServerDescription(address) for address in _ADDRESSES[:servers]})
+        for servers in ({}, {address: ServerDescription(address) for address in ADDRESSES[:servers]})
     )
-    return TopologyDescriptionChangedEvent(before, after, ObjectId(bytes(12)))
+    return TopologyDescriptionChangedEvent(before, after, TOPOLOGY_ID)

@@ -191,7 +191,8 @@ def test_a_task_whose_event_loop_is_thrown_away_ends_its_span(
     assert len(table_of(listeners)) == 1
     left_behind.clear()
     del loop
-    gc.collect()
+    for _ in range(3):  # PyPy's collector needs more than one to end a task that another one refers to
+        gc.collect()
 
     if pymongo.version_tuple < (4, 20, 1):
         # A known limit: there is no end, and the connection is given back by somebody who doesn't hold it.
@@ -212,6 +213,7 @@ async def test_what_the_driver_sends_in_the_background_is_nobodys_child(
         cursor = aclient.shop.orders.find(batch_size=2)
         await cursor.next()
         del cursor  # never closed: the driver's background task closes it
+        gc.collect()
 
     await asyncio.to_thread(server.wait_for, lambda each: each.received("killCursors"))
     await eventually(lambda: spans.named("killCursors orders"))

@@ -25,7 +25,7 @@ from tests.pools import held, pools
 from tests.spans import Spans, attributes, events
 from tests.test_outages import DISCOVERY, OFTEN, OUTAGE
 from tests.test_pools import in_use, pending
-from tests.waiting import eventually, until
+from tests.waiting import collected, eventually, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -611,8 +611,8 @@ def test_a_client_that_is_collected_leaves_nothing(server: ScriptedServer, obser
     client.close()
     del client
 
-    until(lambda: (gc.collect(), gone())[1] is None)
-    assert len(_existing_clients._clients.observed) == before
+    until(lambda: collected() and gone() is None)
+    assert len(_existing_clients._clients.observed) <= before  # PyPy may have forgotten others as well
 
 
 def test_a_child_process_goes_on(living: MongoClient[Any], observe: Observe, spans: Spans) -> None:

@@ -26,7 +26,7 @@ from tests.clients import aconnect, answers, connect
 from tests.forks import in_child
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
 from tests.spans import Spans, attributes, end, event, events, linked, seconds, span_id, start, table_of, trace_id
-from tests.waiting import eventually, until
+from tests.waiting import collected, eventually, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def nothing_stays_open() -> Iterator[None]:
     # Up to PyMongo 4.8 nothing tells of a client's end but the garbage collector.
     until(
         lambda: (
-            gc.collect() >= 0
+            collected()
             and (outages._periods.open, outages._periods.outages, outages.background_worker.thread) == ({}, {}, None)
         )
     )
@@ -165,7 +165,7 @@ def test_a_client_that_never_connects_is_told_piece_by_piece(spans: Spans, metri
     listeners = listeners_with(spans, metrics, episode_timeout=0.5)
     with connect("mongodb://127.0.0.1:1", event_listeners=listeners, **OFTEN):
         until(lambda: len(spans.named(DISCOVERY)) >= 2)
-    until(lambda: gc.collect() >= 0 and outages._periods.open == {})
+    until(lambda: collected() and outages._periods.open == {})
 
     first, second, *_, last = spans.named(DISCOVERY)
     assert linked(first) == []
@@ -632,7 +632,7 @@ def test_it_ends_when_its_client_is_garbage_collected(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
         del client
-        until(lambda: gc.collect() >= 0 and spans.named(OUTAGE))
+        until(lambda: collected() and spans.named(OUTAGE))
     assert_ended(spans, metrics, "collected")
 
 
@@ -757,7 +757,7 @@ def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes
 
         assert in_child(child)
         slow.goes_on.set()
-    until(lambda: gc.collect() >= 0 and outages.background_worker.thread is None)
+    until(lambda: collected() and outages.background_worker.thread is None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import random
 import threading
@@ -19,7 +18,7 @@ from tests.clients import aconnect, connect
 from tests.metrics import POOL, Metrics
 from tests.pools import held
 from tests.spans import Spans, table_of
-from tests.waiting import until
+from tests.waiting import collected, until
 
 if TYPE_CHECKING:
     from pymongo import MongoClient
@@ -116,7 +115,7 @@ def test_the_counts_are_the_drivers_whatever_happened(
 
     # The driver fills its pools in the background. And a task that is cancelled just as it gets a connection may leave
     # that to the garbage collector, in the driver's own pool too.
-    until(lambda: gc.collect() >= 0 and metrics.connections() == held(*load.clients))
+    until(lambda: collected() and metrics.connections() == held(*load.clients))
     assert load.failures > 0
     assert held(*load.clients)[1] == 0
     assert sum(metrics.values(PENDING, POOL).values()) == 0
@@ -132,5 +131,5 @@ def test_the_counts_are_the_drivers_whatever_happened(
     for client in load.clients:
         client.close()
     if pymongo.version_tuple >= (4, 9):
-        until(lambda: gc.collect() >= 0 and metrics.points("db.client.connection.count") == [])
+        until(lambda: collected() and metrics.points("db.client.connection.count") == [])
     assert [message for message in caplog.messages if "opentelemetry" in message] == []

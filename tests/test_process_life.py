@@ -7,6 +7,7 @@ import gc
 import inspect
 import os
 import signal
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -349,6 +350,7 @@ repository = Repository()
 @pytest.mark.skipif(
     "event_name" not in inspect.signature(Logger.emit).parameters, reason="OpenTelemetry 1.38 has events"
 )
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy runs no finalizers at its end")
 def test_a_client_may_be_closed_as_the_interpreter_is_torn_down() -> None:
     end = run(CLOSED_BY_A_FINALIZER)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import warnings
@@ -30,7 +29,7 @@ from tests.clients import aconnect, answers, connect
 from tests.events import ADDRESS, heartbeat_failed, heartbeat_started, heartbeat_succeeded, topology_changed
 from tests.forks import in_child
 from tests.spans import event, events
-from tests.waiting import eventually, until
+from tests.waiting import collected, eventually, until
 
 if TYPE_CHECKING:
     from opentelemetry_mongo_events import MongoEventsInstrumentor
@@ -189,8 +188,8 @@ def test_nothing_is_left_of_a_client_that_was_garbage_collected(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
         del client
-        until(lambda: gc.collect() >= 0 and metrics.points(COUNT) == [])
-        until(lambda: gc.collect() >= 0 and metrics.points(ROUND_TRIP) == [])
+        until(lambda: collected() and metrics.points(COUNT) == [])
+        until(lambda: collected() and metrics.points(ROUND_TRIP) == [])
 
 
 def test_what_two_listeners_see_is_told_once(

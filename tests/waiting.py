@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,12 @@ async def eventually(condition: Callable[[], object], seconds: float = 20) -> No
     while not condition():
         assert loop.time() < deadline, f"not within {seconds} s"
         await asyncio.sleep(0.01)
+
+
+def collected() -> bool:
+    """Collect the garbage, and be a condition that is true: PyPy's collector counts nothing."""
+    gc.collect()
+    return True
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
-import gc
 import os
 import random
 import sys
@@ -22,7 +21,7 @@ from tests.chaos.rounds import Round, failures
 from tests.chaos.witness import START, check_connections
 from tests.clients import connect
 from tests.spans import table_of
-from tests.waiting import until
+from tests.waiting import collected, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,7 +191,7 @@ def play(
         for thread in threads:
             thread.join()
         torn, harmless = sum(each.torn for each in team), sum(each.harmless for each in team)
-        until(lambda: gc.collect() >= 0 and _differences(observed) <= torn)
+        until(lambda: collected() and _differences(observed) <= torn)
     watch.is_gone.set()
     assert load.ours == []
     # One that comes in the middle of the package tears apart what it is about to tell of one command. All others are

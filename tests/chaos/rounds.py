@@ -21,7 +21,7 @@ from opentelemetry_mongo_events._telemetry.semconv import SCOPE
 from tests.chaos.witness import Witness
 from tests.metrics import POOL, Metrics
 from tests.spans import Spans, table_of
-from tests.waiting import until
+from tests.waiting import collected, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,15 +90,15 @@ class Round:
         """While clients are open and nothing runs: what the metrics tell is what the driver's pools hold."""
         # The driver fills its pools in the background. And a task that is cancelled just as it gets a connection may
         # leave that to the garbage collector, in the driver's own pool too.
-        until(lambda: gc.collect() >= 0 and self.metrics.connections() == self.held(), _SECONDS)
-        until(lambda: gc.collect() >= 0 and self.metrics.connections()[1] == self.held()[1] == 0, _SECONDS)
+        until(lambda: collected() and self.metrics.connections() == self.held(), _SECONDS)
+        until(lambda: collected() and self.metrics.connections()[1] == self.held()[1] == 0, _SECONDS)
         # The driver's own thread or task may ask for a connection just now, to kill cursors.
         until(lambda: not any(self.metrics.values("db.client.connection.pending_requests", POOL).values()), _SECONDS)
 
     def check(self) -> int:
         """When no client is left: all that was started has ended, and was told once; how many were interrupted."""
-        until(lambda: gc.collect() >= 0 and not outages._periods.open, _SECONDS)
-        until(lambda: gc.collect() >= 0 and self.metrics.points("db.client.connection.count") == [], _SECONDS)
+        until(lambda: collected() and not outages._periods.open, _SECONDS)
+        until(lambda: collected() and self.metrics.points("db.client.connection.count") == [], _SECONDS)
         assert len(table_of(self.observing)) == 0
         interrupted = self.witness.compare(self.commands)
         self._check_metrics()

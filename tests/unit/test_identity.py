@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytest
 
 from opentelemetry_mongo_events._driver import identity as identity_module
 from opentelemetry_mongo_events._driver.identity import Identity, identity
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def address() -> Any:
@@ -25,6 +24,7 @@ def test_an_address_has_one_identity_and_an_equal_one_another() -> None:
     assert identity(first) is not identity(second)
 
 
+@pytest.mark.skipif(not identity_module.COUNTS_REFERENCES, reason="PyPy has no reference counts")
 def test_it_is_alone_when_nobody_else_has_the_address() -> None:
     the_drivers = address()
     ours = identity(the_drivers)
@@ -43,6 +43,7 @@ def test_what_is_gone_is_forgotten() -> None:
         the_drivers = address()
         ours = identity(the_drivers)
         assert ours.address is the_drivers
+    gc.collect()
     assert len(identity_module._known) <= before + 1
 
     del ours, the_drivers
@@ -72,6 +73,7 @@ def test_a_callback_that_comes_late_leaves_its_successor_alone() -> None:
     assert second is not first
 
     del first
+    gc.collect()  # PyPy has forgotten nothing before
     assert reference() is None
     assert identity(the_drivers) is second
 

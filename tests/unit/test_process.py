@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import weakref
@@ -38,6 +39,7 @@ def test_what_is_alive_is_known_by_its_kind_and_kept_alive_by_nobody() -> None:
     assert (len(peers(first)), len(peers(other))) == (2, 1)
 
     del second, state
+    gc.collect()  # PyPy has forgotten nothing before
     assert [state.kept for state in instances(State)] == ["first"]
     assert len(peers(first)) == 1
 
@@ -113,6 +115,7 @@ def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> 
     state = State("gone")
     known = {State: {weakref.ref(state): None}}
     del state
+    gc.collect()
     monkeypatch.setattr(process, "_known", known)
 
     process._forget_all()
@@ -122,6 +125,7 @@ def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> 
 def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "register_at_fork", raising=False)
     monkeypatch.setattr(process, "_watching", {})
+    gc.collect()
     state = State("here")
 
     track(state)

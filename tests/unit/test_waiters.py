@@ -385,6 +385,7 @@ over.set()
 """
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython's garbage collector")
 def test_counting_never_stands_still_where_garbage_is_collected() -> None:
     assert run(THREADS_THAT_COME_AND_GO) == (0, [], "")
 
@@ -435,6 +436,7 @@ print(names.count("go_down") > 300, over.is_set())
 """
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython's garbage collector")
 @pytest.mark.parametrize("what", ["frames", "variables"])
 def test_a_thread_may_end_as_its_stack_is_looked_at(what: str) -> None:
     assert run(A_THREAD_THAT_ENDS_AS_IT_IS_LOOKED_AT, what) == (0, ["True True"], "")
@@ -458,6 +460,7 @@ except RuntimeError:
 """
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython's garbage collector")
 def test_the_garbage_collector_stays_on_where_an_audit_hook_refuses() -> None:
     assert run(AN_AUDIT_HOOK_THAT_REFUSES) == (0, ["True"], "")
 
