@@ -53,7 +53,7 @@ NUMBERS: Final = [
     ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_BEFORE"),
     ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_servers.outages:_LINKS"),
     ("docs/outages.md", r"([\d,]+) of them may wait for it", "_runtime.background:_LIMIT"),
-    ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_runtime.background:_PATIENCE"),
+    ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_runtime.background:_FLUSH_TIMEOUT"),
     ("docs/outages.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
     ("docs/outages.md", r"topologies of more than ([\d,]+) servers", "_servers.topology_listener:_MANY"),
     ("docs/spans.md", r"At most ([\d,]+) characters", "_commands.description:_SUMMARY_LENGTH"),
