@@ -60,7 +60,7 @@ NUMBERS: Final = [
     ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands.listener:_REMEMBERED"),
     ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_commands.open_commands:LIMIT"),
     ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
-    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_driver.client_internals:_PATIENCE"),
+    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_driver.client_internals:_LOCK_TIMEOUT"),
     ("docs/what-is-captured.md", r"is ([\d,]+) characters long at most", "_query_text.masking:_SEGMENT_LENGTH"),
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
     ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text.text:_ELEMENTS"),
