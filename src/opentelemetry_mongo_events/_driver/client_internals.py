@@ -45,7 +45,7 @@ _LISTENER_ATTRIBUTES: Final = {
 }
 
 
-# Of the names of class-private attributes.
+# The prefix that Python adds to the names of class-private attributes.
 _PREFIX: Final = "_EventListeners__"
 
 
