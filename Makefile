@@ -1,4 +1,4 @@
-# make demo, make test: nothing else is needed than Python 3.10+ and make.
+# make demo, make test: these need only Python 3.10+ and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,49 +8,49 @@ BIN := $(VENV)/bin
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/demo.py
 
-# Those that need no other programs, and no time of their own.
+# Leaves out the tests that need other programs or take long.
 QUICK := --ignore=tests/integration --ignore=tests/benchmarks --ignore=tests/chaos
 
 test: $(VENV)/test.stamp
 	$(BIN)/pytest -n auto --dist worksteal $(QUICK) --cov --cov-report=term
 
-# `make test` with each Python that is here, each in an environment of its own. With REQUIRE_PYTHONS=1 one that is missing
-# is a failure.
+# Runs `make test` with each installed Python, in separate environments. With REQUIRE_PYTHONS=1 a missing Python is a
+# failure.
 PYTHONS ?= 3.10 3.11 3.12 3.13 3.14 3.15
 UNPACKED := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/opentelemetry-mongo-events/pythons/bin
 pythons: $(PYTHONS:%=test-%)
 
-# A program of its name may be pyenv's, which runs only what it is told to.
+# The program may be a shim of pyenv, which runs only the versions that are selected in the environment.
 test-%:
 	@python=$$(PATH="$$PATH:$(UNPACKED)" PYENV_VERSION=$* python$* -c 'import sys; print(sys.executable)' 2> /dev/null) \
 	  || { echo "Python $* is not here: left out"; exit $(if $(REQUIRE_PYTHONS),1,0); } \
 	  && $(MAKE) test PYTHON="$$python" VENV=.venv-$*
 
-# A million commands, of 10,000 shapes; SHAPES=100000 makes ten.
+# A million commands, with 10,000 shapes. SHAPES=100000 makes it ten million.
 SHAPES ?= 10000
 fuzz: $(VENV)/test.stamp
 	FUZZ_SHAPES=$(SHAPES) $(BIN)/pytest --timeout 0 tests/test_privacy.py
 
 CHAOS := tests/integration/test_chaos_on_real_servers.py
 
-# Faults under load, so many seconds of each kind, in rounds: SEED is that of the first one.
+# Faults under load, in rounds, for SECONDS of each kind. SEED is the seed of the first round.
 SECONDS ?= 60
 SEED ?= $(shell date +%s)
 chaos: $(VENV)/test.stamp
 	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/pytest --timeout 0 -v tests/chaos $(CHAOS)
 
-# That they run; `python benchmarks/commands.py` measures.
+# Only checks that they run. To measure, use `python benchmarks/commands.py`.
 benchmarks: $(VENV)/test.stamp
 	$(BIN)/pytest tests/benchmarks
 
 integration: $(VENV)/test.stamp
 	REQUIRE_SERVERS=1 $(BIN)/pytest tests/integration --ignore=$(CHAOS)
 
-# PyMongo's own tests, of its newest version, on FerretDB: without and with the instrumentation on.
+# The newest PyMongo's own tests on FerretDB, without and with the instrumentation.
 driver-tests: $(VENV)/nox.stamp
 	$(BIN)/nox --session 'driver_tests(pymongo-newest)'
 
-# With older versions of what this works with: a diagonal through the grid of noxfile.py. All of it: .venv/bin/nox
+# The tests with older dependencies: a diagonal through the grid of noxfile.py. For the whole grid, run .venv/bin/nox
 versions: $(VENV)/nox.stamp
 	$(BIN)/nox --tags diagonal
 
@@ -67,16 +67,16 @@ layers: $(VENV)/test.stamp $(VENV)/check.stamp
 docs: $(VENV)/docs.stamp
 	$(BIN)/sphinx-build -n -W --keep-going -q docs docs/_build/html
 
-# Those of README and docs, of what really runs: with Chromium, pngquant, the servers, and JAEGER_UI, the folder of Jaeger's
-# built page. ONLY=demo makes but one; traces and dashboard are others.
+# Creates the pictures of README and docs from real runs. Needs Chromium, pngquant, the servers, and JAEGER_UI, the
+# directory of Jaeger's built web page. ONLY=demo, traces or dashboard creates only a part.
 pictures: $(VENV)/pictures.stamp
 	@$(BIN)/python -m pictures $(ONLY)
 
 wheel: $(VENV)/check.stamp
 	PYTHON=$(BIN)/python scripts/check-wheel
 
-# Known faults of what this is installed with. It asks pypi.org, so it is no part of `check`. What it can't find there
-# would be left out and called well: --strict makes that a failure.
+# Reports known vulnerabilities of the installed dependencies. It needs pypi.org, so it isn't part of `check`. Without
+# --strict, packages that can't be found there would be skipped silently.
 audit: $(VENV)/audit.stamp
 	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt

@@ -1,10 +1,11 @@
-"""How a client fares whose many servers are found, die, return and are closed at once, by the listeners it has.
+"""Measures how clients with different listeners cope if many servers are found, die, return or are closed at once.
 
-PyMongo queues the events of servers and topologies for their listeners. The queue holds 100, and the driver waits where
-it is full, which stops an asyncio client for good: the task that empties the queue runs on the event loop that waits.
+PyMongo queues the events of servers and topologies for their listeners. The queue holds 100 events, and the driver
+blocks while it is full. An asyncio client then stops forever: the task that empties the queue runs on the blocked event
+loop.
 
-Each case has processes of its own for its servers and its client, and a client that stands still is killed: that is a
-result. Run with `--help`; `--quick` is one small case.
+Each case runs its servers and its client in separate processes. A client that hangs is killed, and the hang is reported
+as the result. Run with `--help`; `--quick` runs one small case.
 """
 
 from __future__ import annotations
@@ -45,27 +46,27 @@ APPLICATIONS = ("idle", "pinging", "busy")
 TOPOLOGIES = ("sharded", "replica_set", "discovered")
 STAGES = ("start", "death", "return", "close")
 
-# A selection looks again when a server has changed, and after 0.5 s: it may take that much more than its time-out.
+# Server selection checks again when a server has changed, and after 0.5 s, so it may exceed its timeout by that much.
 SELECTION_TIMEOUT = 0.4
-SELECTION_TAKES = SELECTION_TIMEOUT + 0.5
+MAX_SELECTION_TIME = SELECTION_TIMEOUT + 0.5
 SLOW = 0.3
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """One case to measure.
 
     Attributes:
         client: One of CLIENTS.
         topology: `sharded` has all mongos as seeds, `replica_set` all members, `discovered` one member.
-        members: How many servers.
+        members: The number of servers.
         listeners: One of LISTENERS. All but `none` and `heartbeat` make the driver queue events.
         heartbeat: `heartbeatFrequencyMS`.
-        application: One of APPLICATIONS. `idle` does nothing, `pinging` pings all the time: a ping that waits for a
-            server has all of them checked every 0.5 s. `busy` has two slow commands for each server on their way too. A
-            sync client is never idle.
-        phase: Seconds from the last emptying of the queue to the death. It is emptied each second.
-        outage: Seconds from the death to the return.
+        application: One of APPLICATIONS. `idle` does nothing. `pinging` pings all the time; while a ping waits for a
+            server, the driver checks all of them every 0.5 s. `busy` also has two slow commands for each server
+            running. A sync client is never idle.
+        phase: Seconds from the last time the queue was emptied, which happens each second, to the death of the servers.
+        outage: Seconds from the death of the servers to their return.
     """
 
     client: str
@@ -79,7 +80,7 @@ class Case:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The servers' process: it answers hello and ping, and obeys its standard input.
+# The servers' process: it answers hello and ping, and reads commands from its standard input.
 
 
 class Members:
@@ -93,13 +94,13 @@ class Members:
         self._open: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
-        """Listen, at the same ports each time."""
+        """Listen, on the same ports each time."""
         for port, sock in zip(self.ports, self._reserved, strict=True):
             server = await asyncio.start_server(functools.partial(self._serve, port), sock=sock, backlog=512)
             self._listening.append(server)
 
     def die(self) -> None:
-        """Drop all connections and refuse others; nobody else gets the ports."""
+        """Drop all connections and refuse new ones, while keeping the ports reserved."""
         for server in self._listening:
             server.close()
         self._listening = []
@@ -164,7 +165,7 @@ def _bound(port: int) -> socket.socket:
 async def _request(reader: asyncio.StreamReader) -> Request:
     length, request_id, _, op_code = struct.unpack("<iiii", await reader.readexactly(16))
     body = await reader.readexactly(length - 16)
-    if op_code == OP_MSG:  # a document of kind 0 stands first, and none of another kind is needed here
+    if op_code == OP_MSG:  # a section of kind 0 comes first, and no other is needed here
         start = 5
     elif op_code == OP_QUERY:
         start = body.index(b"\0", 4) + 1 + 8
@@ -189,16 +190,20 @@ async def serve(case: Case) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The client's process: it tells what it finds, and what it wants of the servers, on its standard output.
+# The client's process: it writes its results, and commands for the servers, to its standard output.
 
 
-def tell(**what: Any) -> None:
-    """A line to the parent."""
-    print(json.dumps(what), flush=True)
+def send(**message: Any) -> None:
+    """Send a message to the parent, as a line of JSON."""
+    print(json.dumps(message), flush=True)
 
 
 class Pulse:
-    """How long the application was kept from going on, at most; a thread tells the parent if that is for good."""
+    """Measures the longest time for which the application was blocked. A thread reports a hang to the parent.
+
+    Args:
+        patience: Seconds without progress that count as a hang.
+    """
 
     def __init__(self, patience: float) -> None:
         self.stage = "start"
@@ -209,20 +214,20 @@ class Pulse:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self, expected: float = 0.0) -> None:
-        """Go on, after `expected` seconds that were the application's own wish."""
+        """Note progress. The application itself chose to wait for `expected` seconds since the last call."""
         now = time.monotonic()
         self._largest = max(self._largest, now - self._last - expected)
         self._last = now
 
-    def end(self, next_stage: str, **found: Any) -> None:
-        """Tell of the stage."""
-        tell(stage=self.stage, stall=self._largest, **found)
+    def end(self, next_stage: str, **results: Any) -> None:
+        """Report the results of the current stage and begin the next one."""
+        send(stage=self.stage, stall=self._largest, **results)
         self.stage, self._largest = next_stage, 0.0
 
     def _watch(self) -> None:
         while time.monotonic() - self._last < self._patience:
             time.sleep(0.1)
-        tell(stage=self.stage, hang=" < ".join(self._where()))
+        send(stage=self.stage, hang=" < ".join(self._where()))
 
     def _where(self) -> Iterator[str]:
         frame = sys._current_frames().get(self._thread)
@@ -237,7 +242,7 @@ class Pulse:
 
 
 class Deliveries:
-    """When the driver emptied its queue, and how many events were in it at most."""
+    """Notes when the driver last emptied its queue, and the largest number of events in it."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -245,60 +250,60 @@ class Deliveries:
         self._largest = 0
 
     def note(self) -> None:
-        """An event is delivered."""
+        """Note the delivery of an event."""
         now = time.monotonic()
         self._burst = self._burst + 1 if now - self.last < 0.1 else 1
         self._largest = max(self._largest, self._burst)
         self.last = now
 
     def largest(self) -> int:
-        """The largest delivery since the last call."""
+        """Return the size of the largest delivery since the last call."""
         largest, self._largest, self._burst = self._largest, 0, 0
         return largest
 
 
 class Bare:
-    """What any listener for servers or topologies does at least: it notes that there was an event."""
+    """A minimal listener for servers or topologies: it only notes that there was an event."""
 
     def __init__(self, deliveries: Deliveries) -> None:
         self._deliveries = deliveries
 
     def opened(self, _: object) -> None:
-        """Note it."""
+        """Note the delivery."""
         self._deliveries.note()
 
     def description_changed(self, _: object) -> None:
-        """Note it."""
+        """Note the delivery."""
         self._deliveries.note()
 
     def closed(self, _: object) -> None:
-        """Note it."""
+        """Note the delivery."""
         self._deliveries.note()
 
 
 class Topologies(Bare, monitoring.TopologyListener):
-    """Bare."""
+    """A minimal topology listener."""
 
 
 class Servers(Bare, monitoring.ServerListener):
-    """Bare."""
+    """A minimal server listener."""
 
 
 class Heartbeats(monitoring.ServerHeartbeatListener):
-    """As bare as can be: these events aren't queued."""
+    """A heartbeat listener that does nothing. Heartbeat events aren't queued."""
 
     def started(self, event: monitoring.ServerHeartbeatStartedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def succeeded(self, event: monitoring.ServerHeartbeatSucceededEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def failed(self, event: monitoring.ServerHeartbeatFailedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
 
 def listeners(kind: str, deliveries: Deliveries) -> list[Any]:
-    """New listeners of a kind; beside the package's own stand bare ones for the same events, which adds none."""
+    """Create listeners of a kind. The package's own come with minimal ones for the same events, which queue no more."""
     if kind == "none":
         return []
     if kind == "heartbeat":
@@ -311,7 +316,7 @@ def listeners(kind: str, deliveries: Deliveries) -> list[Any]:
 
 
 def arguments(case: Case, ports: Sequence[int], deliveries: Deliveries) -> dict[str, Any]:
-    """The arguments of the client."""
+    """Return the arguments of the client."""
     seeds = ports[:1] if case.topology == "discovered" else ports
     return {
         "host": [f"127.0.0.1:{port}" for port in seeds],
@@ -323,20 +328,20 @@ def arguments(case: Case, ports: Sequence[int], deliveries: Deliveries) -> dict[
 
 
 def known(client: pymongo.MongoClient[Any] | pymongo.AsyncMongoClient[Any], case: Case) -> bool:
-    """Whether all servers are known."""
+    """Whether the client knows the type of each server."""
     descriptions = client.topology_description.server_descriptions().values()
     return sum(each.is_server_type_known for each in descriptions) == case.members
 
 
 def until_death(case: Case, deliveries: Deliveries) -> float:
-    """Seconds to the moment of the death: the case's phase of the driver's rhythm, when all is quiet."""
+    """Return the seconds until the servers have to die, at the case's phase of the interval of the driver's queue."""
     now = time.monotonic()
     wait = (deliveries.last + case.phase - now) % 1.0
     return wait + 1.0 if wait < 0.5 else wait
 
 
 async def observe_async(case: Case, ports: Sequence[int], patience: float) -> None:
-    """Take an AsyncMongoClient through the stages."""
+    """Run an AsyncMongoClient through the stages."""
     pulse, deliveries = Pulse(patience), Deliveries()
 
     async def tick() -> None:
@@ -366,22 +371,22 @@ async def observe_async(case: Case, ports: Sequence[int], patience: float) -> No
             await client.admin.command("ping")
             break
     first_ping = time.monotonic() - began
-    found = await all_known(15.0)
+    all_known_after = await all_known(15.0)
     await asyncio.sleep(1.2)
-    pulse.end("death", first_ping=first_ping, all_known=found, burst=deliveries.largest())
+    pulse.end("death", first_ping=first_ping, all_known=all_known_after, burst=deliveries.largest())
     pingers = [asyncio.create_task(ping())] if case.application != "idle" else []
     if case.application == "busy":
         pingers += [asyncio.create_task(ping(SLOW)) for _ in range(2 * case.members)]
     await asyncio.sleep(until_death(case, deliveries))
-    tell(want="die")
+    send(want="die")
     await asyncio.sleep(case.outage)
     pulse.end("return", burst=deliveries.largest())
-    tell(want="return")
+    send(want="return")
     pingers = pingers or [asyncio.create_task(ping())]
     began = time.monotonic()
-    found = await all_known(15.0)
+    all_known_after = await all_known(15.0)
     await asyncio.sleep(1.2)
-    pulse.end("close", all_known=found, burst=deliveries.largest())
+    pulse.end("close", all_known=all_known_after, burst=deliveries.largest())
     for pinger in pingers:
         pinger.cancel()
     await asyncio.wait(pingers)
@@ -392,7 +397,7 @@ async def observe_async(case: Case, ports: Sequence[int], patience: float) -> No
 
 
 def observe_sync(case: Case, ports: Sequence[int], patience: float) -> None:
-    """Take a MongoClient through the stages; its application pings all the time."""
+    """Run a MongoClient through the stages, while the application pings all the time."""
     pulse, deliveries = Pulse(patience), Deliveries()
 
     def ping() -> bool:
@@ -401,7 +406,7 @@ def observe_sync(case: Case, ports: Sequence[int], patience: float) -> None:
         with contextlib.suppress(ConnectionFailure):
             client.admin.command("ping")
             answered = True
-        pulse.beat(0.0 if pulse.stage == "start" else SELECTION_TAKES)
+        pulse.beat(0.0 if pulse.stage == "start" else MAX_SELECTION_TIME)
         time.sleep(0.02)
         return answered
 
@@ -430,20 +435,20 @@ def observe_sync(case: Case, ports: Sequence[int], patience: float) -> None:
     while not ping():
         pass
     first_ping = time.monotonic() - began
-    found = all_known(15.0)
+    all_known_after = all_known(15.0)
     ping_for(1.2)
-    pulse.end("death", first_ping=first_ping, all_known=found, burst=deliveries.largest())
+    pulse.end("death", first_ping=first_ping, all_known=all_known_after, burst=deliveries.largest())
     for _ in range(2 * case.members if case.application == "busy" else 0):
         threading.Thread(target=ping_slowly, daemon=True).start()
     ping_for(until_death(case, deliveries))
-    tell(want="die")
+    send(want="die")
     ping_for(case.outage)
     pulse.end("return", burst=deliveries.largest())
-    tell(want="return")
+    send(want="return")
     began = time.monotonic()
-    found = all_known(15.0)
+    all_known_after = all_known(15.0)
     ping_for(1.2)
-    pulse.end("close", all_known=found, burst=deliveries.largest())
+    pulse.end("close", all_known=all_known_after, burst=deliveries.largest())
     pulse.beat(0.02)
     client.close()
     pulse.beat()
@@ -451,12 +456,12 @@ def observe_sync(case: Case, ports: Sequence[int], patience: float) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The parent: it runs the cases and draws the table.
+# The parent: it runs the cases and prints the table.
 
 
 @contextlib.asynccontextmanager
 async def child(*words: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """This script in another role; it ends with its standard input, or is killed."""
+    """Run this script in another role. It exits when its standard input is closed, or is killed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, __file__, *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -473,31 +478,31 @@ async def child(*words: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def run(case: Case, patience: float) -> dict[str, dict[str, Any]]:
-    """What each stage of a case gave."""
+    """Run a case. Returns the results by stage."""
     text = json.dumps(asdict(case))
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     async with child("--serve", text) as servers:
         assert servers.stdin is not None
         assert servers.stdout is not None
         ports = (await servers.stdout.readline()).decode()
         async with child("--observe", text, "--ports", ports, "--patience", str(patience)) as client:
             assert client.stdout is not None
-            # The client tells itself when it stands still; this is for one that can't even tell.
+            # A client that hangs reports so itself; this timeout is for one that can't.
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 while line := await asyncio.wait_for(client.stdout.readline(), 2 * patience + case.outage + 30):
-                    told = json.loads(line)
-                    if "want" in told:
-                        servers.stdin.write(told["want"].encode() + b"\n")
+                    message = json.loads(line)
+                    if "want" in message:
+                        servers.stdin.write(message["want"].encode() + b"\n")
                     else:
-                        found[told["stage"]] = told
-                    if "hang" in told:
+                        results[message["stage"]] = message
+                    if "hang" in message:
                         break
-    return found
+    return results
 
 
 async def run_all(cases: Sequence[Case], patience: float, jobs: int) -> bool:
-    """Run the cases, and print a row for each as soon as those before it are done; whether none stood still."""
-    went_on = True
+    """Run the cases and print a row for each, in their order. Returns whether no client hung."""
+    no_hangs = True
     places = asyncio.Semaphore(jobs)
 
     async def run_in_turn(case: Case) -> dict[str, dict[str, Any]]:
@@ -517,18 +522,18 @@ async def run_all(cases: Sequence[Case], patience: float, jobs: int) -> bool:
     print(_row("---" for _ in columns))
     tasks = [asyncio.create_task(run_in_turn(case)) for case in cases]
     for case, task in zip(cases, tasks, strict=True):
-        found = await task
-        start = found.get("start", {})
+        results = await task
+        start = results.get("start", {})
         cells = [
             *asdict(case).values(),
             *(_milliseconds(start.get(name)) for name in ("first_ping", "all_known")),
-            *(_outcome(found.get(stage)) for stage in STAGES),
-            " ".join(str(found[stage]["burst"]) for stage in STAGES if "burst" in found.get(stage, {})),
-            next((stage["hang"] for stage in found.values() if "hang" in stage), ""),
+            *(_outcome(results.get(stage)) for stage in STAGES),
+            " ".join(str(results[stage]["burst"]) for stage in STAGES if "burst" in results.get(stage, {})),
+            next((stage["hang"] for stage in results.values() if "hang" in stage), ""),
         ]
         print(_row(cells), flush=True)
-        went_on &= all("stall" in found.get(stage, {}) for stage in STAGES)
-    return went_on
+        no_hangs &= all("stall" in results.get(stage, {}) for stage in STAGES)
+    return no_hangs
 
 
 def _row(cells: Any) -> str:
@@ -546,9 +551,9 @@ def _outcome(stage: dict[str, Any] | None) -> str:
 
 
 def main() -> int:
-    """Run what is asked for; the exit code, which is 1 where the small case stands still."""
+    """Run the selected cases. Returns the exit code, which is 1 if the small case hangs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one small case, which must not stand still")
+    parser.add_argument("--quick", action="store_true", help="run one small case, which must not hang")
     parser.add_argument("--listeners", nargs="+", choices=LISTENERS, default=LISTENERS)
     parser.add_argument("--members", nargs="+", type=int, default=(25, 33, 50, 100))
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=CLIENTS)
@@ -557,8 +562,8 @@ def main() -> int:
     parser.add_argument("--applications", nargs="+", choices=APPLICATIONS, default=APPLICATIONS)
     parser.add_argument("--phases", nargs="+", type=float, default=(0.05,), help="seconds, below 1")
     parser.add_argument("--outage", type=float, default=4.0, help="seconds")
-    parser.add_argument("--patience", type=float, default=15.0, help="seconds without progress that are for good")
-    parser.add_argument("--jobs", type=int, default=1, help="cases at once")
+    parser.add_argument("--patience", type=float, default=15.0, help="seconds without progress that count as a hang")
+    parser.add_argument("--jobs", type=int, default=1, help="number of cases that run at once")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--observe", help=argparse.SUPPRESS)
     parser.add_argument("--ports", help=argparse.SUPPRESS)
@@ -572,8 +577,8 @@ def main() -> int:
         else:
             asyncio.run(observe_async(case, ports, given.patience))
     else:
-        went_on = asyncio.run(run_all([QUICK] if given.quick else list(all_cases(given)), given.patience, given.jobs))
-        return int(given.quick and not went_on)
+        no_hangs = asyncio.run(run_all([QUICK] if given.quick else list(all_cases(given)), given.patience, given.jobs))
+        return int(given.quick and not no_hangs)
     return 0
 
 
@@ -581,7 +586,7 @@ QUICK = Case("async", "sharded", 3, "ours", 500, "pinging", 0.05, 1.0)
 
 
 def all_cases(given: argparse.Namespace) -> Iterator[Case]:
-    """The cases that are asked for; the application of a sync client is never idle."""
+    """Return the selected cases, without those of an idle sync client."""
     choices = (given.clients, given.topologies, given.members, given.listeners, given.heartbeats, given.applications)
     for client, topology, members, kind, heartbeat, application in itertools.product(*choices):
         for phase in given.phases if (client, application) != ("sync", "idle") else ():

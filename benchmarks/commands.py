@@ -1,10 +1,10 @@
-"""What a command costs, by who listens: nobody, `opentelemetry-instrumentation-pymongo`, this package, or the floor.
+"""The cost of a command with no listener, `opentelemetry-instrumentation-pymongo`, this package and an SDK baseline.
 
-The floor makes the same calls of the SDK with the same attributes, all ready-made, and does nothing else: what is above
-it is this package's own. All is CPU time of a pair of events (`started` and `succeeded`), as the driver makes them, and
-with `pools` also of the three events by which a connection is handed out and given back.
+The SDK baseline makes the same SDK calls with the same attributes, all prepared in advance, and does nothing else: any
+cost above it is this package's own. All figures are CPU time for a pair of events (`started` and `succeeded`), as the
+driver creates them, and with `pools` also for the three events by which a connection is checked out and back in.
 
-Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
+Run with `--help`. `--quick` only checks that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ ON: Final = TracerProvider(shutdown_on_exit=False)
 OFF: Final = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
 SPANS_ONLY: Final[dict[str, Any]] = {"pools": False, "heartbeats": False, "topology": False, "query_text": "off"}
 NO_METRICS: Final[dict[str, Any]] = {"meter_provider": NoOpMeterProvider()}
-"""Where the metrics of commands cost nothing. They can't be switched off apart from the spans."""
+"""Makes the metrics of commands cost nothing. They can't be switched off separately from the spans."""
 
 _addresses = iter(("127.0.0.1", port) for port in range(20_000, 60_000))
 
 
 def measuring() -> MeterProvider:
-    """A meter provider that nobody reads meanwhile."""
+    """Return a meter provider that isn't collected during the measurement."""
     return MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
 
 
@@ -81,9 +81,9 @@ def driven(
     checks_out: bool = False,
     first_request: int = 0,
 ) -> Work:
-    """The driver's part: hand a client's listeners the events of a command on a connection of its pool.
+    """Play the driver's part: send a client's listeners the events of a command on a connection of its pool.
 
-    Either each command has the connection handed out for it, or one has it for all.
+    With `checks_out`, the connection is checked out for each command; otherwise, once for all of them.
     """
     address = next(_addresses)
     name = next(iter(command))
@@ -94,9 +94,9 @@ def driven(
         pool.pool_ready(events.pool_ready(address))
         pool.connection_created(events.connection_created(1, address))
         pool.connection_ready(events.connection_ready(1, address))
-    asked = events.check_out_started(address)
-    got = events.checked_out(1, address)
-    back = events.checked_in(1, address)
+    check_out_started = events.check_out_started(address)
+    checked_out = events.checked_out(1, address)
+    checked_in = events.checked_in(1, address)
     pairs = [
         (
             events.started(command, request_id=number, address=address),
@@ -105,28 +105,28 @@ def driven(
         for number in range(first_request, first_request + EVENTS)
     ]
 
-    def hand_out() -> None:
+    def check_out() -> None:
         for pool in pools:
-            pool.connection_check_out_started(asked)
+            pool.connection_check_out_started(check_out_started)
         for pool in pools:
-            pool.connection_checked_out(got)
+            pool.connection_checked_out(checked_out)
 
-    def give_back() -> None:
+    def check_in() -> None:
         for pool in pools:
-            pool.connection_checked_in(back)
+            pool.connection_checked_in(checked_in)
 
     def work(loops: int) -> None:
-        hand_out()
+        check_out()
         for _ in range(loops // EVENTS):
             for started, succeeded in pairs:
                 if checks_out:
-                    give_back()
-                    hand_out()
+                    check_in()
+                    check_out()
                 for each in commands:
                     each.started(started)
                 for each in commands:
                     each.succeeded(succeeded)
-        give_back()
+        check_in()
 
     return work
 
@@ -142,7 +142,7 @@ class Nothing(CommandListener):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The floor.
+# The SDK baseline.
 
 MEASURED: Final[dict[str, Any]] = {
     "db.system.name": "mongodb",
@@ -164,8 +164,8 @@ POOL: Final[dict[str, Any]] = {"db.client.connection.pool.name": "127.0.0.1:2701
 TEXT: Final = query_text("find", FIND, is_raw=False, limit=4096)
 
 
-class Floor:
-    """The calls of the SDK that are made for a find, and no more."""
+class SdkBaseline:
+    """The SDK calls that this package makes for a find, and nothing else."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class Floor:
         text: str | None = TEXT,
         pools: bool = False,
     ) -> None:
-        self._tracer = provider.get_tracer("floor")
+        self._tracer = provider.get_tracer("sdk-baseline")
         self._attributes = {**AT_START, **(WAITED if pools else {})}
         self._text = text
         self._duration, self._rows, self._wait, self._use = (
@@ -184,14 +184,14 @@ class Floor:
         self._empty = Context()
 
     def start(self) -> trace.Span:
-        """As a command starts."""
+        """Make the calls for the start of a command."""
         span = self._tracer.start_span("find orders", None, SpanKind.CLIENT, self._attributes)
         if self._text is not None and span.is_recording():
             span.set_attribute("db.query.text", self._text)
         return span
 
     def end(self, span: trace.Span) -> None:
-        """As it ends."""
+        """Make the calls for the end of a command."""
         if span.is_recording():
             span.set_attribute("db.response.returned_rows", 1)
             span.end()
@@ -201,21 +201,21 @@ class Floor:
             self._duration.record(0.001, MEASURED, context)
 
     def checked_out(self) -> None:
-        """As a connection is handed out for it."""
+        """Make the calls for the checkout of its connection."""
         if self._wait is not None:
             self._wait.record(0.001, POOL)
 
     def checked_in(self) -> None:
-        """As the connection is given back."""
+        """Make the calls for the return of its connection."""
         if self._use is not None:
             self._use.record(0.001, POOL)
 
 
-def floor(
+def sdk_baseline(
     provider: trace.TracerProvider, meter: Meter | None = None, *, text: str | None = None, pools: bool = False
 ) -> Work:
-    """Those calls, that many times."""
-    calls = Floor(provider, meter, text=text, pools=pools)
+    """Return work that makes the calls of the SDK baseline."""
+    calls = SdkBaseline(provider, meter, text=text, pools=pools)
 
     def work(loops: int) -> None:
         for _ in range(loops):
@@ -232,19 +232,19 @@ def floor(
 
 
 def contrib(provider: Any, command: Mapping[str, Any] = FIND, reply: Any = REPLY, *, text: bool = False) -> Work:
-    """The same commands, told by `opentelemetry-instrumentation-pymongo`."""
+    """Return work that sends the commands to `opentelemetry-instrumentation-pymongo`."""
     return driven([CommandTracer(provider.get_tracer("contrib"), capture_statement=text)], command, reply)
 
 
 def ours(
     provider: Any, command: Mapping[str, Any] = FIND, reply: Any = REPLY, *, checks_out: bool = False, **options: Any
 ) -> Work:
-    """And by this package."""
+    """Return work that sends the commands to this package."""
     return driven(event_listeners(tracer_provider=provider, **options), command, reply, checks_out=checks_out)
 
 
 def cases() -> dict[str, Callable[[], tuple[dict[str, Work], tuple[Goal, ...]]]]:
-    """What is compared, by name: the ways, and the goals."""
+    """Return the cases by name: for each, the work to compare and the goals."""
     spans = {**SPANS_ONLY, **NO_METRICS}
     text = {**spans, "query_text": "masked"}
 
@@ -252,7 +252,7 @@ def cases() -> dict[str, Callable[[], tuple[dict[str, Work], tuple[Goal, ...]]]]
         "no SDK is set (a proxy provider)": lambda: (
             {
                 "contrib": contrib(trace.ProxyTracerProvider()),
-                "floor": floor(trace.ProxyTracerProvider()),
+                "SDK baseline": sdk_baseline(trace.ProxyTracerProvider()),
                 "ours": ours(None, **SPANS_ONLY),
             },
             (Goal("contrib", 0.4),),
@@ -260,32 +260,32 @@ def cases() -> dict[str, Callable[[], tuple[dict[str, Work], tuple[Goal, ...]]]]
         "a provider that does nothing": lambda: (
             {
                 "contrib": contrib(NoOpTracerProvider()),
-                "floor": floor(NoOpTracerProvider()),
+                "SDK baseline": sdk_baseline(NoOpTracerProvider()),
                 "ours": ours(NoOpTracerProvider(), **spans),
             },
             (Goal("contrib", 0.4),),
         ),
         "sampled out, spans only": lambda: (
-            {"contrib": contrib(OFF), "floor": floor(OFF), "ours": ours(OFF, **spans)},
+            {"contrib": contrib(OFF), "SDK baseline": sdk_baseline(OFF), "ours": ours(OFF, **spans)},
             (Goal("contrib", 0.8),),
         ),
         "recorded, spans only, no text": lambda: (
-            {"contrib": contrib(ON), "floor": floor(ON), "ours": ours(ON, **spans)},
-            (Goal("contrib", 1.0), Goal("floor", 1.2)),
+            {"contrib": contrib(ON), "SDK baseline": sdk_baseline(ON), "ours": ours(ON, **spans)},
+            (Goal("contrib", 1.0), Goal("SDK baseline", 1.2)),
         ),
         "recorded, span, duration and rows": lambda: (
             {
-                "floor": floor(ON, measuring().get_meter("floor")),
+                "SDK baseline": sdk_baseline(ON, measuring().get_meter("sdk-baseline")),
                 "ours": ours(ON, meter_provider=measuring(), **SPANS_ONLY),
             },
-            (Goal("floor", 1.1),),
+            (Goal("SDK baseline", 1.1),),
         ),
         "everything on": lambda: (
             {
-                "floor": floor(ON, measuring().get_meter("floor"), text=TEXT, pools=True),
+                "SDK baseline": sdk_baseline(ON, measuring().get_meter("sdk-baseline"), text=TEXT, pools=True),
                 "ours": ours(ON, meter_provider=measuring(), checks_out=True),
             },
-            (Goal("floor", 1.2),),
+            (Goal("SDK baseline", 1.2),),
         ),
         "what a switch saves": lambda: (
             {
@@ -300,7 +300,11 @@ def cases() -> dict[str, Callable[[], tuple[dict[str, Work], tuple[Goal, ...]]]]
             (),
         ),
         "masked text, small find": lambda: (
-            {"contrib (raw)": contrib(ON, text=True), "floor": floor(ON, text=TEXT), "ours": ours(ON, **text)},
+            {
+                "contrib (raw)": contrib(ON, text=True),
+                "SDK baseline": sdk_baseline(ON, text=TEXT),
+                "ours": ours(ON, **text),
+            },
             (Goal("contrib (raw)", 1.1),),
         ),
         "text, $in of 10,000": lambda: (
@@ -318,10 +322,10 @@ LARGE: Final = ("text, $in of 10,000", "text, insert of 1,000 x 1 KB")
 
 
 def main() -> None:
-    """Run the cases that are asked for."""
+    """Run the selected cases."""
     options = parser(__doc__)
-    options.add_argument("--only", default="", help="the cases whose name has this in it")
-    options.add_argument("--output", help="a file for pyperf's own tools")
+    options.add_argument("--only", default="", help="run only the cases whose name contains this")
+    options.add_argument("--output", help="write the results to this file, for pyperf's own tools")
     arguments = options.parse_args()
     measured = []
     for title, case in cases().items():

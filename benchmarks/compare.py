@@ -1,4 +1,4 @@
-"""Compare ways to do one thing: in one process and run, turn by turn, so that a noisy machine is noisy for all."""
+"""Compares ways to do one thing. They take turns in one process, so that a noisy machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import pyperf
 
 Work = Callable[[int], None]
-"""Does the thing that many times."""
+"""Does the thing as many times as the argument says."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """At most `factor` times what `base` takes."""
+    """A limit for the measured way: at most `factor` times the time that `base` takes."""
 
     base: str
     factor: float
@@ -32,26 +32,26 @@ def compare(
     rounds: int,
     clock: Callable[[], float] = time.process_time,
 ) -> list[pyperf.Benchmark]:
-    """Measure each of the ways, and print how long each takes by its median, and how that is to the others.
+    """Measure each way, and print its median time and the ratios that have goals.
 
     Args:
-        title: What is done.
-        ways: How it can be done, by name.
-        goals: What `of` is held to.
-        of: One of the ways.
-        loops: How often the thing is done in a turn.
-        rounds: How many turns each way has.
-        clock: What it takes, in seconds: as a rule the CPU time of all threads.
+        title: What is measured.
+        ways: The ways to do it, by name.
+        goals: The limits for `of`.
+        of: The way that has goals.
+        loops: How often each turn does the thing.
+        rounds: How many turns each way takes.
+        clock: Returns seconds; by default the CPU time of all threads.
 
     Returns:
-        What was measured, for pyperf's own tools.
+        The measurements, for pyperf's own tools.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     order = list(ways)
     for name in order:
-        ways[name](loops)  # warm
+        ways[name](loops)  # warm up
     gc.collect()
-    gc.disable()  # what is collected in one's turn may be another's
+    gc.disable()  # a collection in one way's turn might be caused by another
     try:
         for _ in range(rounds):
             for name in order:
@@ -67,7 +67,7 @@ def compare(
     for name, benchmark in benchmarks.items():
         print(f"  {name:<28}{benchmark.median() * 1e6:9.2f} us  +- {benchmark.median_abs_dev() * 1e6:.2f}")
     for goal in goals:
-        # Turn by turn: both had the same noise.
+        # The ratio of each turn, in which both had the same noise.
         ratios = sorted(mine / base for mine, base in zip(seconds[of], seconds[goal.base], strict=True))
         ratio = ratios[len(ratios) // 2]
         verdict = "" if ratio <= goal.factor else "  <- above"
@@ -76,9 +76,9 @@ def compare(
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """What each benchmark takes on the command line."""
+    """Return a parser for the options that all benchmarks have."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--quick", action="store_true", help="only show that it runs")
+    made.add_argument("--quick", action="store_true", help="only check that it runs")
     return made
 
 

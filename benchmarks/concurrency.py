@@ -1,6 +1,6 @@
-"""Whether a command costs the same however many are open, and however many threads or tasks there are.
+"""Compares the cost of a command beside many open commands, threads or tasks with the cost of a command alone.
 
-Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
+Run with `--help`. `--quick` only checks that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tests import events
 THREADS: Final = 64
 TASKS: Final = 1_000
 OPEN: Final = 9_900
-"""As many as are observed at once, but for a few."""
+"""A few less than the number of commands that may be open."""
 
 
-def observed() -> Any:
-    """The listeners of a client, with everything on."""
+def all_listeners() -> Any:
+    """Return the listeners of a client, with everything on."""
     return event_listeners(tracer_provider=ON, meter_provider=measuring())
 
 
 def beside_open_commands() -> Work:
-    """One after another, while thousands are open elsewhere."""
-    listeners = observed()
+    """Return work that runs one command after another while thousands of others are open."""
+    listeners = all_listeners()
     commands = next(each for each in listeners if isinstance(each, CommandListener))
     for number in range(OPEN):
         commands.started(events.started(FIND, request_id=1_000_000 + number))
@@ -41,8 +41,8 @@ def beside_open_commands() -> Work:
 
 
 def in_threads(threads: int) -> Work:
-    """In so many threads at once."""
-    ways = [driven(observed(), checks_out=True)] if threads == 1 else _of_one_client(threads)
+    """Return work that runs commands in that many threads at once."""
+    ways = [driven(all_listeners(), checks_out=True)] if threads == 1 else _of_one_client(threads)
 
     def work(loops: int) -> None:
         share = loops // threads
@@ -56,18 +56,18 @@ def in_threads(threads: int) -> Work:
 
 
 def _of_one_client(threads: int) -> list[Work]:
-    listeners = observed()
+    listeners = all_listeners()
     return [driven(listeners, checks_out=True, first_request=1_000 * number) for number in range(threads)]
 
 
 def in_tasks(tasks: int, listeners: Any) -> Work:
-    """In so many tasks, each of which lets the others run while its command is open."""
+    """Return work that runs commands in that many tasks. Each task lets the others run while its command is open."""
     commands = [each for each in listeners if isinstance(each, CommandListener)]
     pools = [each for each in listeners if isinstance(each, ConnectionPoolListener)]
     address = ("127.0.0.1", 27017)
     for pool in pools:
         pool.pool_created(events.pool_created(address))
-    told = [
+    task_events = [
         (
             events.checked_out(number + 1, address),
             events.started(FIND, request_id=number, address=address),
@@ -76,13 +76,13 @@ def in_tasks(tasks: int, listeners: Any) -> Work:
         )
         for number in range(tasks)
     ]
-    asked = events.check_out_started(address)
+    check_out_started = events.check_out_started(address)
 
     async def task(number: int, pairs: int) -> None:
-        checked_out, started, succeeded, checked_in = told[number]
+        checked_out, started, succeeded, checked_in = task_events[number]
         for _ in range(pairs):
             for pool in pools:
-                pool.connection_check_out_started(asked)
+                pool.connection_check_out_started(check_out_started)
                 pool.connection_checked_out(checked_out)
             for each in commands:
                 each.started(started)
@@ -102,11 +102,11 @@ def in_tasks(tasks: int, listeners: Any) -> Work:
 
 
 def main() -> None:
-    """Compare many with one."""
+    """Compare many commands, threads and tasks with one."""
     rounds, pairs = (1, 1) if parser(__doc__).parse_args().quick else (15, 10)
     compare(
         f"{OPEN:,} open commands",
-        {"none open": driven(observed(), checks_out=True), "ours": beside_open_commands()},
+        {"none open": driven(all_listeners(), checks_out=True), "ours": beside_open_commands()},
         (Goal("none open", 1.05),),
         loops=50 * pairs,
         rounds=rounds,
@@ -123,8 +123,8 @@ def main() -> None:
         {
             "one task, no listener": in_tasks(1, []),
             "tasks, no listener": in_tasks(TASKS, []),
-            "one task": in_tasks(1, observed()),
-            "ours": in_tasks(TASKS, observed()),
+            "one task": in_tasks(1, all_listeners()),
+            "ours": in_tasks(TASKS, all_listeners()),
         },
         (Goal("one task", 1.05),),
         loops=TASKS * pairs,

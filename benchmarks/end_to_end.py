@@ -1,9 +1,9 @@
-"""What `find_one()` costs with a real driver over a socket, by who listens.
+"""Compares the cost of `find_one()` with different listeners, with a real driver over a socket.
 
-The server is a process of its own that knows one answer, so that nothing else takes time. The floor is a listener that
-makes the calls of the SDK which this package makes, ready-made, and does nothing else.
+The server is a separate process that knows a single answer, so that nothing else takes time. The SDK baseline is a
+listener that makes the same SDK calls as this package, all prepared in advance, and does nothing else.
 
-Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
+Run with `--help`. `--quick` only checks that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.commands import Floor, measuring
+from benchmarks.commands import SdkBaseline, measuring
 from benchmarks.compare import Goal, Work, compare, parser
 from opentelemetry_mongo_events import event_listeners
 from tests.servers.scripted import read_request
@@ -51,10 +51,10 @@ FOUND: Final = {
 }
 
 
-def serve(told: Connection) -> None:
-    """Answer each `find` with the same document, and everything else as a server would that is fine."""
+def serve(pipe: Connection) -> None:
+    """Send the port through the pipe. Answer each `find` with the same document, all else like a healthy server."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        told.send(listening.getsockname()[1])
+        pipe.send(listening.getsockname()[1])
         while True:
             connection, _ = listening.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -62,7 +62,7 @@ def serve(told: Connection) -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    """Answer what comes on a connection."""
+    """Answer all requests on a connection."""
     with contextlib.suppress(OSError, EOFError, ConnectionError), connection:
         while True:
             request = read_request(connection)
@@ -73,7 +73,7 @@ def answer(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def server() -> Iterator[int]:
-    """The port of such a server."""
+    """Run such a server in a process of its own; the value is its port."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
     process.start()
@@ -84,23 +84,24 @@ def server() -> Iterator[int]:
         process.join()
 
 
-class FloorListener(CommandListener, ConnectionPoolListener):
-    """Makes the calls of the SDK that are made for a find and its connection, and no more."""
+class SdkBaselineListener(CommandListener, ConnectionPoolListener):
+    """Makes the SDK calls that this package makes for a find and its connection, and nothing else."""
 
     def __init__(self) -> None:
-        self._floor = Floor(TracerProvider(shutdown_on_exit=False), measuring().get_meter("floor"), pools=True)
+        meter = measuring().get_meter("sdk-baseline")
+        self._baseline = SdkBaseline(TracerProvider(shutdown_on_exit=False), meter, pools=True)
 
     def started(self, event: Any) -> None:
-        self._span = self._floor.start()
+        self._span = self._baseline.start()
 
     def succeeded(self, event: Any) -> None:
-        self._floor.end(self._span)
+        self._baseline.end(self._span)
 
     def connection_checked_out(self, event: Any) -> None:
-        self._floor.checked_out()
+        self._baseline.checked_out()
 
     def connection_checked_in(self, event: Any) -> None:
-        self._floor.checked_in()
+        self._baseline.checked_in()
 
     def failed(self, event: Any) -> None: ...
     def pool_created(self, event: Any) -> None: ...
@@ -115,7 +116,7 @@ class FloorListener(CommandListener, ConnectionPoolListener):
 
 
 def finding(client: MongoClient[Any]) -> Work:
-    """Find one document that many times."""
+    """Return work that finds one document."""
     orders = client.shop.orders
 
     def work(loops: int) -> None:
@@ -126,13 +127,13 @@ def finding(client: MongoClient[Any]) -> Work:
 
 
 def main() -> None:
-    """Measure CPU time, and then the time on the wall."""
+    """Measure CPU time, then wall-clock time."""
     loops, rounds = (20, 3) if parser(__doc__).parse_args().quick else (500, 31)
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("contrib")
     listeners: dict[str, list[Any]] = {
         "no listener": [],
         "contrib (spans only)": [CommandTracer(tracer)],
-        "floor": [FloorListener()],
+        "SDK baseline": [SdkBaselineListener()],
         "ours": event_listeners(
             tracer_provider=TracerProvider(shutdown_on_exit=False), meter_provider=measuring(), topology=False
         ),
@@ -142,7 +143,7 @@ def main() -> None:
             name: finding(clients.enter_context(MongoClient("127.0.0.1", port, event_listeners=each)))
             for name, each in listeners.items()
         }
-        goals = (Goal("floor", 1.1),)
+        goals = (Goal("SDK baseline", 1.1),)
         compare("find_one, everything on: CPU", ways, goals, loops=loops, rounds=rounds)
         compare("find_one, everything on: wall", ways, goals, loops=loops, rounds=rounds, clock=time.perf_counter)
 

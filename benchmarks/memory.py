@@ -1,6 +1,6 @@
-"""How much memory this package holds as commands go by: a million, over ten thousand collections.
+"""Measures how much memory this package holds during a million commands on ten thousand collections.
 
-Run with `--help`; `--quick` shows that it runs, and its figures mean nothing.
+Run with `--help`. `--quick` only checks that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ COLLECTIONS = 10_000
 
 
 def main() -> None:
-    """Send the commands, and tell ten times how much is held."""
+    """Send the commands, and print ten times how much memory is held."""
     total = 1_000 if parser(__doc__).parse_args().quick else 1_000_000
-    # The SDK's own metrics keep a series for each collection, up to its limit of 2,000: that is not measured here.
+    # No metrics: the SDK keeps a series for each collection, up to its limit of 2,000, which isn't to be measured here.
     listeners = event_listeners(tracer_provider=ON, meter_provider=NoOpMeterProvider())
     commands = next(each for each in listeners if isinstance(each, CommandListener))
     tracemalloc.start()

@@ -387,7 +387,7 @@ def test_a_global_provider_that_cant_be_used_is_a_warning(
     # What `set_tracer_provider` and its like have been given.
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: given and Gives(given))
     monkeypatch.setattr(otel_metrics, "get_meter_provider", lambda: given and Gives(given))
-    monkeypatch.setattr(instruments, "_made", instruments._Made())
+    monkeypatch.setattr(instruments, "_registry", instruments._Registry())
     with connect(server.uri, event_listeners=event_listeners()) as client:
         client.admin.command("ping")
 

@@ -694,7 +694,7 @@ def _monitor(client: Any) -> Any:
         (_connection, "active", None),
         (_connection, "idle_time_seconds", lambda: None),
         (_connection, "pool_ref", lambda: None),
-        (lambda client: client_internals._gate(_pool(client))[0], "?", None),
+        (lambda client: client_internals._publishing_flag(_pool(client))[0], "?", None),
     ],
 )
 def test_a_driver_that_is_made_otherwise_is_refused(
@@ -709,7 +709,7 @@ def test_a_driver_that_is_made_otherwise_is_refused(
         client.admin.command("ping")
         holder = part(client)
         if attribute == "?":
-            attribute = client_internals._gate(_pool(client))[1]
+            attribute = client_internals._publishing_flag(_pool(client))[1]
         before = _state(client)
         with monkeypatch.context() as patch:
             patch.setattr(holder, attribute, value)
@@ -736,7 +736,7 @@ def _state(client: Any) -> Any:
 
 def test_a_module_without_what_is_looked_for(living: MongoClient[Any]) -> None:
     with pytest.raises(UnknownDriverError, match="SomethingNew"):
-        client_internals._named(living._topology, "SomethingNew")
+        client_internals._from_module_of(living._topology, "SomethingNew")
 
 
 def test_an_address_that_was_not_looked_up_yet(
@@ -754,7 +754,7 @@ def test_an_address_that_was_not_looked_up_yet(
 def test_a_listener_of_the_client_cannot_call_it(
     living: MongoClient[Any], observe: Observe, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_internals, "_PATIENCE", 0.01)
+    monkeypatch.setattr(client_internals, "_LOCK_TIMEOUT", 0.01)
     before = _state(living)
     with living._topology._lock, pytest.raises(RuntimeError, match="doesn't come to rest"):
         observe(living)

@@ -65,8 +65,8 @@ def test_nothing_happens_at_import() -> None:
         "from opentelemetry import trace;"
         "assert 'pymongo' not in sys.modules;"
         "assert not m.MongoEventsInstrumentor().is_instrumented_by_opentelemetry;"
-        "from opentelemetry_mongo_events._runtime.process import _known, _watching;"
-        "assert (_known, _watching) == ({}, {});"  # nothing is registered with `os` for forks
+        "from opentelemetry_mongo_events._runtime.process import _fork_handler, _states;"
+        "assert (_states, _fork_handler) == ({}, {});"  # nothing is registered with `os` for forks
         "assert trace._TRACER_PROVIDER is None and threading.active_count() == 1"
     )
 

@@ -119,7 +119,7 @@ def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monk
 
 
 def test_a_record_that_is_never_emitted_is_not_waited_for(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "_PATIENCE", 0.05)
+    monkeypatch.setattr(background, "_FLUSH_TIMEOUT", 0.05)
     goes_on = threading.Event()
     kept.worker.emit(goes_on.wait)
     kept.emit("next")
@@ -134,7 +134,7 @@ def test_a_record_that_is_never_emitted_is_not_waited_for(kept: Kept, monkeypatc
 def test_without_a_thread_records_that_take_long_are_not_waited_for(
     kept: Kept, no_more_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "_PATIENCE", 0.01)
+    monkeypatch.setattr(background, "_FLUSH_TIMEOUT", 0.01)
     kept.worker.emit(lambda: time.sleep(0.02))
     kept.emit("next")
     kept.worker.flush()
@@ -151,7 +151,7 @@ def test_what_it_looks_after_may_wait_for_records(monkeypatch: pytest.MonkeyPatc
         worker.emit(lambda: done.append("record"))
         worker.flush()
         done.append("looked")
-        monkeypatch.setattr(worker, "_look", lambda: None)
+        monkeypatch.setattr(worker, "_check", lambda: None)
 
     worker = BackgroundWorker(look, lambda: None)
     worker.wake()

@@ -38,17 +38,17 @@ def test_it_is_alone_when_nobody_else_has_the_address() -> None:
 
 def test_what_is_gone_is_forgotten() -> None:
     gc.collect()
-    before = len(identity_module._known)
+    before = len(identity_module._identities)
     for _ in range(100):
         the_drivers = address()
         ours = identity(the_drivers)
         assert ours.address is the_drivers
     gc.collect()
-    assert len(identity_module._known) <= before + 1
+    assert len(identity_module._identities) <= before + 1
 
     del ours, the_drivers
     gc.collect()
-    assert len(identity_module._known) <= before
+    assert len(identity_module._identities) <= before
 
 
 def test_one_that_is_gone_but_not_yet_forgotten_is_replaced() -> None:
@@ -57,7 +57,7 @@ def test_one_that_is_gone_but_not_yet_forgotten_is_replaced() -> None:
     gone = Identity(the_drivers)
     dead = weakref.ref(gone)
     del gone
-    identity_module._known[id(the_drivers)] = dead
+    identity_module._identities[id(the_drivers)] = dead
 
     ours = identity(the_drivers)
 
@@ -68,7 +68,7 @@ def test_one_that_is_gone_but_not_yet_forgotten_is_replaced() -> None:
 def test_a_callback_that_comes_late_leaves_its_successor_alone() -> None:
     the_drivers = address()
     first = identity(the_drivers)
-    reference = identity_module._known.pop(id(the_drivers))
+    reference = identity_module._identities.pop(id(the_drivers))
     second = identity(the_drivers)
     assert second is not first
 
@@ -96,4 +96,4 @@ def test_without_reference_counts_nobody_is_alone(monkeypatch: pytest.MonkeyPatc
     """As on PyPy: better a pool too many than none."""
     monkeypatch.setattr(identity_module, "_reference_count", None)
     assert not identity(address()).is_unreferenced
-    assert identity_module._references_of_one_alone("db.example") == 0
+    assert identity_module._count_if_unreferenced("db.example") == 0

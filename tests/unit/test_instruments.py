@@ -58,7 +58,7 @@ def test_threads_that_ask_at_once_get_one_set() -> None:
 
 
 def test_a_provider_that_becomes_the_global_one_keeps_its_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instruments_module._made, "of_the_global_provider", None)
+    monkeypatch.setattr(instruments_module._registry, "for_global_provider", None)
     metrics = Metrics()
     made = instruments(metrics.provider)
     monkeypatch.setattr(api, "get_meter_provider", lambda: metrics.provider)
@@ -68,7 +68,7 @@ def test_a_provider_that_becomes_the_global_one_keeps_its_set(monkeypatch: pytes
 
 def test_two_sets_of_one_provider_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
     # As where the instruments of the global provider were made before there was one.
-    monkeypatch.setattr(instruments_module._made, "of_the_global_provider", None)
+    monkeypatch.setattr(instruments_module._registry, "for_global_provider", None)
     of_the_global = instruments(None)
     metrics = Metrics()
     by_name = instruments(metrics.provider)
@@ -133,15 +133,15 @@ def test_what_is_noted_is_counted_now_and_then_where_nobody_reads() -> None:
     for _ in range(10_500):
         made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
 
-    assert len(made._noted) == 500
-    assert made._tallies[names.MONGODB_CLIENT_POOL_CLEARED] == {("a:1",): 10_000}
+    assert len(made._pending) == 500
+    assert made._counts[names.MONGODB_CLIENT_POOL_CLEARED] == {("a:1",): 10_000}
 
 
 def test_nobody_waits_to_count() -> None:
     # As where a finalizer runs in the middle of it, and waits for a lock of the driver's.
     metrics = Metrics()
     made = instruments(metrics.provider)
-    with made._counting:
+    with made._count_lock:
         for _ in range(1_500):
             made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
         assert metrics.points(names.MONGODB_CLIENT_POOL_CLEARED) == []

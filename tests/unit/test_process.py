@@ -79,7 +79,7 @@ def test_of_two_threads_that_are_told_of_a_fork_one_forgets(monkeypatch: pytest.
         yield
 
     monkeypatch.setitem(process._owner, "process", -1)
-    monkeypatch.setitem(process._taking_over, os.getpid(), after_another())
+    monkeypatch.setitem(process._take_over_locks, os.getpid(), after_another())
     process.take_over()
     assert state.kept == "its own"
 
@@ -116,7 +116,7 @@ def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> 
     known = {State: {weakref.ref(state): None}}
     del state
     gc.collect()
-    monkeypatch.setattr(process, "_known", known)
+    monkeypatch.setattr(process, "_states", known)
 
     process._forget_all()
     assert instances(State) == []
@@ -124,7 +124,7 @@ def test_what_is_gone_by_then_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "register_at_fork", raising=False)
-    monkeypatch.setattr(process, "_watching", {})
+    monkeypatch.setattr(process, "_fork_handler", {})
     gc.collect()
     state = State("here")
 
@@ -136,7 +136,7 @@ def test_where_there_is_no_fork_none_is_watched(monkeypatch: pytest.MonkeyPatch)
 def test_forks_are_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     watched: list[Any] = []
     monkeypatch.setattr(os, "register_at_fork", lambda **hooks: watched.append(hooks), raising=False)
-    monkeypatch.setattr(process, "_watching", {})
+    monkeypatch.setattr(process, "_fork_handler", {})
     states = [State("a"), State("b")]
     for state in states:
         track(state)

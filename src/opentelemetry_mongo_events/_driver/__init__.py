@@ -1,1 +1,1 @@
-"""What is peculiar to PyMongo: its versions, its listeners, its private parts."""
+"""PyMongo: differences between its versions, its listeners, and the private attributes that are used."""

@@ -1,11 +1,11 @@
-"""MongoDB's commands: which of them name a collection, carry a batch or hold credentials."""
+"""Lists of MongoDB commands: those that name a collection, carry a batch or hold credentials."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# The commands whose own value is a collection's name. A list, since the value under a command's name is often something
-# else: a user (`dropUser`), a namespace (`renameCollection`), a number (`getMore`).
+# The commands whose own value is the name of a collection. They are listed because the value of other commands is often
+# something else: a user (`dropUser`), a namespace (`renameCollection`), a number (`getMore`).
 COLLECTION_COMMANDS: Final = frozenset(
     {
         "aggregate",
@@ -55,10 +55,11 @@ COLLECTION_COMMANDS: Final = frozenset(
 )
 
 
+# The commands that carry a batch, with the key of the batch.
 BATCHES: Final = {"insert": "documents", "update": "updates", "delete": "deletes", "bulkWrite": "ops"}
 
 
-# The driver redacts them and their replies, but not what says why one failed.
+# The driver redacts these commands and their replies, but not the errors of those that fail.
 _SENSITIVE: Final = frozenset(
     {
         "authenticate",
@@ -75,5 +76,5 @@ _SENSITIVE: Final = frozenset(
 
 
 def is_sensitive(command_name: str) -> bool:
-    """Whether a command holds credentials: then nothing is ever shown of it, nor of what the server says to it."""
+    """Whether a command holds credentials. Neither its content nor the server's answer is ever recorded then."""
     return command_name.lower() in _SENSITIVE

@@ -1,7 +1,8 @@
-"""Which client an event comes from, and whether that client still lives.
+"""Tells which client's pool or server an event comes from, and whether the driver still uses it.
 
-No event carries its client. But the address in all events of one pool, or of one server of a client, is the same tuple,
-and another tuple in each client. And the driver holds it for as long as the pool, or the server's monitor, lives.
+No event refers to its client. But all events of a pool, or of a client's server, share one tuple object as the address,
+and each client has tuples of its own. The driver refers to the tuple as long as the pool, or the server's monitor,
+exists.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from typing import Any, Final
 _reference_count: Final = getattr(sys, "getrefcount", None)
 
 COUNTS_REFERENCES: Final = _reference_count is not None
-"""PyPy doesn't. What a client had that was never closed is known to be gone there by the client's settings only, which
-its topology's descriptions refer to."""
+"""Whether the interpreter counts references; PyPy doesn't. If a client is never closed, its pools and servers are known
+to be gone there only once its settings, to which its topology descriptions refer, have been collected."""
 
-_known: Final[dict[int, weakref.ref[Identity]]] = {}
+_identities: Final[dict[int, weakref.ref[Identity]]] = {}
 
 
 class Identity:
-    """The driver's own address of a pool or a server, to which this package refers once, whatever it notes of it.
+    """The address object of a pool or a server.
+
+    This package refers to the address object only here, so its reference count tells whether the driver still uses it.
 
     Attributes:
-        address: The address.
-        owner: What lives as long as its client does; None where that isn't known.
+        address: The driver's tuple.
+        owner: A weak reference to something that exists as long as the client does; None if that isn't known.
     """
 
     __slots__ = ("__weakref__", "address", "owner")
@@ -35,44 +38,44 @@ class Identity:
 
     @property
     def is_unreferenced(self) -> bool:
-        """Whether nobody else has it: what it is the address of is gone."""
+        """Whether nothing else refers to the address: its pool or server is gone."""
         if self.owner is not None and self.owner() is None:
             return True
-        return _reference_count is not None and self._references() <= _ALONE
+        return _reference_count is not None and self._count_references() <= _COUNT_IF_UNREFERENCED
 
-    def _references(self) -> int:
+    def _count_references(self) -> int:
         return 0 if _reference_count is None else int(_reference_count(self.address))
 
 
-def _references_of_one_alone(host: str) -> int:
-    address = (host, None)  # not a literal, which the code would hold as well
+def _count_if_unreferenced(host: str) -> int:
+    address = (host, None)  # not a literal: the code object would refer to that, too
     identity = Identity(address)
     del address
-    return identity._references()
+    return identity._count_references()
 
 
-_ALONE: Final = _references_of_one_alone("")
+_COUNT_IF_UNREFERENCED: Final = _count_if_unreferenced("")
 
 
 def identity(address: Address) -> Identity:
-    """The one identity of an address. Runs on any thread."""
+    """Return the single identity of an address object. Runs on any thread."""
     key = id(address)
-    reference = _known.get(key)
-    found = None if reference is None else reference()
-    if found is not None:  # as a rule
-        return found
+    reference = _identities.get(key)
+    existing = None if reference is None else reference()
+    if existing is not None:  # the usual case
+        return existing
 
     def forget(reference: weakref.ref[Identity]) -> None:
-        if _known.get(key) is reference:
-            _known.pop(key, None)
+        if _identities.get(key) is reference:
+            _identities.pop(key, None)
 
-    made = Identity(address)
+    new = Identity(address)
     while True:
-        # One operation of a dictionary: of several threads, one makes it.
-        reference = _known.setdefault(key, weakref.ref(made, forget))
-        found = reference()
-        if found is not None:
-            return found
+        # `setdefault` is atomic: if several threads create an identity, all of them get the same one.
+        reference = _identities.setdefault(key, weakref.ref(new, forget))
+        existing = reference()
+        if existing is not None:
+            return existing
         forget(reference)
 
 

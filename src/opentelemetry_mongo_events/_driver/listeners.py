@@ -1,4 +1,4 @@
-"""The listeners that the driver calls: their types, and one for pools that notes nothing."""
+"""The type of PyMongo's listeners, and a pool listener that ignores all events."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ Listener: TypeAlias = CommandListener | ConnectionPoolListener | ServerHeartbeat
 
 
 class QuietPoolListener(ConnectionPoolListener):
-    """Each method that the driver calls, for who has another one for some of them only."""
+    """A pool listener that ignores all events: a base class for listeners that handle only some of them."""
 
     def pool_created(self, event: PoolCreatedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def pool_ready(self, event: PoolReadyEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def pool_cleared(self, event: PoolClearedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def pool_closed(self, event: PoolClosedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def connection_created(self, event: ConnectionCreatedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def connection_ready(self, event: ConnectionReadyEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""
 
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
-        """Nothing to note."""
+        """Ignore the event."""

@@ -1,8 +1,8 @@
-"""How listeners are registered with the driver, for all clients that are made from then on.
+"""Registers listeners with PyMongo, for all clients that are created later.
 
-From 4.11 on the driver starts a task for what it tells of a topology as soon as an `AsyncMongoClient` is made, and
-raises where no event loop runs: so no application could make one at the top of a module any more. Such a client has to
-be made without the registered listener.
+Since PyMongo 4.11 an `AsyncMongoClient` with topology listeners starts a task for their events as soon as it is
+created, and raises an exception if no event loop is running. Applications that create a client at module level would
+break, so such a client is created without the registered topology listener.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _ASYNC_CLIENTS: Final = "pymongo.asynchronous.mongo_client"
 
 
 def register(listener: Listener) -> None:
-    """Register a listener, for good: the driver has no way to take one out."""
+    """Register a listener permanently: PyMongo has no way to unregister one."""
     if TOPOLOGY_LISTENERS_NEED_A_LOOP and isinstance(listener, monitoring.TopologyListener):
-        _replace_list()
+        _replace_driver_list()
         _TopologyListeners.ours.append(listener)
     monitoring.register(listener)
 
 
-def _replace_list() -> None:
-    """Put a list in the place of the driver's that gives a client which can't have topology listeners none of ours."""
+def _replace_driver_list() -> None:
+    """Replace the driver's list with one that omits our listeners for clients that can't have topology listeners."""
     registered = getattr(monitoring, "_LISTENERS", None)
     listeners = getattr(registered, "topology_listeners", None)
     if type(listeners) is list:
@@ -39,15 +39,15 @@ def _replace_list() -> None:
 
 
 class _TopologyListeners(list[Any]):
-    """Those that are registered. The driver copies them into each client that it makes."""
+    """The registered topology listeners. The driver copies them, as a slice, into each client that it creates."""
 
     ours: ClassVar[list[Listener]] = []
     _has_warned = False
 
     def __getitem__(self, key: Any) -> Any:
-        found = super().__getitem__(key)
+        selected = super().__getitem__(key)
         if not isinstance(key, slice) or asyncio._get_running_loop() is not None or not _is_for_async_client():
-            return found
+            return selected
         if not self._has_warned:
             _TopologyListeners._has_warned = True
             warn(
@@ -55,11 +55,11 @@ class _TopologyListeners(list[Any]):
                 "then: its outages are not observed. Make it in the event loop, or call "
                 "MongoEventsInstrumentor().instrument_client(client) there (this is logged once)"
             )
-        return [each for each in found if not any(each is listener for listener in self.ours)]
+        return [each for each in selected if not any(each is listener for listener in self.ours)]
 
 
 def _is_for_async_client() -> bool:
-    """Whether this is called as an `AsyncMongoClient` is made."""
+    """Whether this is called by the constructor of an `AsyncMongoClient`."""
     frame = sys._getframe()
     while (caller := frame.f_back) is not None:
         if caller.f_globals.get("__name__") == _ASYNC_CLIENTS:

@@ -1,4 +1,4 @@
-"""Where one version of PyMongo differs from another."""
+"""Differences between the supported versions of PyMongo, behind functions and flags."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from opentelemetry_mongo_events._driver.values import whole_number
 CommandEvent = CommandStartedEvent | CommandSucceededEvent | CommandFailedEvent
 
 ATTEMPTS_SHARE_OPERATION_ID = version_tuple >= (4, 18)
-"""Before 4.18 each attempt of an operation has an `operation_id` of its own."""
+"""Before 4.18 each attempt of an operation has its own `operation_id`."""
 
 TOPOLOGY_LISTENERS_NEED_A_LOOP = version_tuple >= (4, 11)
-"""Since 4.11 an `AsyncMongoClient` with topology listeners can be made only where an event loop runs."""
+"""Since 4.11 an `AsyncMongoClient` with topology listeners can be created only while an event loop is running."""
 
 POOL_EVENTS_HAVE_DURATIONS = version_tuple >= (4, 7)
-"""Before 4.7 what the pool's events tell the end of is measured by ourselves."""
+"""Before 4.7 pool events have no durations, and this package measures them."""
 
-# Up to 4.2 a date out of Python's range makes a document unreadable.
+# Not available up to 4.2, where a date outside of Python's range makes a document unreadable.
 _DATES: Final = getattr(getattr(codec_options, "DatetimeConversion", None), "DATETIME_AUTO", None)
 
 CODEC_OPTIONS: Final[codec_options.CodecOptions[dict[str, Any]]] = codec_options.CodecOptions(
     **({} if _DATES is None else {"datetime_conversion": _DATES})
 )
-"""How a raw document is read."""
+"""The options for decoding raw documents."""
 
 
 _HAS_SERVER_CONNECTION_ID: Final = hasattr(CommandStartedEvent, "server_connection_id")
@@ -49,9 +49,9 @@ CommandId: TypeAlias = tuple[int, "tuple[str, int | None] | None", "int | None"]
 
 
 def command_id(event: CommandEvent) -> tuple[int, Any, int | None]:
-    """The request id, the address and the server's own id of the connection.
+    """Return the request id, the address, and the server's id of the connection.
 
-    PyMongo gives that since 4.7, a server since MongoDB 4.2: as an int32, an int64 or a double.
+    The server's id is available since PyMongo 4.7 and MongoDB 4.2. Servers send an int32, an int64 or a double.
     """
     if not _HAS_SERVER_CONNECTION_ID:
         return event.request_id, event.connection_id, None
@@ -63,42 +63,44 @@ def command_id(event: CommandEvent) -> tuple[int, Any, int | None]:
 
 
 def raised_for(failure: object) -> str | None:
-    """The name of the class of the exception that the driver raises for a failure, while it publishes that.
+    """Return the class name of the driver's exception for a failure that it is publishing; None if there is none.
 
-    It publishes a failure from where it handles the exception. The application may run the command as it handles
-    another one: the driver's own holds the same document.
+    The driver publishes a failure while it handles the exception. Since the application may run the command while it
+    handles another exception, the driver's is recognized by its `details`, which are the same document.
     """
     error = sys.exc_info()[1]
-    is_its_own = failure is not None and getattr(error, "details", None) is failure
-    return type(error).__name__ if is_its_own else None
+    is_from_driver = failure is not None and getattr(error, "details", None) is failure
+    return type(error).__name__ if is_from_driver else None
 
 
 def runs_in_background() -> bool:
-    """Whether this runs in a thread or task of the driver's own (they close cursors and keep the pools filled).
+    """Whether this runs in a background thread or task of the driver, which closes cursors and fills pools.
 
-    A task of an `AsyncMongoClient`, and with `sys.flags.thread_inherit_context` a thread too, copied the context of
-    whoever used the client first, so its current span is a stranger.
+    A task of an `AsyncMongoClient`, and with `sys.flags.thread_inherit_context` also a thread, has a copy of the
+    context in which the client was first used, so its current span is unrelated.
     """
     if threading.current_thread().name.startswith("pymongo_"):
         return True
-    # Without a loop, `current_task()` raises, which costs more than to ask for the loop first.
+    # Without a loop `current_task()` raises, which is slower than checking for the loop first.
     loop = asyncio._get_running_loop()
     task = None if loop is None else asyncio.current_task(loop)
     return task is not None and task.get_name().startswith("pymongo_")
 
 
 def is_cancelled_heartbeat(event: ServerHeartbeatFailedEvent) -> bool:
-    """Whether a heartbeat failed because the driver itself gave it up: it tells nothing of the server.
+    """Whether a heartbeat failed only because the driver cancelled it, which says nothing about the server.
 
-    That happens when a client is closed, and when a command has found out already that the server is gone.
+    The driver does so when a client is closed, and when a command has already found that the server is gone.
     """
     return type(event.reply).__name__ == "_OperationCancelled"
 
 
 def duration(event: object, since: float | None) -> float | None:
-    """How many seconds what a pool event tells the end of took, or None.
+    """Return the duration, in seconds, of what a pool event ends; None if it is unknown.
 
-    Where the driver doesn't tell it, it is measured: `since` is when it began, by `time.perf_counter()`.
+    Args:
+        event: The event. It has no duration before PyMongo 4.7.
+        since: The start by `time.perf_counter()`, for an event without a duration.
     """
     seconds = getattr(event, "duration", None)
     if seconds is None:

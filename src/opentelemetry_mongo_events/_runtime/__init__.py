@@ -1,1 +1,1 @@
-"""What a library in a foreign process needs: it never raises, blocks or leaks."""
+"""The runtime: a background thread, guards against errors, and state that survives forks and monkey patches."""

@@ -1,11 +1,11 @@
-"""The background worker: it looks after what is open and emits log records, so that neither keeps the driver waiting.
+"""The background thread that checks open outages and emits log records, so that the driver never waits.
 
-Its thread exists only while something is open or a record waits.
+The thread exists only while something is open or a record is waiting.
 
-Nothing here is created at import that could block, and nothing that could is kept: gevent and eventlet may replace
-`threading` at any time later (`opentelemetry-instrument` imports this package before the application's first line
-runs), and a primitive from before would block the whole OS thread instead of one greenlet. So each thread makes the
-lock that it waits with as it starts, and a thread from before the patching is replaced by the next `wake()`.
+No blocking primitive is created at import, and none is kept for long: gevent and eventlet may patch `threading` at any
+later time (`opentelemetry-instrument` imports this package before the application's first line runs), and a primitive
+from before the patching would block the whole OS thread instead of one greenlet. Each thread therefore has a lock of
+its own to wait on, and the next `wake()` replaces a thread that was started before the patching.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from opentelemetry_mongo_events._runtime.process import track
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# The number of log records that may wait.
 _LIMIT: Final = 1_000
-_PATIENCE: Final = 5.0
+# Seconds.
+_FLUSH_TIMEOUT: Final = 5.0
 
+# The only key of `BackgroundWorker._threads`. The current thread is in a dictionary because its operations are atomic.
 _CURRENT: Final = "current"
 
 # A context variable, not a thread-local: a thread-local from before a monkey patch is shared by all greenlets.
@@ -38,58 +41,62 @@ _is_emitting: ContextVar[bool] = ContextVar("opentelemetry_mongo_events_is_emitt
 
 
 class _WorkerThread:
-    """One thread, and what it waits with.
+    """A thread and the lock that it waits on.
+
+    Args:
+        run: Runs on the thread, with this object as its argument.
 
     Attributes:
-        implementation: Whose `threading` made it: another one once gevent or eventlet has patched it.
+        implementation: The `threading.Lock` at the time of creation. gevent and eventlet replace it when they patch.
         thread: The thread.
     """
 
     def __init__(self, run: Callable[[_WorkerThread], None]) -> None:
         self.implementation: object = threading.Lock
-        # A plain lock is the one primitive that a finalizer or a signal handler can release on the very thread that is
-        # about to do so itself. It is locked while there is nothing new.
-        self._bell = threading.Lock()
-        self._bell.acquire()
+        # Only a plain lock can be released by a finalizer or signal handler that interrupts a thread which is just
+        # about to release it. It is locked while there is no notification.
+        self._notification = threading.Lock()
+        self._notification.acquire()
         self.thread = threading.Thread(target=run, args=(self,), name="opentelemetry_mongo_events", daemon=True)
 
-    def ring(self) -> None:
-        """Have it look again. Runs on any thread, and never blocks."""
-        with contextlib.suppress(RuntimeError):  # it is released already
-            self._bell.release()
+    def notify(self) -> None:
+        """End the thread's current or next `wait()`. Runs on any thread; never blocks."""
+        with contextlib.suppress(RuntimeError):  # it has been notified already
+            self._notification.release()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it rings, for so many seconds at most; whether it rang."""
-        return self._bell.acquire(timeout=seconds)
+        """Wait for a notification, for at most that many seconds. Returns whether there was one."""
+        return self._notification.acquire(timeout=seconds)
 
 
 class BackgroundWorker:
-    """Runs the thread.
+    """Starts the background thread when there is work, and gives it the work.
 
-    There is no lock: each step is one operation of a dictionary or a deque. A finalizer or a signal handler may come
-    here while its thread is here already.
+    There is no lock: each step is a single operation of a dictionary or a deque. A finalizer or signal handler may
+    call a method while it interrupts another call on the same thread.
 
     Args:
-        look: Looks after what is open, on the thread; never raises. Returns in how many seconds it must look again, or
-            None where nothing is open.
-        end: Ends what is open, at the exit of the interpreter; never raises.
+        check: Checks what is open. Runs on the background thread; never raises. Returns the seconds until the next
+            check is due, or None if nothing is open.
+        end_all: Ends what is open, at the exit of the interpreter; never raises.
 
     Attributes:
         guard: Counts the records that could not be emitted.
     """
 
-    def __init__(self, look: Callable[[], float | None], end: Callable[[], None]) -> None:
+    def __init__(self, check: Callable[[], float | None], end_all: Callable[[], None]) -> None:
         self.guard = Guard()
-        self._look = look
-        self._end = end
+        self._check = check
+        self._end_all = end_all
         self._dropped = itertools.count()
         self._process: int | None = None
         self.forget()
 
     def forget(self) -> None:
-        """After a fork what waits is the parent's, and the thread isn't here.
+        """Reset after a fork: the waiting records are the parent's, and its thread does not exist in the child.
 
-        It is done once: the driver starts threads in a child, too, and one may come here before this is called.
+        This happens once per process, at the first call: the driver starts threads in a child, and one of them may use
+        this worker before the fork handler runs.
         """
         if self._process == os.getpid():
             return
@@ -99,14 +106,18 @@ class BackgroundWorker:
 
     @property
     def thread(self) -> threading.Thread | None:
-        """The thread; None while there is none."""
+        """The background thread, or None while there is none."""
         worker = self._threads.get(_CURRENT)
         return None if worker is None else worker.thread
 
     def emit(self, record: Callable[[], object]) -> None:
-        """Have a log record emitted, after those that wait. Runs on any thread, calls nothing else and never raises.
+        """Queue a log record to be emitted. Runs on any thread, without calling any other code; never raises.
 
-        There is none for what a log pipeline that uses MongoDB does as it takes a record: each would make the next.
+        Records are ignored while the log pipeline handles another one: if the pipeline uses MongoDB, each record would
+        lead to the next.
+
+        Args:
+            record: Emits the record. Runs on the background thread, or on one that flushes if there is none.
         """
         if _is_emitting.get():
             return
@@ -114,15 +125,15 @@ class BackgroundWorker:
         if len(self._waiting) < _LIMIT:
             self._waiting.append(record)
         elif next(self._dropped) == 0:
-            self._waiting.append(_warn)
+            self._waiting.append(_warn_of_dropped_records)
         self.wake()
 
     def wake(self) -> None:
-        """Have it look after what is open now, and start the thread if there is none. Runs on any thread."""
+        """Make the thread check what is open now, and start it if there is none. Runs on any thread."""
         track(self)
         self.forget()
-        # A finalizer may come here as the interpreter is torn down. A thread that starts then never runs, and
-        # who starts it waits for good.
+        # A finalizer may call this while the interpreter is torn down. A thread started then never runs, and `start()`
+        # never returns.
         if sys.is_finalizing():
             return
         while True:
@@ -131,17 +142,17 @@ class BackgroundWorker:
                 self._start()
                 return
             if worker.implementation is not threading.Lock:
-                # It was started before gevent or eventlet patched `threading`: it ends when it wakes.
+                # Started before gevent or eventlet patched `threading`. It ends when it wakes up.
                 self._threads.pop(_CURRENT, None)
-                worker.ring()
+                worker.notify()
                 continue
-            worker.ring()
-            # One that has just found nothing to do may not have heard it.
+            worker.notify()
+            # A thread that has just found nothing to do may have missed the notification.
             if self._threads.get(_CURRENT) is worker:
                 return
 
     def flush(self) -> None:
-        """Wait until the records that wait now are emitted, for 5 seconds at most. Runs on any thread; never raises."""
+        """Wait until all records queued so far are emitted, for at most 5 seconds. Runs on any thread; never raises."""
         if _is_emitting.get() or (self.thread is None and not self._waiting):
             return
         done = threading.Event()
@@ -149,23 +160,24 @@ class BackgroundWorker:
         self.wake()
         thread = self.thread
         if thread is None or thread.ident == threading.get_ident() or sys.is_finalizing():
-            self._emit_here()
+            self._emit_on_this_thread()
         else:
-            done.wait(_PATIENCE)
+            done.wait(_FLUSH_TIMEOUT)
 
     def at_exit(self) -> None:
-        """End what is open, and let no record get lost."""
-        self._end()
+        """End what is open and emit the waiting records. Runs when the interpreter exits."""
+        self._end_all()
         self.flush()
 
     def _start(self) -> None:
-        # No more threads, the interpreter is about to exit, or it is one that has no daemons. A greenlet can't be
-        # waited for everywhere either.
+        # Starting fails if there are too many threads, if the interpreter is about to exit, or if it does not allow
+        # daemon threads. Under gevent or eventlet, some places don't allow waiting for the start either.
         with contextlib.suppress(Exception):
             worker = _WorkerThread(self._run)
             if self._threads.setdefault(_CURRENT, worker) is not worker:
-                return  # another thread has started one
-            # What is registered last runs first: before the SDK, which was set up meanwhile, is shut down.
+                return  # another caller has started a thread
+            # Register again, as the last handler runs first: this one has to run before an SDK that was set up in the
+            # meantime is shut down.
             atexit.unregister(self.at_exit)
             atexit.register(self.at_exit)
             try:
@@ -177,28 +189,28 @@ class BackgroundWorker:
     def _run(self, worker: _WorkerThread) -> None:
         try:
             while self._threads.get(_CURRENT) is worker:
-                seconds = self._look()
+                seconds = self._check()
                 for _ in range(len(self._waiting)):
                     self._emit_next()
                 if seconds is None and not self._waiting:
-                    # Who wakes it from now on starts another one; who did before has rung.
+                    # From here on `wake()` starts another thread; an earlier `wake()` has notified this one.
                     self._threads.pop(_CURRENT, None)
                     if not worker.wait(0) or self._threads.setdefault(_CURRENT, worker) is not worker:
                         return
                 else:
                     worker.wait(seconds or 0)
         finally:
-            # What a log or a span pipeline raises that is no exception, as `SystemExit`, ends the thread.
+            # The thread also ends if a log or span pipeline raises something like `SystemExit`.
             if self._threads.get(_CURRENT) is worker:
                 self._threads.pop(_CURRENT, None)
 
-    def _emit_here(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
+    def _emit_on_this_thread(self) -> None:
+        deadline = time.monotonic() + _FLUSH_TIMEOUT
         while time.monotonic() < deadline and self._emit_next():
             pass
 
     def _emit_next(self) -> bool:
-        """Emit the record that has waited longest; False where none waits."""
+        """Emit the oldest waiting record. Returns False if there is none."""
         try:
             record = self._waiting.popleft()
         except IndexError:
@@ -211,7 +223,7 @@ class BackgroundWorker:
         return True
 
 
-def _warn() -> None:
+def _warn_of_dropped_records() -> None:
     warn(
         "%s log records wait for the log pipeline: those that come meanwhile are dropped (this is logged once)",
         f"{_LIMIT:,}",

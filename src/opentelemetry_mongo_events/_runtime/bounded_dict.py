@@ -1,4 +1,4 @@
-"""A bounded memory of what came last."""
+"""A dictionary of bounded size that drops its oldest entries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ V = TypeVar("V")
 
 
 class BoundedDict(OrderedDict[K, V]):
-    """A dictionary that forgets its oldest entry when it is full, if `put` is how entries come into it.
+    """A dictionary that drops its oldest entries when it is full, provided that entries are added with `put()`.
 
-    Used from any thread without a lock: each step is one operation of the dictionary, and a lock held while a process
-    forks, or while a finalizer runs a command, would never be released.
+    It can be used on any thread. There is no lock, as each step is a single dictionary operation: a lock that is held
+    while the process forks, or while a finalizer runs a command, would never be released.
+
+    Args:
+        limit: The maximum number of entries.
     """
 
     __slots__ = ("_limit",)
@@ -25,9 +28,9 @@ class BoundedDict(OrderedDict[K, V]):
         self._limit = limit
 
     def put(self, key: K, value: V) -> None:
-        """Remember `value`, as the newest."""
-        self.pop(key, None)  # a key that is there already would keep its place
+        """Add an entry as the newest, replacing one of the same key."""
+        self.pop(key, None)  # otherwise an existing key would keep its place
         self[key] = value
         while len(self) > self._limit:
-            with contextlib.suppress(KeyError):  # other threads have emptied it meanwhile
+            with contextlib.suppress(KeyError):  # other threads have emptied it in the meantime
                 self.popitem(last=False)

@@ -1,4 +1,4 @@
-"""From the clock that the driver stamps its descriptions with to the one that telemetry has."""
+"""Converts times of the monotonic clock, which the driver uses, to the wall-clock times of telemetry."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class Moment(NamedTuple):
-    """A moment by both clocks.
+    """A point in time on both clocks.
 
     Attributes:
-        at: By `time.monotonic()`.
-        nanoseconds: Since the epoch.
+        at: Seconds of `time.monotonic()`.
+        nanoseconds: Nanoseconds since the epoch.
     """
 
     at: float
@@ -19,6 +19,6 @@ class Moment(NamedTuple):
 
 
 def moment(at: float | None = None) -> Moment:
-    """That moment by `time.monotonic()`, or now."""
+    """Return the moment of a `time.monotonic()` value in seconds; by default, the current one."""
     now, nanoseconds = time.monotonic(), time.time_ns()
     return Moment(now, nanoseconds) if at is None else Moment(at, nanoseconds - int((now - at) * 1e9))

@@ -1,4 +1,4 @@
-"""The edge to the driver: what goes wrong in telemetry stays here."""
+"""Keeps errors in telemetry away from the driver: they are counted and logged, never raised."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 FAILURES: Final = (Exception, asyncio.CancelledError)
-"""What is held up. A function that awaits nothing is never cancelled, so a `CancelledError` is a failure of its own."""
+"""The exceptions that are caught. Code that awaits nothing is never cancelled, so its `CancelledError` is an error."""
 
-_KINDS: Final = 100
-_OTHER_KINDS: Final = ("any other place", "an exception of any other class")
+_MAX_KINDS: Final = 100
+_OTHER_KIND: Final = ("any other place", "an exception of any other class")
 
 
 class Guard:
-    """Counts the failures of telemetry by kind and logs the first of each.
+    """Counts errors in telemetry by kind and logs the first of each kind.
 
-    A kind is a place (a listener's method, a hook) and the name of an exception's class. There are 100 kinds at most;
-    what comes after is one more.
+    A kind is a place (a listener's method, a hook) and the name of an exception class. At most 100 kinds are kept; all
+    further ones are counted together, as one more.
 
-    The log names the exception's class and the lines of code it went through, never its message: that may hold what the
-    application stores in its database.
+    The log has the class of the exception and the lines of its traceback, but never its message, which may contain data
+    from the application's database.
+
+    Attributes:
+        failures: The number of errors of each kind.
     """
 
     __slots__ = ("failures",)
@@ -40,12 +43,12 @@ class Guard:
         self.failures: dict[tuple[str, str], int] = {}
 
     def failed(self, place: str, error: BaseException) -> None:
-        """Note that `error` was raised in `place`. Runs on the thread that failed; never raises."""
+        """Count an error that was raised in `place`. Runs on the thread that raised it; never raises."""
         kind = (place, type(error).__qualname__)
-        if kind not in self.failures and len(self.failures) >= _KINDS:
-            kind = _OTHER_KINDS
+        if kind not in self.failures and len(self.failures) >= _MAX_KINDS:
+            kind = _OTHER_KIND
         count = self.failures.get(kind, 0)
-        # Counted first: a log handler that itself uses MongoDB comes back here.
+        # Counted before logging: a log handler that uses MongoDB itself may call this method again.
         self.failures[kind] = count + 1
         if count:
             return
@@ -57,9 +60,9 @@ class Guard:
         )
 
     def run(self, place: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call `function`; an exception of it is noted under `place` and goes no further.
+        """Call `function`. If it raises, count the error under `place` and suppress it.
 
-        So is a coroutine that it returns, as one that is `async` does: nobody would await it.
+        Returning a coroutine, as an `async` function does, is an error too: it would never be awaited.
         """
         try:
             returned = function(*args, **kwargs)
@@ -71,20 +74,20 @@ class Guard:
 
 
 class NotAwaitedError(TypeError):
-    """What was called returned a coroutine."""
+    """A function returned a coroutine, which would never be awaited."""
 
 
 class Guarded(Protocol):
-    """What has a guard."""
+    """An object that has a guard."""
 
     @property
     def guard(self) -> Guard: ...
 
 
 class NeverCopied:
-    """A listener of which there is no copy: it stands for what it knows.
+    """A listener that a deep copy returns unchanged, since its state must not be split.
 
-    Who saves and restores what is registered with the driver makes deep copies of it, as the driver's own tests do.
+    Code that saves and restores the listeners registered with the driver deep-copies them, as PyMongo's own tests do.
     """
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -96,9 +99,10 @@ E = TypeVar("E")
 
 
 def guarded(method: Callable[[G, E], None]) -> Callable[[G, E], None]:
-    """Make a listener's method one that never raises into the driver.
+    """Decorate a listener's method so that it never raises into the driver.
 
-    PyMongo prints a traceback for each event whose listener raises, so an error in a hot listener would flood stderr.
+    PyMongo prints a traceback for each event whose listener raises, so an error in a frequently called method would
+    flood stderr.
     """
 
     @functools.wraps(method)

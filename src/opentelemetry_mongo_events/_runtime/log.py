@@ -1,4 +1,4 @@
-"""The warnings of this package: each told once, by whoever calls."""
+"""Logs the warnings of this package; the callers make sure that each is logged once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ _logger = logging.getLogger("opentelemetry_mongo_events")
 
 
 def warn(message: str, *args: object) -> None:
-    """Log a warning. A log filter or handler of the application's that raises goes no further than here."""
+    """Log a warning. Never raises: errors of the application's log filters and handlers are suppressed."""
     with contextlib.suppress(Exception, asyncio.CancelledError):
         _logger.warning(message, *args)

@@ -1,1 +1,1 @@
-"""What all signals are turned into: providers, instruments, names."""
+"""OpenTelemetry: providers, instruments and the names of everything that is emitted."""

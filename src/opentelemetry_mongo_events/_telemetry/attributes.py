@@ -1,4 +1,4 @@
-"""Attributes that several signals have in common."""
+"""Attributes that several signals share: the address and port of a server."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Attributes = dict[str, AttributeValue]
 
 
 def target(address: Address) -> str:
-    """An address as text: `host:port`, with brackets around an IPv6 address; the path of a Unix socket."""
+    """Format an address as `host:port`, `[host]:port` for IPv6, or the path of a Unix socket."""
     host, port = address
     return host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def server_attributes(address: Address | None) -> Attributes:
-    """The host and the port; the path of a Unix socket."""
+    """The host and port of a server, or the path of its Unix socket; empty for None."""
     if address is None:
         return {}
     host, port = address

@@ -1,4 +1,4 @@
-"""What is measured: the instruments of one meter provider, and what their callbacks read."""
+"""The metric instruments of a meter provider, and the callbacks that read the observable ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
-_LOOK_AGAIN: Final = 0.1
-_MANY: Final = 1_000
-_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
-_OUTAGES: Final = (0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300)
-_ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+_CHECK_INTERVAL: Final = 0.1
+_MAX_PENDING: Final = 1_000
+_DURATION_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+_OUTAGE_BUCKETS: Final = (0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300)
+_ROW_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
-# Fixed keys for each metric, so a tuple of values, in their order, is enough to count under.
-_TALLIES: Final = {
+# The attribute keys of each counter are fixed, so a tuple of values in their order identifies a series.
+_COUNTERS: Final = {
     names.DB_CLIENT_CONNECTION_TIMEOUTS: ("{timeout}", "Checkouts that timed out", (names.POOL_NAME,)),
     names.MONGODB_CLIENT_CONNECTION_CLOSED: (
         "{connection}",
@@ -61,22 +61,27 @@ _TALLIES: Final = {
 class Instruments:
     """The instruments of one meter provider.
 
-    Counts are read when metrics are collected; only durations and sizes are recorded as they come. The SDK drops a
-    second observable instrument of one name without a word and takes no callback out, so there is one set for each
-    provider, for good, and it reads whatever reports there at the time.
+    Counts are read when metrics are collected; only durations and sizes are recorded as they occur. The SDK silently
+    drops a second observable instrument of the same name and can't remove a callback. Each provider therefore has one
+    permanent set, which reads whatever reports to that provider at collection time.
+
+    Args:
+        provider: The meter provider; None for the global one, whichever that is at the time.
+
+    Attributes:
+        provider_check: Whether an SDK receives the measurements.
     """
 
     def __init__(self, provider: MeterProvider | None) -> None:
         self._provider = _global_provider if provider is None else _reference(provider)
-        self.provider_check = ProviderCheck(self._provider, "opentelemetry.metrics", _LOOK_AGAIN)
-        """Whether anything is made of what is measured."""
-        self._noted: deque[tuple[str, tuple[str | int | None, ...]]] = deque()
-        self._counting = threading.Lock()
-        self._tallies: dict[str, dict[tuple[str | int | None, ...], int]] = {name: {} for name in _TALLIES}
+        self.provider_check = ProviderCheck(self._provider, "opentelemetry.metrics", _CHECK_INTERVAL)
+        self._pending: deque[tuple[str, tuple[str | int | None, ...]]] = deque()
+        self._count_lock = threading.Lock()
+        self._counts: dict[str, dict[tuple[str | int | None, ...], int]] = {name: {} for name in _COUNTERS}
         meter = (provider or metrics.get_meter_provider()).get_meter(names.SCOPE, __version__, names.SCHEMA_URL)
 
         def seconds(name: str, description: str) -> metrics.Histogram:
-            return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)
+            return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_DURATION_BUCKETS)
 
         self.operation_duration = seconds(
             names.DB_CLIENT_OPERATION_DURATION, "Duration of database client operations, as the driver measures it"
@@ -85,7 +90,7 @@ class Instruments:
             names.DB_CLIENT_RESPONSE_RETURNED_ROWS,
             "{row}",
             "Documents in a reply's batch",
-            explicit_bucket_boundaries_advisory=_ROWS,
+            explicit_bucket_boundaries_advisory=_ROW_BUCKETS,
         )
         self.create_time = seconds(
             names.DB_CLIENT_CONNECTION_CREATE_TIME, "Time to make a connection, handshake and authentication included"
@@ -102,62 +107,66 @@ class Instruments:
             names.MONGODB_CLIENT_OUTAGE_DURATION,
             "s",
             "How long a client had no server that it could write to",
-            explicit_bucket_boundaries_advisory=_OUTAGES,
+            explicit_bucket_boundaries_advisory=_OUTAGE_BUCKETS,
         )
         for name, (unit, description) in SUMS.items():
             meter.create_observable_up_down_counter(name, [functools.partial(self._observe, name)], unit, description)
         for name, (unit, description) in GAUGES.items():
             meter.create_observable_gauge(name, [functools.partial(self._observe, name)], unit, description)
-        for name, (unit, description, keys) in _TALLIES.items():
+        for name, (unit, description, keys) in _COUNTERS.items():
             meter.create_observable_counter(
-                name, [functools.partial(self._observe_tally, name, keys)], unit, description
+                name, [functools.partial(self._observe_counter, name, keys)], unit, description
             )
         track(self)
 
     @property
     def provider(self) -> MeterProvider | None:
-        """Where the metrics go: the provider that was given, or the global one of now."""
+        """The provider that receives the metrics: the given one, or the current global one."""
         return self._provider()
 
-    def are_those_of(self, other: Instruments) -> bool:
-        """Whether both are of one provider: that of its own name, and the global one, may be the same by now."""
+    def shares_provider_with(self, other: Instruments) -> bool:
+        """Whether both have the same provider: one that was given explicitly may be the global one by now."""
         return self is other or (self.provider is not None and self.provider is other.provider)
 
     def add(self, name: str, *values: str | int | None) -> None:
-        """Count one more under a counter's name and the values of its attributes; one that is None is left out.
+        """Add one to a counter.
 
-        Safe where the driver holds locks: it is noted, and counted later. To wait for a lock here could be for good:
-        who holds it may be in a finalizer that waits for the driver's.
+        Safe to call on any thread while the driver holds locks: the increment is queued and counted later. Waiting for
+        a lock here could deadlock, since a finalizer that waits for the driver's lock may hold it.
+
+        Args:
+            name: The name of the counter.
+            values: The values of its attributes, in the order of their keys; None leaves an attribute out.
         """
-        self._noted.append((name, values))
-        if len(self._noted) >= _MANY:
-            self._count()
+        self._pending.append((name, values))
+        if len(self._pending) >= _MAX_PENDING:
+            self._count_pending()
 
-    def _count(self) -> None:
-        """Count what was noted, unless another thread is at it: nobody waits."""
-        if not self._counting.acquire(blocking=False):
+    def _count_pending(self) -> None:
+        """Count the queued increments; return at once if another thread is doing so."""
+        if not self._count_lock.acquire(blocking=False):
             return
         try:
-            while self._noted:
-                name, values = self._noted.popleft()
-                tally = self._tallies[name]
-                tally[values] = tally.get(values, 0) + 1
+            while self._pending:
+                name, values = self._pending.popleft()
+                counts = self._counts[name]
+                counts[values] = counts.get(values, 0) + 1
         finally:
-            self._counting.release()
+            self._count_lock.release()
 
     def forget(self) -> None:
-        """Count from 0: after a fork what was counted is the parent's."""
-        self._noted = deque()
-        self._counting = threading.Lock()
-        self._tallies = {name: {} for name in _TALLIES}
+        """Reset all counters after a fork: their counts belong to the parent process."""
+        self._pending = deque()
+        self._count_lock = threading.Lock()
+        self._counts = {name: {} for name in _COUNTERS}
 
-    def _observe_tally(self, name: str, keys: tuple[str, ...], _: CallbackOptions) -> Iterable[Observation]:
-        # More than one set only where a provider was used by its own name before it was made the global one.
+    def _observe_counter(self, name: str, keys: tuple[str, ...], _: CallbackOptions) -> Iterable[Observation]:
+        # There is a second set only if a provider was given explicitly before it became the global one.
         counts: Counter[tuple[str | int | None, ...]] = Counter()
         for each in instances(Instruments):
-            if each.are_those_of(self):
-                each._count()
-                counts.update(each._tallies[name].copy())
+            if each.shares_provider_with(self):
+                each._count_pending()
+                counts.update(each._counts[name].copy())
         return [
             Observation(count, {key: value for key, value in zip(keys, values, strict=True) if value is not None})
             for values, count in counts.items()
@@ -171,9 +180,9 @@ class Instruments:
         ]
 
     def _is_reported(self, switch: Any, signal: str) -> bool:
-        """Whether a signal of that switch goes to the provider of these instruments now."""
+        """Whether a signal of that switch is currently reported to the provider of these instruments."""
         telemetry = switch.of(signal)
-        return telemetry is not None and self.are_those_of(telemetry.instruments)
+        return telemetry is not None and self.shares_provider_with(telemetry.instruments)
 
 
 def _global_provider() -> MeterProvider:
@@ -183,37 +192,46 @@ def _global_provider() -> MeterProvider:
 def _reference(provider: MeterProvider) -> Callable[[], MeterProvider | None]:
     try:
         return weakref.ref(provider)
-    except TypeError:  # it can't be referred to weakly
+    except TypeError:  # the provider does not support weak references
         return lambda: provider
 
 
-class _Made:
-    """All instruments of this process."""
+class _Registry:
+    """All instruments of this process.
+
+    Attributes:
+        for_global_provider: Those of the global provider.
+        by_provider: Those of providers that were given explicitly.
+        lock: Keeps two threads from creating two sets for one provider: the SDK would drop one of them.
+    """
 
     def __init__(self) -> None:
-        self.of_the_global_provider: Instruments | None = None
-        self.of_providers: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
+        self.for_global_provider: Instruments | None = None
+        self.by_provider: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
         self.lock = SharedLock()
-        """Two threads that make the first ones of a provider would make two sets, one of which the SDK drops."""
 
 
-_made: Final = _Made()
+_registry: Final = _Registry()
 
 
 def instruments(provider: MeterProvider | None) -> Instruments:
-    """The instruments of a provider; for None of the global one, whichever that will be."""
-    with _made.lock():
+    """Return the instruments of a provider, created on first use. Runs on any thread.
+
+    Args:
+        provider: The meter provider; None for the global one, even if it is set later.
+    """
+    with _registry.lock():
         is_global = provider is None or provider is metrics.get_meter_provider()
-        if is_global and _made.of_the_global_provider is not None:
-            return _made.of_the_global_provider
+        if is_global and _registry.for_global_provider is not None:
+            return _registry.for_global_provider
         try:
-            made = _made.of_providers.get(provider or metrics.get_meter_provider())
-        except TypeError:  # it can't be referred to weakly
+            current = _registry.by_provider.get(provider or metrics.get_meter_provider())
+        except TypeError:  # the provider does not support weak references
             return Instruments(provider)
-        if made is None:
-            made = Instruments(None if is_global else provider)
+        if current is None:
+            current = Instruments(None if is_global else provider)
             if not is_global and provider is not None:
-                _made.of_providers[provider] = made
+                _registry.by_provider[provider] = current
         if is_global:
-            _made.of_the_global_provider = made
-        return made
+            _registry.for_global_provider = current
+        return current

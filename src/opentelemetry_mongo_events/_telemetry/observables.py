@@ -1,6 +1,6 @@
-"""Observable instruments: what is asked for when metrics are collected.
+"""Observable instruments, and the registry of the functions that read their values at collection.
 
-Pools and servers hand in the functions that read their state; nothing here knows them.
+Pools and servers register the functions that read their state; this module does not depend on them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     Reading: TypeAlias = tuple[Mapping[str, Any], float | None]
-    """Attributes and a value."""
+    """Attributes and a value; None means that there is no limit."""
     IsReported: TypeAlias = Callable[[Any, str], bool]
-    """Whether a signal (the second argument) of a `Switch` is reported to the instruments that are collected."""
+    """Whether a `Switch` reports a signal (the second argument) to the instruments that are collected."""
     Reader: TypeAlias = Callable[[IsReported], Iterable[Reading]]
 
 
 class Observable(NamedTuple):
-    """An observable instrument."""
+    """The unit and the description of an observable instrument."""
 
     unit: str
     description: str
@@ -34,35 +34,35 @@ SUMS: Final = {
     names.DB_CLIENT_CONNECTION_PENDING_REQUESTS: Observable("{request}", "Requests that wait for a connection"),
     names.MONGODB_CLIENT_SERVER_COUNT: Observable("{server}", "Servers that are known, by type"),
 }
-"""Up-down counters: readings with equal attributes are added together."""
+"""Up-down counters: readings with equal attributes are summed."""
 
 GAUGES: Final = {
     names.MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME: Observable("s", "Duration of the last heartbeat that was not awaited"),
 }
-"""Gauges: of readings with equal attributes, the last one counts."""
+"""Gauges: the last of several readings with equal attributes is reported."""
 
 _readers: Final[dict[str, Reader]] = {}
 
 
 def provide(readers: Mapping[str, Reader]) -> None:
-    """Hand in the functions that read the state of some observables, by the observables' names."""
+    """Register the functions that read observable instruments, by the names of the instruments."""
     _readers.update(readers)
 
 
 def readings(name: str, is_reported: IsReported) -> Iterable[Reading]:
-    """What an observable is now: all readings of a gauge, the sums of an up-down counter."""
-    found = _readers[name](is_reported) if name in _readers else ()
-    return _summed(found) if name in SUMS else found
+    """The current values of an observable: all readings of a gauge, the sums of an up-down counter."""
+    current = _readers[name](is_reported) if name in _readers else ()
+    return _sum_by_attributes(current) if name in SUMS else current
 
 
-def _summed(found: Iterable[Reading]) -> list[Reading]:
-    """The readings, each set of attributes once.
+def _sum_by_attributes(current: Iterable[Reading]) -> list[Reading]:
+    """Sum the readings that have equal attributes.
 
-    One reading without a value, which stands for no limit, leaves all with its attributes out.
+    A sum is None if one of its readings is: without a limit for one pool there is none for all.
     """
-    added: dict[tuple[tuple[str, object], ...], Reading] = {}
-    for attributes, value in found:
+    sums: dict[tuple[tuple[str, object], ...], Reading] = {}
+    for attributes, value in current:
         key = tuple(attributes.items())
-        so_far = added[key][1] if key in added else 0
-        added[key] = (attributes, None if value is None or so_far is None else so_far + value)
-    return list(added.values())
+        total = sums[key][1] if key in sums else 0
+        sums[key] = (attributes, None if value is None or total is None else total + value)
+    return list(sums.values())

@@ -1,4 +1,4 @@
-"""Who else makes command spans: where somebody does, the instrumentor's stand down."""
+"""Detects other instrumentations that trace commands, so that no command has two spans."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 _CONTRIB: Final = "opentelemetry.instrumentation.pymongo"
 _DRIVER_SCOPE: Final = "PyMongo"
-"""The instrumentation scope of the spans that PyMongo makes itself, by the MongoDB drivers' specification."""
+"""The instrumentation scope of PyMongo's own spans, as set by the MongoDB drivers' specification."""
 
 
 class OtherTracers:
-    """Looks, at each command, whether another one traces it.
+    """Checks for each command whether another instrumentation traces it.
 
-    At each command because the order in which instrumentations are switched on is nobody's choice, and because the
-    driver traces by client.
+    One check at startup would not do: instrumentations may be enabled in any order, and PyMongo's own tracing is
+    enabled per client.
     """
 
     __slots__ = ("_warned",)
@@ -28,9 +28,9 @@ class OtherTracers:
         self._warned: set[str] = set()
 
     def found(self, current_span: Span) -> bool:
-        """Whether a command that starts under `current_span` is traced by another; the first time, a warning.
+        """Whether another instrumentation traces a command that starts under `current_span`.
 
-        Runs on the thread of the command.
+        Logs a warning the first time. Runs on the thread of the command.
         """
         if _contrib_is_active():
             self._warn(
@@ -48,7 +48,7 @@ class OtherTracers:
             return True
         return False
 
-    def _warn(self, other: str, choice: str) -> None:
+    def _warn(self, other: str, how_to_disable: str) -> None:
         if other in self._warned:
             return
         self._warned.add(other)
@@ -57,7 +57,7 @@ class OtherTracers:
             "these, %s. To choose those, and silence this, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=mongo_events, or "
             "only the option commands=False",
             other,
-            choice,
+            how_to_disable,
         )
 
 

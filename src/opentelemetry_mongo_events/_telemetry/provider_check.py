@@ -1,4 +1,4 @@
-"""Whether anything is made of telemetry: the API's own providers throw it away."""
+"""Checks whether an SDK is installed: the providers of the API itself discard all telemetry."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ if TYPE_CHECKING:
 
 
 class ProviderCheck:
-    """True once a provider is another than those of the API's own.
+    """True once the provider is not one of the API's own.
 
-    The global provider may be set later than it is asked for.
+    The check is repeated, since an application may set the global provider at any time.
 
     Args:
-        provider: Gives the provider of now.
-        api: The module of the API that such providers are in.
-        look_again: After how many seconds it is looked at again. This is asked for each command, and to look at the
-            global provider takes longer than all else.
+        provider: Returns the current provider.
+        api: The module of the API that defines the providers to ignore.
+        interval: Seconds between two checks. The result is needed for each command, and looking at the global provider
+            takes longer than everything else.
+
+    Attributes:
+        found_sdk: The last result. Once true, it stays true. Faster to read than `bool()` of this object.
     """
 
-    __slots__ = ("_api", "_every", "_look_again", "_provider", "found_sdk")
+    __slots__ = ("_api", "_interval", "_next_check", "_provider", "found_sdk")
 
-    def __init__(self, provider: Callable[[], object], api: str, look_again: float) -> None:
+    def __init__(self, provider: Callable[[], object], api: str, interval: float) -> None:
         self._provider = provider
         self._api = api
-        self._every = look_again
+        self._interval = interval
         self.found_sdk = False
-        """What was seen last: once it is true it stays so, and is quicker to ask than this object itself."""
-        self._look_again = 0.0
+        self._next_check = 0.0
 
     def __bool__(self) -> bool:
-        if not self.found_sdk and time.perf_counter() >= self._look_again:
+        if not self.found_sdk and time.perf_counter() >= self._next_check:
             module = type(self._provider()).__module__
             self.found_sdk = module != self._api and not module.startswith(f"{self._api}.")
-            self._look_again = time.perf_counter() + self._every
+            self._next_check = time.perf_counter() + self._interval
         return self.found_sdk

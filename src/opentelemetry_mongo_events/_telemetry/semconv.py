@@ -1,4 +1,4 @@
-"""Every name that is emitted: the semantic conventions', the MongoDB drivers' specification's, and our own."""
+"""All emitted names: from the semantic conventions, the MongoDB drivers' specification, and this package."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
 MONGODB: Final = "mongodb"
 OTHER: Final = "_OTHER"
-"""The semantic conventions' value of `error.type` where nothing better is known."""
+"""The value of `error.type` that the semantic conventions define for errors without a better one."""
 INTERRUPTED: Final = "interrupted"
 
-# The conventions still count this one among those in development, whose module gives no promise of stability.
+# Still in development in the conventions. It is not imported, since their module for such names is not stable.
 RETURNED_ROWS: Final = "db.response.returned_rows"
 
 POOL_NAME: Final = "db.client.connection.pool.name"
@@ -121,14 +121,14 @@ CONNECTION_STATE: Final = "db.client.connection.state"
 IDLE: Final = "idle"
 USED: Final = "used"
 
-# The MongoDB drivers' OpenTelemetry specification.
+# From the MongoDB drivers' OpenTelemetry specification.
 CURSOR_ID: Final = "db.mongodb.cursor_id"
 DRIVER_CONNECTION_ID: Final = "db.mongodb.driver_connection_id"
 LSID: Final = "db.mongodb.lsid"
 SERVER_CONNECTION_ID: Final = "db.mongodb.server_connection_id"
 TXN_NUMBER: Final = "db.mongodb.txn_number"
 
-# Ours: neither of the two has a name for it.
+# Our own names, where neither source defines one.
 ATTEMPT: Final = "mongodb.client.attempt"
 CLOSE_REASON: Final = "mongodb.client.connection.close_reason"
 ERROR_MESSAGE: Final = "mongodb.client.error.message"
@@ -144,7 +144,7 @@ ERROR_CODE_NAME: Final = "mongodb.client.error.code_name"
 WAIT_TIME: Final = "mongodb.client.connection.wait_time"
 WRITE_ERRORS: Final = "mongodb.client.write_errors"
 
-# Metrics. Those of the conventions are still in development, but for the duration of operations.
+# Metrics. In the conventions only the duration of operations is stable; the others are still in development.
 DB_CLIENT_CONNECTION_COUNT: Final = "db.client.connection.count"
 DB_CLIENT_CONNECTION_CREATE_TIME: Final = "db.client.connection.create_time"
 DB_CLIENT_CONNECTION_IDLE_MIN: Final = "db.client.connection.idle.min"
@@ -164,7 +164,7 @@ MONGODB_CLIENT_SERVER_COUNT: Final = "mongodb.client.server.count"
 MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME: Final = "mongodb.client.server.round_trip_time"
 MONGODB_CLIENT_TOPOLOGY_CHANGES: Final = "mongodb.client.topology.changes"
 
-# Spans of a client's own.
+# Spans of a client as a whole.
 DISCOVERY: Final = "mongodb.client.discovery"
 OUTAGE: Final = "mongodb.client.outage"
 
@@ -179,7 +179,7 @@ TOPOLOGY_CHANGED: Final = "mongodb.client.topology.changed"
 TOPOLOGY_CLOSED: Final = "mongodb.client.topology.closed"
 TOPOLOGY_OPENED: Final = "mongodb.client.topology.opened"
 
-# What opentelemetry-instrumentation-pymongo gives by default, and the operation of the same generation of conventions.
+# The names that opentelemetry-instrumentation-pymongo emits by default, and `db.operation` of the same conventions.
 OLD_COLLECTION: Final = "db.mongodb.collection"
 OLD_NAME: Final = "db.name"
 OLD_OPERATION: Final = "db.operation"
@@ -190,7 +190,7 @@ OLD_SYSTEM: Final = "db.system"
 
 
 def old_names_wanted(environ: Mapping[str, str]) -> bool:
-    """Whether `OTEL_SEMCONV_STABILITY_OPT_IN` holds `database/dup`: the old names beside the stable ones.
+    """Whether `OTEL_SEMCONV_STABILITY_OPT_IN` contains `database/dup`, which adds the old names to the stable ones.
 
     Source: the migration plan of the OpenTelemetry database conventions.
     """

@@ -1,4 +1,4 @@
-"""What listeners write to: made once for each set of options and providers, and swapped as a whole."""
+"""What listeners write to: the tracer, instruments, logger and options, always replaced together."""
 
 from __future__ import annotations
 
@@ -36,43 +36,47 @@ FailedHook = Callable[[Span, "CommandFailedEvent"], object]
 
 T = TypeVar("T")
 
-_MEASURES_NOTHING: Final = NoOpMeterProvider()
+_NOOP_METER_PROVIDER: Final = NoOpMeterProvider()
 
-# To look costs some 3 us, and a command that starts just after the provider was set has no span.
-_LOOK_AGAIN: Final = 0.01
+# Seconds. A check takes about 3 us; a command that starts before the next check after an SDK was set up has no span.
+_CHECK_INTERVAL: Final = 0.01
 
-# Not just an empty context: that is false, and an SDK that is given one takes the current span instead.
+# A plain `Context()` won't do: it is falsy, so an SDK would use the current span as the parent instead.
 NO_PARENT: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
-"""The context of what belongs to no caller."""
+"""The context for spans and log records that belong to no caller."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Telemetry:
-    """Where telemetry goes and what it holds."""
+    """Where telemetry goes, and the options that select it.
+
+    Attributes:
+        tracer_check: Whether an SDK receives the spans.
+        meter_provider: Referenced to keep it alive, as the tracer does with its provider; None for the global one.
+        logger: None if no log records are emitted.
+        old_names: Whether command spans also have the old attribute names.
+        other_tracers: None for listeners that were requested explicitly: they trace even if others do too.
+        filters_commands: Whether some commands get no span, so that each has to be checked.
+    """
 
     tracer: Tracer
     tracer_check: ProviderCheck
-    """Whether anything is made of spans."""
     instruments: Instruments
     meter_provider: MeterProvider | None
-    """Kept alive, as the tracer keeps its own; None for the global one."""
     logger: Logger | None
-    """None where there are no log records."""
     config: Config
     old_names: bool
     request_hook: RequestHook | None
     response_hook: ResponseHook | None
     failed_hook: FailedHook | None
     other_tracers: OtherTracers | None
-    """None where the listeners were asked for by hand: then they trace whatever else does."""
     filters_commands: bool
-    """Whether it is asked of each command if it gets a span; if not, all do."""
 
 
 class Switch:
-    """The telemetry that is in force, or None.
+    """Holds the current telemetry; None while the instrumentation is off.
 
-    PyMongo keeps a listener for the life of a client, so listeners stay and what they write to is swapped.
+    PyMongo keeps a listener for the life of a client, so listeners stay and the telemetry they write to is replaced.
     """
 
     __slots__ = ("telemetry",)
@@ -81,21 +85,21 @@ class Switch:
         self.telemetry = telemetry
 
     def of(self, signal: str) -> Telemetry | None:
-        """The telemetry in force for a signal, which is one of the options of that name; None where it is off."""
+        """The current telemetry of a signal, by the name of the option that enables it; None while it is off."""
         telemetry = self.telemetry
         return telemetry if telemetry is not None and getattr(telemetry.config, signal) else None
 
 
 def telemetry_from(keywords: Mapping[str, Any], *, other_tracers: OtherTracers | None) -> Telemetry:
-    """The telemetry that the keywords of `instrument()` or `event_listeners()` ask for.
+    """Build the telemetry from the keywords of `instrument()` or `event_listeners()`.
 
-    What can't be used is one warning that names it, and is left out.
+    A value that can't be used is left out, with one warning that names it.
     """
     _warn_of_free_threaded_3_13()
     options = dict(keywords)
-    tracer_provider = usable(options, "tracer_provider", _gives_tracers, "a TracerProvider")
-    meter_provider = usable(options, "meter_provider", _gives_meters, "a MeterProvider")
-    logger_provider = usable(options, "logger_provider", _gives_loggers, "a LoggerProvider")
+    tracer_provider = usable(options, "tracer_provider", _is_tracer_provider, "a TracerProvider")
+    meter_provider = usable(options, "meter_provider", _is_meter_provider, "a MeterProvider")
+    logger_provider = usable(options, "logger_provider", _is_logger_provider, "a LoggerProvider")
     hook = "a function of a span and an event, not an async one,"
     request_hook = usable(options, "request_hook", _is_hook, hook)
     response_hook = usable(options, "response_hook", _is_hook, hook)
@@ -103,15 +107,15 @@ def telemetry_from(keywords: Mapping[str, Any], *, other_tracers: OtherTracers |
     base = usable(options, "config", lambda value: isinstance(value, Config), "a Config")
     config = config_from(os.environ, options, base)
     return Telemetry(
-        _given(
+        _or_fallback(
             "TracerProvider",
             lambda: _tracer(tracer_provider or trace.get_tracer_provider()),
             trace.NoOpTracer,
         ),
         _tracer_check(tracer_provider),
-        _given("MeterProvider", lambda: instruments(meter_provider), lambda: instruments(_MEASURES_NOTHING)),
+        _or_fallback("MeterProvider", lambda: instruments(meter_provider), lambda: instruments(_NOOP_METER_PROVIDER)),
         meter_provider,
-        _given("LoggerProvider", lambda: _logger(logger_provider, config), lambda: None),
+        _or_fallback("LoggerProvider", lambda: _logger(logger_provider, config), lambda: None),
         config,
         old_names_wanted(os.environ),
         request_hook,
@@ -138,61 +142,64 @@ def _tracer(provider: trace.TracerProvider) -> Tracer:
     return tracer
 
 
-def _given(kind: str, wanted: Callable[[], T], nothing: Callable[[], T]) -> T:
-    """What is wanted of a provider. One that was given is known to be usable, the global one may not be."""
+def _or_fallback(kind: str, create: Callable[[], T], create_noop: Callable[[], T]) -> T:
+    """Call `create`, or `create_noop` with a warning if the global provider is unusable.
+
+    Only the global provider can fail here: one that was given explicitly has been checked before.
+    """
     try:
-        return wanted()
+        return create()
     except Exception:
         warn("the global %s can't be used: nothing goes there", kind)
-        return nothing()
+        return create_noop()
 
 
-# A class has the methods of its objects, and some give something even so.
-def _gives_tracers(provider: Any) -> bool:
+# A class in place of an instance is rejected explicitly: some of its methods work even when called on the class.
+def _is_tracer_provider(provider: Any) -> bool:
     return not isinstance(provider, type) and bool(_tracer(provider))
 
 
-def _gives_meters(provider: Any) -> bool:
+def _is_meter_provider(provider: Any) -> bool:
     return not isinstance(provider, type) and bool(instruments(provider))
 
 
-def _gives_loggers(provider: Any) -> bool:
+def _is_logger_provider(provider: Any) -> bool:
     if isinstance(provider, type):
         return False
     return callable(provider.get_logger(SCOPE, version=__version__, schema_url=SCHEMA_URL).emit)
 
 
 def _is_hook(value: Any) -> bool:
-    """Whether it can be called with a span and an event, and has done its work then."""
+    """Whether a value can be called with a span and an event, and does its work in that call."""
     if not callable(value):
         return False
     for function in (value, type(value).__call__):
-        if any(kind(function) for kind in _WORK_LATER):
+        if any(is_deferred(function) for is_deferred in _DEFERRED):
             return False
     try:
         signature = inspect.signature(value)
-    except Exception:  # some that are built in have none
+    except Exception:  # some built-in functions have no signature
         return True
     signature.bind(None, None)
     return True
 
 
-_WORK_LATER: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
-"""Functions that, when they are called, do nothing yet."""
+_DEFERRED: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+"""Predicates for functions whose body does not run when they are called."""
 
 
 def _tracer_check(provider: trace.TracerProvider | None) -> ProviderCheck:
-    # What stands for the global provider until there is one may be given, too.
+    # The API's placeholder for the global provider may be given explicitly, too.
     is_global = provider is None or isinstance(provider, trace.ProxyTracerProvider)
     return ProviderCheck(
-        trace.get_tracer_provider if is_global else lambda: provider, "opentelemetry.trace", _LOOK_AGAIN
+        trace.get_tracer_provider if is_global else lambda: provider, "opentelemetry.trace", _CHECK_INTERVAL
     )
 
 
 def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:
     if config.events not in LOG_RECORDS:
         return None
-    # OpenTelemetry 1.38; before, a record of the API's own can't be exported.
+    # Added in OpenTelemetry 1.38. Earlier versions can't export a record of the API's own class.
     if "event_name" not in inspect.signature(Logger.emit).parameters:
         warn("events=%s needs opentelemetry-api 1.38 or newer: no log records are made", config.events)
         return None
@@ -200,14 +207,23 @@ def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:
 
 
 def usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], allowed: str) -> Any:
-    """Take `name` out of the keywords: its value, or None, with a warning, where it isn't what is allowed."""
+    """Remove a keyword and return its value, or None if it is missing or can't be used.
+
+    Logs a warning for a value that can't be used; never raises.
+
+    Args:
+        keywords: All keywords.
+        name: The one to remove.
+        check: Returns a true value for a usable one; may raise for others.
+        allowed: What is allowed, for the warning.
+    """
     value = keywords.pop(name, None)
     if value is None:
         return None
     try:
         if check(value):
             return value
-    except Exception:  # noqa: S110  # the check itself can't be made: told below
+    except Exception:  # noqa: S110  # the check itself failed: warned about below
         pass
     warn("%s=%s can't be used: %s is allowed; it is left out", name, shown(value), allowed)
     return None
