@@ -10,7 +10,6 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry_mongo_events._driver.identity import Identity, identity
-from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._runtime.process import instances, take_over, track
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.attributes import server_attributes
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from pymongo.topology_description import TopologyDescription
 
     from opentelemetry_mongo_events._driver.identity import Address
-    from opentelemetry_mongo_events._runtime.clock import Moment
     from opentelemetry_mongo_events._servers.events import BackgroundEvent
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch
@@ -148,42 +146,6 @@ class ServerState:
                 incident = self.events.popleft()
                 incident.attributes = incident.attributes | topology.attributes
                 topology.note(incident)
-
-
-class Change(NamedTuple):
-    """What is different between two descriptions of a topology.
-
-    Attributes:
-        when: When that was found out: the time of the description that made the change.
-        opened: The servers that are new.
-        changed: Those whose type is another one: before and after.
-        closed: The servers that are no more.
-    """
-
-    when: Moment
-    opened: list[ServerDescription]
-    changed: list[tuple[ServerDescription, ServerDescription]]
-    closed: list[ServerDescription]
-
-
-def change(before: TopologyDescription, after: TopologyDescription) -> Change:
-    """The difference between two descriptions.
-
-    Its time is in them, while the driver hands the event over about a second later. A change makes other descriptions
-    (those of servers that it makes known, or of a primary that is none any more) right after the one that caused it.
-    """
-    old, new = before.server_descriptions(), after.server_descriptions()
-    times = [server.last_update_time for address, server in new.items() if server is not old.get(address)]
-    return Change(
-        moment(min(times, default=None)),
-        [server for address, server in new.items() if address not in old],
-        [
-            (old[address], server)
-            for address, server in new.items()
-            if address in old and old[address].server_type_name != server.server_type_name
-        ],
-        [server for address, server in old.items() if address not in new],
-    )
 
 
 class TopologyState:

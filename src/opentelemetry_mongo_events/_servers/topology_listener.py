@@ -14,11 +14,11 @@ from pymongo.monitoring import (
 
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._servers.difference import difference_between
 from opentelemetry_mongo_events._servers.errors import error_attributes
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.outages import begin_discovery, begin_outage, end, watch
 from opentelemetry_mongo_events._servers.reports import land
-from opentelemetry_mongo_events._servers.state import change
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._servers.state import Change, ServerState, ServerStates, TopologyState
+    from opentelemetry_mongo_events._servers.difference import Difference
+    from opentelemetry_mongo_events._servers.state import ServerState, ServerStates, TopologyState
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
@@ -63,7 +64,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
         if topology.has_description(after):
             return  # the client has this listener twice
         telemetry = self._telemetry(topology)
-        difference = change(before, after)
+        difference = difference_between(before, after)
         served = topology.serves
         topology.describe(after)
         found = [self._servers.join(server.address, topology) for server in difference.opened]
@@ -94,7 +95,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
         self._servers.close_topology(event.topology_id)
         end(topology, time.monotonic(), "closed")
 
-    def _lost(self, topology: TopologyState, difference: Change) -> list[ServerState]:
+    def _lost(self, topology: TopologyState, difference: Difference) -> list[ServerState]:
         """Note which servers can't be used any more, or again; all that can't."""
         for before, after in difference.changed:
             server = self._servers.join(after.address, topology)
@@ -113,7 +114,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
         telemetry: Telemetry | None,
         before: TopologyDescription,
         after: TopologyDescription,
-        difference: Change,
+        difference: Difference,
     ) -> None:
         """Tell each difference, in the order in which the driver finds them."""
         types = before.topology_type_name, after.topology_type_name
@@ -132,7 +133,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
             self._topology_changed(types, topology, telemetry, difference)
 
     def _topology_changed(
-        self, types: tuple[str, str], topology: TopologyState, telemetry: Telemetry | None, difference: Change
+        self, types: tuple[str, str], topology: TopologyState, telemetry: Telemetry | None, difference: Difference
     ) -> None:
         if types[0] == types[1]:
             return
@@ -154,7 +155,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
         new: ServerDescription,
         topology: TopologyState,
         telemetry: Telemetry | None,
-        difference: Change,
+        difference: Difference,
     ) -> None:
         attributes = server_attributes(new.address)
         types = (old.server_type_name, new.server_type_name)
@@ -180,7 +181,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
         attributes: Attributes,
         topology: TopologyState,
         telemetry: Telemetry | None,
-        difference: Change | None = None,
+        difference: Difference | None = None,
         addresses: Collection[int] = (),
         *,
         server: int | None = None,
@@ -192,7 +193,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
         land(incident, telemetry, topology, addresses)
 
     def _discover(
-        self, topology: TopologyState, telemetry: Telemetry, found: list[ServerState], difference: Change
+        self, topology: TopologyState, telemetry: Telemetry, found: list[ServerState], difference: Difference
     ) -> None:
         """Begin the discovery with the first heartbeat; where these are not observed, with what is known first."""
         heard = [server.first_heartbeat_at for server in found if server.first_heartbeat_at is not None]
