@@ -27,7 +27,7 @@ from pymongo.monitoring import (
 from opentelemetry_mongo_events._driver.versions import duration, runs_in_background
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
-from opentelemetry_mongo_events._servers.reports import land
+from opentelemetry_mongo_events._servers.reports import report
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.attributes import server_attributes
@@ -83,10 +83,10 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         topology = None if server is None else server.topology
         attributes = server_attributes(event.address) if server is None else server.event_attributes
         address = id(event.address)
-        incident = BackgroundEvent(names.POOL_CLEARED, attributes, server=address)
+        background_event = BackgroundEvent(names.POOL_CLEARED, attributes, server=address)
         if server is not None:
-            server.note(incident)
-        land(incident, telemetry, topology, (address,))
+            server.note(background_event)
+        report(background_event, telemetry, topology, (address,))
 
     @guarded
     def pool_closed(self, event: PoolClosedEvent) -> None:
