@@ -39,7 +39,7 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_servers.state:_MAX_FAILURES"),
     ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_servers.state:_MAX_EVENTS"),
     ("docs/how-it-works.md", r"([\d,]+) log records may wait", "_runtime.background:_LIMIT"),
-    ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pools.state:_LIMIT"),
+    ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pools.state:_MAX_POOLS"),
     ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"names only \(([\d,]+) of commands", "_query_text.text:_texts_of_shapes._limit"),
     ("docs/how-it-works.md", r"of commands, ([\d,]+) of documents\)", "_query_text.text:_texts_of_keys._limit"),
