@@ -191,6 +191,6 @@ def test_a_table_that_is_gone_is_told_of_no_event() -> None:
     gc.collect()
     assert reference() is None
     try:
-        reports.land(BackgroundEvent("here", {}), telemetry_from({}, other_tracers=None), None, {id(ADDRESS)})
+        reports.report(BackgroundEvent("here", {}), telemetry_from({}, other_tracers=None), None, {id(ADDRESS)})
     finally:
         del subscribers[reference]

@@ -66,7 +66,7 @@ class World:
         self.topology.note(BackgroundEvent(name, {}, moment(self.now + after), server=id(server)))
 
     def serve_again(self, after: float = 1.0) -> None:
-        self.topology.serves = True
+        self.topology.is_available = True
         end(self.topology, self.now + after, ended_by=[id(HERE)])
 
 
@@ -235,7 +235,7 @@ def test_without_another_thread_it_ends_with_what_is_told(
 
 def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metrics: Metrics) -> None:
     world = World(spans, metrics, episode_timeout=10)
-    world.topology.last_sign -= 61
+    world.topology.last_seen -= 61
     world.now -= 11
     world.begin_outage()
     watch()
@@ -275,7 +275,7 @@ def test_one_goes_on_for_two_heartbeats_of_silence(silence: int, goes_on: bool, 
     world.topology.heartbeat_frequency = 100.0
     world.begin_outage()
     (episode,) = outages._periods.open
-    outages._continue(episode, world.topology.last_sign + silence)
+    outages._continue(episode, world.topology.last_seen + silence)
     assert (world.topology.period is not None) is goes_on
     world.serve_again(after=300)
 
@@ -307,7 +307,7 @@ def test_one_that_has_ended_doesnt_go_on(world: World, spans: Spans) -> None:
     outages._continue(episode, world.now + 100)
     assert len(spans.finished) == 1
 
-    world.topology.serves = False
+    world.topology.is_available = False
     world.begin_outage()
     outages._continue(episode, world.now + 100)  # another one is open by now
     assert len(spans.finished) == 1
@@ -361,7 +361,7 @@ def test_what_happens_to_a_server_that_is_gone_is_not_kept(world: World) -> None
 
     assert (list(server.events), list(world.topology.events)) == ([], [])
     assert TopologyState not in [type(each.topology) for each in world.states.servers() if each is server]
-    world.topology.serves = True
+    world.topology.is_available = True
 
 
 def test_commands_on_a_server_that_is_gone_dont_link_to_it(world: World) -> None:
@@ -401,7 +401,7 @@ def test_outages_of_many_clients_that_come_and_go_are_each_told_once(spans: Span
     def come_and_go(world: World) -> None:
         try:
             for _ in range(count):
-                world.topology.serves = False
+                world.topology.is_available = False
                 world.begin_outage()
                 world.serve_again()
         except BaseException as error:
@@ -453,7 +453,7 @@ def test_an_outage_that_cannot_begin_keeps_no_other_from_it(
         with pytest.raises(KeyboardInterrupt):
             world.begin_outage()
     world.serve_again()
-    world.topology.serves = False
+    world.topology.is_available = False
     world.begin_outage()
     world.serve_again()
 

@@ -409,7 +409,7 @@ def test_where_references_are_not_counted_a_bounded_number_of_pools_is_kept(
     """As on PyPy, of clients that were never closed."""
     monkeypatch.setattr(identity, "_reference_count", None)
     monkeypatch.setattr(state, "COUNTS_REFERENCES", False)
-    monkeypatch.setattr(state, "_LIMIT", 3)
+    monkeypatch.setattr(state, "_MAX_POOLS", 3)
     for number in range(10):
         at = (f"db{number}.example", 27017)
         pools.pool_created(pool_created(at))

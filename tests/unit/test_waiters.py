@@ -297,7 +297,7 @@ async def test_a_task_may_be_of_another_make(waiters: Waiters) -> None:
 def test_those_that_are_gone_are_looked_for_when_there_are_many(
     waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiters_module, "_MANY", 4)
+    monkeypatch.setattr(waiters_module, "_CLEANUP_THRESHOLD", 4)
     waiters = Waiters(identity(POOL.address))
     for _ in range(100):
         thread = threading.Thread(target=waiters.begin)
@@ -421,7 +421,7 @@ gc.disable()
 thread = threading.Thread(target=go_down, args=(400,))
 thread.start()
 is_deep.wait()
-stack = waiters._frames(waiters._threads()[thread.ident])
+stack = waiters._frames(waiters._thread_frames()[thread.ident])
 for _ in range(20):
     frame = next(stack)
 names = []
@@ -429,7 +429,7 @@ Garbage()
 gc.set_threshold(1, 1, 1)
 gc.enable()
 if sys.argv[1] == "variables":
-    waiters._of(frame, "f_locals")
+    waiters._attribute(frame, "f_locals")
 for frame in stack:
     names.append(frame.f_code.co_name)
 print(names.count("go_down") > 300, over.is_set())
@@ -454,7 +454,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 try:
-    waiters._threads()
+    waiters._thread_frames()
 except RuntimeError:
     print(gc.isenabled())
 """
@@ -471,7 +471,7 @@ def test_the_garbage_collector_stays_on_where_nothing_can_be_seen() -> None:
 
     assert gc.isenabled()
     with pytest.raises(LookupError):
-        waiters_module._undisturbed(look)
+        waiters_module._without_collection(look)
     assert gc.isenabled()
 
 
@@ -518,7 +518,7 @@ def test_where_frames_are_made_when_asked_for_nothing_is_collected_meanwhile(
     waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Python 3.11."""
-    monkeypatch.setattr(waiters_module, "_FRAMES_ARE_MADE_WHEN_ASKED_FOR", True)
+    monkeypatch.setattr(waiters_module, "_FRAMES_ARE_CREATED_ON_ACCESS", True)
     looked: list[bool] = []
 
     def refuse() -> None:
@@ -526,14 +526,14 @@ def test_where_frames_are_made_when_asked_for_nothing_is_collected_meanwhile(
         raise RuntimeError
 
     assert gc.isenabled()
-    assert waiters_module._undisturbed(gc.isenabled) is False
+    assert waiters_module._without_collection(gc.isenabled) is False
     with pytest.raises(RuntimeError):
-        waiters_module._undisturbed(refuse)
+        waiters_module._without_collection(refuse)
     assert looked == [False]
     assert gc.isenabled()
     gc.disable()
     try:
-        assert waiters_module._undisturbed(gc.isenabled) is False
+        assert waiters_module._without_collection(gc.isenabled) is False
         assert not gc.isenabled()
     finally:
         gc.enable()

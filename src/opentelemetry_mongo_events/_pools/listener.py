@@ -1,4 +1,4 @@
-"""Connection pools as metrics, and a span for each checkout that failed."""
+"""The listener for connection pools: measures them, and starts a span for each checkout that failed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pymongo.monitoring import (
 from opentelemetry_mongo_events._driver.versions import duration, runs_in_background
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
-from opentelemetry_mongo_events._servers.reports import land
+from opentelemetry_mongo_events._servers.reports import report
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.attributes import server_attributes
@@ -43,13 +43,18 @@ if TYPE_CHECKING:
 
 
 class PoolEvents(NeverCopied, ConnectionPoolListener):
-    """Follows what the pools hold, and measures. Never raises.
+    """Tracks the connections of pools, and measures them.
 
-    The pool's own events (created, ready, cleared, closed) come on whichever thread changes the topology, under locks
-    of the driver's: nothing is called there that could block. All others come on the thread, or in the task, that
-    called the driver.
+    The events of a pool itself (created, ready, cleared, closed) arrive on the thread that changes the topology, while
+    the driver holds locks, so their methods must not block. All other events arrive on the thread, or in the task, that
+    called the driver. No method raises.
 
-    What the pools hold is followed whether or not telemetry is on: it may be on again later.
+    Connections are tracked even while telemetry is switched off, because it may be switched on again.
+
+    Args:
+        pools: The state of the pools.
+        servers: The state of the servers, which receives the events of cleared pools.
+        guard: Counts and logs the failures of this listener.
     """
 
     def __init__(self, pools: PoolStates, servers: ServerStates, guard: Guard) -> None:
@@ -59,99 +64,102 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
 
     @guarded
     def pool_created(self, event: PoolCreatedEvent) -> None:
-        """Know the pool, with its options."""
+        """Add the pool, with its options."""
         self._pools.create(event.address, event.options or {})
 
     @guarded
     def pool_ready(self, event: PoolReadyEvent) -> None:
-        """It is in use, as at first and after each time that it was cleared."""
+        """Mark the pool as ready: initially, and again after it was cleared."""
         self._pools.of(event.address).is_ready = True
 
     @guarded
     def pool_cleared(self, event: PoolClearedEvent) -> None:
-        """Count it, and tell it. The connections that it closes are told one by one."""
+        """Count and report that the pool was cleared. Each connection that this closes has an event of its own."""
         pool = self._pools.of(event.address)
-        if event.service_id is None:  # all of it, not only what is connected to one server behind a load balancer
+        if event.service_id is None:  # the whole pool, not only its connections to one server behind a load balancer
             if pool.is_ready is False:
                 return  # the client has this listener twice
             if pool.is_ready:
                 pool.is_ready = False
-            pool.empty()
+            pool.clear()
         if (telemetry := self._telemetry(pool)) is not None:
             telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.attributes.values())
         server = self._servers.known(event.address)
         topology = None if server is None else server.topology
         attributes = server_attributes(event.address) if server is None else server.event_attributes
         address = id(event.address)
-        incident = BackgroundEvent(names.POOL_CLEARED, attributes, server=address)
+        background_event = BackgroundEvent(names.POOL_CLEARED, attributes, server=address)
         if server is not None:
-            server.note(incident)
-        land(incident, telemetry, topology, (address,))
+            server.note(background_event)
+        report(background_event, telemetry, topology, (address,))
 
     @guarded
     def pool_closed(self, event: PoolClosedEvent) -> None:
-        """Forget the pool, once its last connection is back."""
+        """Mark the pool as closed. It is forgotten once its last connection is back."""
         self._pools.close(event.address)
 
     @guarded
     def connection_created(self, event: ConnectionCreatedEvent) -> None:
-        """A connection is being made."""
+        """Note that the driver has begun to create a connection."""
         self._pools.of(event.address).making[event.connection_id] = time.perf_counter()
 
     @guarded
     def connection_ready(self, event: ConnectionReadyEvent) -> None:
-        """It is made."""
+        """Note that a connection is established, and measure how long that took."""
         pool = self._pools.of(event.address)
         since = pool.making.pop(event.connection_id, None)
         if event.connection_id in pool.made:
             return  # the client has this listener twice
         pool.made[event.connection_id] = time.perf_counter()
-        if (instruments := self._measuring(pool)) is not None:
+        if (instruments := self._instruments(pool)) is not None:
             _record(instruments.create_time, duration(event, since), pool)
 
     @guarded
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
-        """It is gone, whether it was made or not. One that was inherited by a fork, or closed before, is not known."""
+        """Remove a connection, established or not, and count it.
+
+        A connection that was inherited in a fork or closed before isn't known, and isn't counted.
+        """
         pool = self._pools.known(event.address)
         if pool is None:
             return
-        known = [
+        was_known = [
             pool.making.pop(event.connection_id, None) is not None,
             pool.made.pop(event.connection_id, None) is not None,
             event.connection_id in pool.closing,
         ]
         pool.closing.discard(event.connection_id)
-        # One that is closed while it is out, as by an exhaust cursor that is given up, comes back only afterwards.
-        uses = pool.forget(event.connection_id)
-        if any(known) and (telemetry := self._telemetry(pool)) is not None:
+        # A connection that is closed while checked out (by an abandoned exhaust cursor) is checked in only afterwards.
+        uses = pool.end_uses(event.connection_id)
+        if any(was_known) and (telemetry := self._telemetry(pool)) is not None:
             telemetry.instruments.add(
                 names.MONGODB_CLIENT_CONNECTION_CLOSED, *pool.attributes.values(), str(event.reason)
             )
         for since in uses:
-            if (instruments := self._measuring(pool)) is not None:
+            if (instruments := self._instruments(pool)) is not None:
                 _record(instruments.use_time, time.perf_counter() - since, pool)
 
     @guarded
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
-        """Somebody waits for a connection."""
-        if isinstance(event, ConnectionCheckOutFailedEvent):  # PyMongo 4.0 tells it here
+        """Note that the current thread or task waits for a connection."""
+        if isinstance(event, ConnectionCheckOutFailedEvent):  # PyMongo 4.0 and 4.1 publish a failure here
             self.connection_check_out_failed(event)
             return
         self._pools.of(event.address).waiters.begin()
 
     @guarded
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
-        """They got one."""
+        """Note that a connection was checked out, and measure how long that took."""
         pool = self._pools.of(event.address)
         since = pool.waiters.end()
-        if not pool.take(event.connection_id):
+        if not pool.check_out(event.connection_id):
             return  # the client has this listener twice
-        if (instruments := self._measuring(pool)) is not None:
+        if (instruments := self._instruments(pool)) is not None:
             _record(instruments.wait_time, duration(event, since), pool)
 
     @guarded
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
-        """They got none: no command is sent, so this has a span of its own."""
+        """Count a failed checkout, and record a span for it: no command is sent whose span could show it."""
         ended = time.time_ns()
         pool = self._pools.of(event.address)
         seconds = duration(event, pool.waiters.end()) or 0.0
@@ -167,22 +175,22 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
 
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
-        """They gave it back. One that was inherited by a fork is not known."""
+        """Note that a connection was checked in, and measure its use. One that was inherited in a fork isn't known."""
         pool = self._pools.known(event.address)
-        since = None if pool is None else pool.give_back(event.connection_id)
+        since = None if pool is None else pool.check_in(event.connection_id)
         if pool is None or since is None:
             return
         now = time.perf_counter()
         pool.made[event.connection_id] = now
-        if (instruments := self._measuring(pool)) is not None:
+        if (instruments := self._instruments(pool)) is not None:
             _record(instruments.use_time, now - since, pool)
 
     def _telemetry(self, pool: PoolState) -> Telemetry | None:
-        """Where this pool reports, if anywhere."""
+        """Return where to report a pool, or None."""
         return None if pool.is_reported_by_another else self._pools.switch.of("pools")
 
-    def _measuring(self, pool: PoolState) -> Instruments | None:
-        """What this pool is measured with; None where it reports nowhere, or nothing would come of it."""
+    def _instruments(self, pool: PoolState) -> Instruments | None:
+        """Return the instruments of a pool; None if the pool isn't reported, or no SDK is installed."""
         telemetry = self._pools.switch.telemetry
         if telemetry is None or not telemetry.config.pools or (pool.others and pool.is_reported_by_another):
             return None
@@ -190,7 +198,15 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         return instruments if instruments.provider_check.found_sdk or instruments.provider_check else None
 
     def _trace_failure(self, telemetry: Telemetry, pool: PoolState, reason: str, started: int, ended: int) -> None:
-        """A span of the wait that was in vain, from and to the times in nanoseconds."""
+        """Record a span for a failed checkout.
+
+        Args:
+            telemetry: Where to report it.
+            pool: The pool.
+            reason: The driver's name of the reason.
+            started: When the checkout started, in nanoseconds since the epoch.
+            ended: When it failed, in nanoseconds since the epoch.
+        """
         if not is_instrumentation_enabled():
             return
         context = _context()
@@ -219,6 +235,7 @@ def _record(histogram: Histogram, seconds: float | None, pool: PoolState) -> Non
 
 
 def _context() -> Context:
-    """That of the caller: the driver's background tasks copied a stranger's."""
+    """Return the caller's context, or `NO_PARENT` in the driver's background tasks: they copied an unrelated one."""
     context = get_current()
-    return NO_PARENT if context and runs_in_background() else context  # mostly empty, which is quicker to tell
+    # The context is mostly empty, which is cheaper to check than the thread.
+    return NO_PARENT if context and runs_in_background() else context

@@ -1,4 +1,4 @@
-"""What is read of the pools when metrics are collected."""
+"""Observable metrics of pools: their connections, their limits, and the requests that wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client's pools hold, by their events: sets that grow and shrink, from which all counts are read."""
+"""The connections of each pool, tracked from events; all counts of connections are read from these sets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
-# PoolCreatedEvent tells options only where they differ from the driver's defaults.
+# The driver's defaults: a PoolCreatedEvent contains only the options that differ from them.
 _MAX_POOL_SIZE: Final = 100
 _MIN_POOL_SIZE: Final = 0
 
-# How many pools of one listener are followed where it can't be known which of them are gone.
-_LIMIT: Final = 1_000
+# How many pools a listener tracks on interpreters that don't count references, where unused pools can't be recognized.
+_MAX_POOLS: Final = 1_000
 
-# The driver looks for connections that were idle for too long about once a second.
+# The driver removes connections that were idle for too long about once a second.
 _GRACE: Final = 10.0
 
 
@@ -33,24 +33,25 @@ class PoolState:
     """One pool.
 
     Attributes:
-        identity: The driver's own tuple. It is the same object in all events of a pool and another one in each client,
-            and nothing else in an event tells two clients of one server apart.
-        target: Its address as text.
-        attributes: Those of its metrics: its name, which is the client's name and its address.
-        maximum: How many connections it may have; None where that is not limited.
+        identity: The driver's address tuple. It is the same object in all events of a pool and a different one in each
+            client; nothing else in an event distinguishes two clients of the same server.
+        target: The address as text.
+        attributes: The attributes of its metrics: the pool's name, made up of the client's name and the address.
+        maximum: How many connections it may have; None if there is no limit.
         minimum: How many connections it keeps.
-        created: Whether it was seen to be created, with its options.
-        is_ready: Whether it is in use, and not cleared; None where it was not seen to become so.
-        closed: Whether it was closed. Connections that are out by then come back later.
-        making: The connections that are being made, by their ids, and since when.
-        made: Those that are in the pool or checked out, by their ids, and since when they do what they do now.
-        closing: The ids of those that left the pool and are about to be closed.
-        max_idle: How many seconds a connection may be idle; None where that is not limited.
-        used: Those that are checked out, by their ids and the threads that got them, and since when.
-        waiters: Who waits for one.
-        others: The switches of other listeners which saw this pool first.
+        created: Whether its creation was seen, with its options.
+        is_ready: Whether it is ready, and not cleared; None if no event has said so yet.
+        closed: Whether it was closed. Connections that are checked out by then are returned later.
+        making: When the creation of each connection began, by connection id; only those that aren't established yet.
+        made: When each established connection was last checked in, or else established, by connection id.
+        closing: The ids of the connections that were removed from the pool and that the driver is about to close.
+        max_idle: How many seconds a connection may be idle; None if there is no limit.
+        used: When each connection that is checked out was checked out, by connection id and thread id.
+        waiters: The threads and tasks that wait for a connection.
+        others: The switches of other listeners that saw this pool first.
 
-    Times are those of `time.perf_counter()`. Each step is one operation of a dictionary or a set, and there is no lock.
+    Times are in seconds, by `time.perf_counter()`. There is no lock: each step is one atomic operation of a dictionary
+    or a set.
     """
 
     __slots__ = (
@@ -89,26 +90,30 @@ class PoolState:
         self.others = others
 
     def rename(self, client_name: str | None) -> None:
-        """Its client is called that from now on."""
+        """Change the client's name, which is part of the pool's name."""
         self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
 
     def set_options(self, options: Mapping[str, Any]) -> None:
-        """Take its options: those that differ from the driver's defaults."""
+        """Set the options; `options` contains those that differ from the driver's defaults."""
         self.created = True
-        self.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 is the driver's word for no limit
+        self.maximum = options.get("maxPoolSize", _MAX_POOL_SIZE) or None  # 0 means no limit
         self.minimum = options.get("minPoolSize", _MIN_POOL_SIZE)
         max_idle = options.get("maxIdleTimeMS")
         self.max_idle = None if max_idle is None else max_idle / 1000
 
     def connections(self) -> tuple[int, int]:
-        """How many connections are made and not checked out, and how many are checked out, at one moment."""
-        used = self._used()
+        """Return how many connections are idle, and how many are checked out, at the same moment."""
+        used = self._used_ids()
         return len(self.made.copy().keys() - used), len(used)
 
-    def take(self, connection_id: int) -> bool:
-        """The current thread got a connection; False if that is known.
+    def check_out(self, connection_id: int) -> bool:
+        """Note that the current thread checked out a connection.
 
-        Since PyMongo 4.19 it may have it before the thread that gave it back tells so.
+        Since PyMongo 4.19 this event may arrive before the one in which another thread checks the connection in, so the
+        key includes the thread.
+
+        Returns:
+            False if that was noted before.
         """
         key = (connection_id, threading.get_ident())
         if key in self.used:
@@ -116,43 +121,47 @@ class PoolState:
         self.used[key] = time.perf_counter()
         return True
 
-    def give_back(self, connection_id: int) -> float | None:
-        """A connection was given back, as a rule by the thread that got it: since when it was out, if that is known."""
+    def check_in(self, connection_id: int) -> float | None:
+        """Note that a connection was checked in, usually by the thread that checked it out.
+
+        Returns:
+            When it was checked out; None if that isn't known.
+        """
         since = self.used.pop((connection_id, threading.get_ident()), None)
         if since is None:
-            for key in self._uses(connection_id)[:1]:
+            for key in self._keys(connection_id)[:1]:
                 since = self.used.pop(key, None)
         return since
 
-    def forget(self, connection_id: int) -> list[float]:
-        """A connection that is closed is out no more: since when it was, if it was."""
-        uses = [self.used.pop(key, None) for key in self._uses(connection_id)]
+    def end_uses(self, connection_id: int) -> list[float]:
+        """Note that a closed connection is no longer checked out; return the times at which it was checked out."""
+        uses = [self.used.pop(key, None) for key in self._keys(connection_id)]
         return [since for since in uses if since is not None]
 
-    def _used(self) -> set[int]:
+    def _used_ids(self) -> set[int]:
         return {connection_id for connection_id, _ in self.used.copy()}
 
-    def _uses(self, connection_id: int) -> list[tuple[int, int]]:
+    def _keys(self, connection_id: int) -> list[tuple[int, int]]:
         return [key for key in self.used.copy() if key[0] == connection_id]
 
-    def empty(self) -> None:
-        """The idle connections left the pool: what is in it from now on is new.
+    def clear(self) -> None:
+        """Remove the idle connections, because the pool was cleared or closed.
 
-        The driver publishes that they are closed, one by one, but for those at which it was interrupted.
+        The driver publishes an event for each one that it closes, but not for those left when it is interrupted.
         """
-        self._close_idle(time.perf_counter())
+        self._remove_idle(time.perf_counter())
 
     def drop_expired(self) -> None:
-        """Take out connections that were idle for too long.
+        """Remove connections that were idle for too long.
 
-        The driver closes them within about a second. A task that is cancelled as it does so leaves no word of it.
+        The driver closes them within about a second. It publishes no event if its task is cancelled meanwhile.
         """
         if self.max_idle is not None:
-            self._close_idle(time.perf_counter() - self.max_idle - _GRACE)
+            self._remove_idle(time.perf_counter() - self.max_idle - _GRACE)
 
-    def _close_idle(self, latest: float) -> None:
-        """Expect those to be closed that are idle, and have been so since then or before."""
-        used = self._used()
+    def _remove_idle(self, latest: float) -> None:
+        """Remove the connections that have been idle since `latest` or longer, and expect the driver to close them."""
+        used = self._used_ids()
         for connection_id, since in self.made.copy().items():
             if since <= latest and connection_id not in used:
                 self.made.pop(connection_id, None)
@@ -160,19 +169,19 @@ class PoolState:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has limits that are known and hold."""
+        """Whether its creation was seen, so that its limits are known, and it isn't closed."""
         return self.created and not self.closed
 
     @property
     def is_reported_by_another(self) -> bool:
-        """Whether another listener, which saw this pool first, reports it."""
+        """Whether another listener, which saw the pool first, reports it."""
         return bool(self.others) and any(switch.of("pools") for switch in self.others)
 
     @property
     def is_gone(self) -> bool:
-        """Whether nothing will come of it: it isn't open and is empty, or its client was garbage-collected.
+        """Whether it can be forgotten: it is empty and not open, or its client was garbage-collected.
 
-        One that isn't open, and was not closed either, is made for what comes of a pool after its close.
+        A pool that is neither open nor closed was added for an event that arrived after its close.
         """
         if not self.is_open and not (self.made or self.making or self.used or self.waiters.count()):
             return True
@@ -180,7 +189,12 @@ class PoolState:
 
 
 class PoolStates:
-    """The pools that one listener sees."""
+    """The pools that one listener has seen.
+
+    Args:
+        switch: Holds the telemetry that the listener reports to.
+        client_name: The client's name, which the names of its pools begin with; None if it has none.
+    """
 
     def __init__(self, switch: Switch, client_name: str | None) -> None:
         self.switch = switch
@@ -190,63 +204,63 @@ class PoolStates:
         track(self)
 
     def create(self, address: Address, options: Mapping[str, Any]) -> None:
-        """A pool was created. A server that went away and came back has a new one of the same address."""
+        """Add a new pool. A server that was removed and added again has a new pool with the same address."""
         self._sweep()
-        before = self._current.get(id(address))
-        if before is not None:
-            before.closed = True  # up to 4.8 the driver doesn't say so
+        previous = self._current.get(id(address))
+        if previous is not None:
+            previous.closed = True  # PyMongo up to 4.8 publishes no event for that
         pool = self._current[id(address)] = self._new(address)
         pool.set_options(options)
-        self._keep(pool)
+        self._add(pool)
 
     def close(self, address: Address) -> None:
-        """A pool was closed."""
+        """Mark a pool as closed."""
         pool = self.known(address)
         if pool is not None:
             pool.closed = True
-            pool.empty()
+            pool.clear()
             self._sweep()
 
     def of(self, address: Address) -> PoolState:
-        """The pool with that address, which is a new one where its creation was not seen."""
+        """Return the current pool with this address; add it if its creation wasn't seen."""
         pool = self._current.get(id(address))
         if pool is None:
-            made = self._new(address)
-            # One operation of a dictionary: of several threads, one makes it.
-            pool = self._current.setdefault(id(address), made)
-            if pool is made:
-                self._keep(pool)
+            new = self._new(address)
+            # `setdefault` is atomic: if several threads come here, all get the same pool.
+            pool = self._current.setdefault(id(address), new)
+            if pool is new:
+                self._add(pool)
         return pool
 
     def known(self, address: Address) -> PoolState | None:
-        """The pool with that address, if it was seen before."""
+        """Return the current pool with this address, or None if it hasn't been seen."""
         return self._current.get(id(address))
 
     def pools(self) -> list[PoolState]:
-        """All that may still hold something."""
+        """Return all pools that are open or may still have connections or waiters."""
         self._sweep()
         return list(self._pools)
 
     def rename(self, client_name: str | None) -> None:
-        """Their client is called that from now on."""
+        """Change the client's name, which the names of all pools begin with."""
         self._client_name = client_name
         for pool in list(self._pools):
             pool.rename(client_name)
 
     def forget(self) -> None:
-        """Drop all without a word: after a fork they are the parent's."""
+        """Forget all pools, without reporting them: after a fork they belong to the parent process."""
         self._current = {}
         self._pools = {}
 
     def _new(self, address: Address) -> PoolState:
-        """A new pool. Whoever comes first, of several listeners, reports it."""
+        """Create the state of a pool. If several listeners see the pool, the first one reports it."""
         others = [each.switch for each in instances(PoolStates) if each is not self and id(address) in each._current]
         return PoolState(identity(address), self._client_name, others)
 
-    def _keep(self, pool: PoolState) -> None:
+    def _add(self, pool: PoolState) -> None:
         self._pools[pool] = None
-        # Where references aren't counted, those of clients that were never closed may stay.
-        if not COUNTS_REFERENCES and len(self._pools) > _LIMIT:
+        # Without reference counts, the pools of clients that were never closed may not be recognized as unused.
+        if not COUNTS_REFERENCES and len(self._pools) > _MAX_POOLS:
             self._drop(next(iter(self._pools.copy())))
 
     def _drop(self, pool: PoolState) -> None:

@@ -1,1 +1,1 @@
-"""Servers and topologies: their metrics, their events, and the spans of discoveries and outages."""
+"""Servers and topologies: their metrics and background events, and spans for discoveries and outages."""

@@ -1,4 +1,4 @@
-"""Errors of servers: what an event tells of one, and which of them are the loss of a server."""
+"""Errors of servers: the attributes of one, and which of them mean that a server became unavailable."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def error_attributes(error: Any) -> Attributes:
-    """What is told of an error that the driver found in the background: its class, and a network error's text.
+    """Return the attributes of an error that the driver met in the background: its class, and a network error's text.
 
-    An error that quotes a server's reply has no text: the reply to a command may hold what the application stores.
+    The text of an error that quotes a server's reply is left out: the reply to a command may contain stored data.
     """
     attributes: Attributes = {names.ERROR_TYPE: type(error).__name__}
     if isinstance(error, (ConnectionFailure, OSError)) and not isinstance(error, NotPrimaryError):
@@ -25,27 +25,27 @@ def error_attributes(error: Any) -> Attributes:
 
 
 def is_loss_of_server(failure: Attributes) -> bool:
-    """Whether a command failed as one does on a server that is not reached, or can't be written to any more.
+    """Whether a command failed because its server can't be reached, or no longer accepts writes.
 
     Args:
-        failure: The attributes of its outcome.
+        failure: The attributes of the command's outcome.
     """
     code = failure.get(names.DB_RESPONSE_STATUS_CODE)
     return code in _NOT_PRIMARY if code is not None else failure.get(names.ERROR_TYPE) in _network_errors()
 
 
-# "Not writable primary" and "node is recovering".
+# The codes of "not writable primary" and "node is recovering".
 # Source: the drivers' specification of server discovery and monitoring.
 _NOT_PRIMARY: Final = frozenset({"91", "189", "10058", "10107", "11600", "11602", "13435", "13436"})
 
 
 @functools.cache
 def _network_errors() -> frozenset[str]:
-    """The names of the exceptions: the driver's, and, as before 4.18, the operating system's own."""
-    found: set[type[BaseException]] = set()
-    more: list[type[BaseException]] = [ConnectionFailure, OSError]
-    while more:
-        kind = more.pop()
-        found.add(kind)
-        more += [each for each in kind.__subclasses__() if each not in found]
-    return frozenset(kind.__name__ for kind in found)
+    """The class names of network errors: the driver's own and, as published before PyMongo 4.18, the system's."""
+    classes: set[type[BaseException]] = set()
+    pending: list[type[BaseException]] = [ConnectionFailure, OSError]
+    while pending:
+        error_class = pending.pop()
+        classes.add(error_class)
+        pending += [each for each in error_class.__subclasses__() if each not in classes]
+    return frozenset(each.__name__ for each in classes)

@@ -1,4 +1,4 @@
-"""What happens to servers, topologies and pools, in the background."""
+"""Background events: what happens to servers, topologies and pools outside of any command."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class BackgroundEvent:
-    """Something that happened in the background.
+    """Something that happened to a server, a topology or a pool in the background.
 
     Attributes:
         name: The event's name.
         attributes: The event's attributes.
-        at: When, by `time.monotonic()`.
-        nanoseconds: When, since the epoch.
-        server: The identity of its server's address, if it is one server's.
-        is_warning: Whether it is bad news.
+        at: When it happened, by `time.monotonic()`.
+        nanoseconds: When it happened, in nanoseconds since the epoch.
+        server: The `id()` of the server's address, if the event concerns one server.
+        is_warning: Whether its log record has the severity `WARN`, not `INFO`.
     """
 
     __slots__ = ("at", "attributes", "is_warning", "name", "nanoseconds", "server")
@@ -51,11 +51,11 @@ class BackgroundEvent:
         self.is_warning = is_warning
 
     def add_to(self, span: Span, nanoseconds: int | None = None) -> None:
-        """Add it to a span as an event, with its own time or another one."""
+        """Add the event to a span, with its own time or with the given one."""
         span.add_event(self.name, self.attributes, self.nanoseconds if nanoseconds is None else nanoseconds)
 
     def record(self, logger: Logger, context: Context) -> Callable[[], None]:
-        """What emits it, as it is known now, as a log record with an event name."""
+        """Return a function that emits the event, with its current attributes, as a log record."""
         severity = SeverityNumber.WARN if self.is_warning else SeverityNumber.INFO
         return functools.partial(
             logger.emit,

@@ -1,4 +1,4 @@
-"""Heartbeats as metrics, and as incidents where they fail."""
+"""The listener for heartbeats: measures them, and reports failures and recoveries as background events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarde
 from opentelemetry_mongo_events._servers.errors import error_attributes
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.outages import begin_discovery, mark_recovering, watch
-from opentelemetry_mongo_events._servers.reports import land
+from opentelemetry_mongo_events._servers.reports import report
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 
 
 class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
-    """Measures heartbeats. Runs on the thread, or in the task, of a server's monitor; never raises.
+    """Measures heartbeats, and reports failures and recoveries.
 
-    A monitor's task copied the context of whoever used the client first, so nothing here looks at the current one.
+    Methods are called on the thread, or in the task, of a server's monitor. They never raise, and never read the
+    current context: a monitor's task has copied the context of the caller that used the client first.
+
+    Args:
+        servers: The state of the servers.
+        guard: Counts and logs the failures of this listener.
     """
 
     def __init__(self, servers: ServerStates, guard: Guard) -> None:
@@ -39,7 +44,10 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
 
     @guarded
     def started(self, event: ServerHeartbeatStartedEvent) -> None:
-        """The first one begins the discovery; if the topology isn't known by then, it will begin with it."""
+        """Begin the discovery with the first heartbeat.
+
+        If the topology isn't known yet, `TopologyEvents` begins the discovery later, with this heartbeat's time.
+        """
         server = self._servers.heartbeat_from(event.connection_id)
         server.awaits_heartbeat = True
         topology = server.topology
@@ -52,15 +60,18 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
 
     @guarded
     def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
-        """Measure it. One that was awaited lasts as long as the server waited for news, and is no round trip."""
+        """Measure the heartbeat, and report the first one, or the first one after a failure.
+
+        An awaited heartbeat lasts until the server has news, so its duration is not a round trip time.
+        """
         server = self._servers.heartbeat_from(event.connection_id)
-        if not server.answer():
+        if not server.finish_heartbeat():
             return
         if not event.awaited:
             server.round_trip = max(0.0, event.duration)
         topology = server.topology
         reply = event.reply
-        is_usable = topology.uses(reply) if topology is not None else reply.is_writable or reply.is_readable
+        is_usable = topology.can_use(reply) if topology is not None else reply.is_writable or reply.is_readable
         server.answered_at = time.monotonic() if is_usable else None
         if topology is not None and is_usable:
             mark_recovering(topology)
@@ -71,11 +82,11 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
 
     @guarded
     def failed(self, event: ServerHeartbeatFailedEvent) -> None:
-        """Measure it, with the class of the error; one that the driver gave up by itself is none."""
+        """Measure and report the heartbeat, unless the driver itself cancelled it."""
         if is_cancelled_heartbeat(event):
             return
         server = self._servers.heartbeat_from(event.connection_id)
-        if not server.answer():
+        if not server.finish_heartbeat():
             return
         telemetry = self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
         server.is_failing = True
@@ -85,7 +96,7 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
     def _measure(
         self, event: ServerHeartbeatSucceededEvent | ServerHeartbeatFailedEvent, server: ServerState, error: Attributes
     ) -> Telemetry | None:
-        """Measure a heartbeat where it is reported, if anywhere."""
+        """Record the heartbeat's duration; return where to report the heartbeat, or None if nowhere."""
         telemetry = self._servers.switch.of("heartbeats")
         if telemetry is None or server.is_reported_by_another:
             return None
@@ -115,6 +126,6 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
         if has_failed:
             attributes |= error_attributes(event.reply)
         address = id(event.connection_id)
-        incident = BackgroundEvent(name, attributes, server=address, is_warning=has_failed)
-        server.note(incident)
-        land(incident, telemetry, topology, (address,) if has_failed else ())
+        background_event = BackgroundEvent(name, attributes, server=address, is_warning=has_failed)
+        server.note(background_event)
+        report(background_event, telemetry, topology, (address,) if has_failed else ())

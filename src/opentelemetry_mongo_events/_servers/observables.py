@@ -1,4 +1,4 @@
-"""What is read of the servers when metrics are collected."""
+"""Observable metrics of servers: how many there are of each type, and their round trip times."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def _server_count(is_reported: IsReported) -> Iterator[Reading]:
         for topology in states.topologies():
             if topology.is_reported_by_another:
                 continue
-            known = {(topology.replica_set, server_type): count for server_type, count in topology.servers.items()}
-            # What was told once is told until the end: where metrics are pushed, the last value stands for minutes.
-            told = topology.reported.copy()
-            topology.reported |= dict.fromkeys(known, 0)
-            for (replica_set, server_type), count in (told | known).items():
+            counts = {(topology.replica_set, server_type): count for server_type, count in topology.servers.items()}
+            # Types that were reported before are reported as 0: a backend that receives pushed metrics would show the
+            # last value for minutes.
+            zeros = topology.reported.copy()
+            topology.reported |= dict.fromkeys(counts, 0)
+            for (replica_set, server_type), count in (zeros | counts).items():
                 attributes: Attributes = {names.SERVER_TYPE: server_type}
                 if replica_set is not None:
                     attributes[names.REPLICA_SET] = replica_set
@@ -34,7 +35,7 @@ def _server_count(is_reported: IsReported) -> Iterator[Reading]:
 
 
 def _round_trip_times(is_reported: IsReported) -> Iterator[Reading]:
-    """The last round trip to each server; of several clients, that of the one which came last."""
+    """The last round trip time of each server; if several clients have the server, the newest client's."""
     for states in instances(ServerStates):
         if is_reported(states.switch, "heartbeats"):
             for server in states.servers():

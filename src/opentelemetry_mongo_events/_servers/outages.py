@@ -1,6 +1,6 @@
-"""What a client goes through as a whole, as root spans: it looks for its servers, or has none that it can write to.
+"""Root spans of discoveries (a client looks for its servers) and outages (it has none that it can write to).
 
-They are found out about by what the driver hands over about a second late, and have the times of what made them.
+The driver reports the changes that begin and end them up to a second late. The spans have the times of the changes.
 """
 
 from __future__ import annotations
@@ -32,59 +32,64 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
 UNINSTRUMENTED: Final = "uninstrumented"
-"""What an episode ends with when the instrumentation is taken off."""
+"""The error that a period ends with when the instrumentation is removed."""
 
-# What failed so many seconds before an outage, as far as its servers are concerned, may be what was hit by it first.
-_BEFORE: Final = 5.0
-_LINKS: Final = 16
+# A failure on an affected server may be the first sign of an outage that begins up to so many seconds later.
+_WINDOW: Final = 5.0
+_MAX_LINKS: Final = 16
 
-# The SDK keeps 128 events of a span and drops the oldest, which tell how it began. What may come again and again leaves
-# room for the rest.
-_REPEATED: Final = 96
-_ALL: Final = 128
+# The SDK keeps 128 events of a span and drops the oldest, which show how the period began. Events that may repeat
+# without end leave room for the others.
+_MAX_REPEATED_EVENTS: Final = 96
+_MAX_EVENTS: Final = 128
 
-# A heartbeat is published just before, or just after, the description is made that it leads to.
-_NEARLY: Final = 0.1
+# The driver publishes a heartbeat just before or just after it creates the description that results from it.
+_TOLERANCE: Final = 0.1
 
-# How often it is looked whether the client of an episode was garbage-collected; an end that is due may be sooner.
-_LOOK_AGAIN: Final = 0.5
-_AT_ONCE: Final = 0.01
+# How often the background worker checks whether the client of a period was garbage-collected. It wakes earlier for a
+# period that is due.
+_CHECK_INTERVAL: Final = 0.5
+_MIN_INTERVAL: Final = 0.01
 
-# Up to 4.8 the driver doesn't tell that a client was closed, but there are no heartbeats then.
-_SILENCE: Final = 60.0
+# PyMongo up to 4.8 doesn't report that a client was closed, but its heartbeats stop.
+_MAX_SILENCE: Final = 60.0
 
 
 class Period(OngoingPeriod):
-    """A discovery or an outage that is open.
+    """An open discovery or outage.
 
-    Times are those of `time.monotonic()`.
+    Times are in seconds, by `time.monotonic()`.
+
+    Args:
+        previous: The period that this one continues, if that lasted too long.
 
     Attributes:
-        name: Which of both, as the span is called.
-        context: That of its span, for what is part of it.
+        name: The name of its span, which says whether it is a discovery or an outage.
+        topology: The topology.
+        context: The context that contains its span, for log records and measurements.
         started: When its span started.
-        began: When it all began: a span that lasts too long ends, and the next one goes on.
-        telemetry: Where it ends: whatever is in force by then, what was opened is closed.
-        switch: Of which listeners it is.
-        lost: The servers whose loss it is.
+        began: When the discovery or outage began; earlier than `started` if it continues another period.
+        telemetry: The telemetry that its span was started with, and is ended with even if another is active by then.
+        switch: The switch of the listeners that it belongs to.
+        unavailable_servers: The servers whose loss caused the outage.
     """
 
     __slots__ = (
         "_addresses",
-        "_before",
         "_events",
         "_failures",
-        "_first",
-        "_has_not_ended",
-        "_nearly",
         "_span",
+        "_start_nanoseconds",
+        "_tolerance",
+        "_unclaimed",
+        "_window",
         "began",
-        "lost",
         "name",
         "started",
         "switch",
         "telemetry",
         "topology",
+        "unavailable_servers",
     )
 
     def __init__(
@@ -94,67 +99,67 @@ class Period(OngoingPeriod):
         telemetry: Telemetry,
         switch: Switch,
         started: float,
-        lost: Sequence[ServerState] = (),
-        before: Period | None = None,
+        unavailable_servers: Sequence[ServerState] = (),
+        previous: Period | None = None,
     ) -> None:
         self.name = name
         self.topology = topology
         self.telemetry = telemetry
         self.switch = switch
         self.started = started
-        self.began: float = started if before is None else before.began
-        self.lost = lost
-        # What came before a span that goes on with another one was told by that one.
-        self._before, self._nearly = (_BEFORE, _NEARLY) if before is None else (0.0, 0.0)
-        self._addresses = {id(server.identity.address) for server in lost}
-        self._first = moment(started).nanoseconds
-        # As keys: what comes as the episode begins may be noted twice.
+        self.began: float = started if previous is None else previous.began
+        self.unavailable_servers = unavailable_servers
+        # The span of the previous period has the events and failures from before the start of this one.
+        self._window, self._tolerance = (_WINDOW, _TOLERANCE) if previous is None else (0.0, 0.0)
+        self._addresses = {id(server.identity.address) for server in unavailable_servers}
+        self._start_nanoseconds = moment(started).nanoseconds
+        # A dictionary, as an ordered set: an event that arrives while the period begins may be added twice.
         self._events: dict[BackgroundEvent, None] = {}
         self._failures: list[Failure] = []
-        self._has_not_ended = [True]
+        self._unclaimed = [True]
         attributes: Attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type}
         if topology.replica_set is not None:
             attributes[names.REPLICA_SET] = topology.replica_set
-        if len(lost) == 1:
-            attributes |= lost[0].attributes
-        links = [Link(before._span.get_span_context())] if before is not None and before._has_span else []
+        if len(unavailable_servers) == 1:
+            attributes |= unavailable_servers[0].attributes
+        links = [Link(previous._span.get_span_context())] if previous is not None and previous._has_span else []
         self._span: Span = INVALID_SPAN
-        # A sampler or a span processor that raises keeps it from being told, and does no other harm: it is measured.
+        # If a sampler or a span processor raises, there is no span, but the outage is still measured.
         _periods.guard.run("an episode's start", self._start, attributes, links)
         self.context = set_span_in_context(self._span, NO_PARENT)
 
     def _start(self, attributes: Attributes, links: Sequence[Link]) -> None:
         self._span = self.telemetry.tracer.start_span(
-            self.name, NO_PARENT, SpanKind.INTERNAL, attributes, links, start_time=self._first
+            self.name, NO_PARENT, SpanKind.INTERNAL, attributes, links, start_time=self._start_nanoseconds
         )
 
-    def take(self) -> bool:
-        """Whether the caller is the one who ends it: true once, whichever threads ask."""
+    def claim_end(self) -> bool:
+        """Claim the right to end the period: returns True to the first caller only, on whichever thread it runs."""
         try:
-            return self._has_not_ended.pop()  # one operation of a list
+            return self._unclaimed.pop()  # atomic
         except IndexError:
             return False
 
     @property
     def _has_span(self) -> bool:
-        """Whether it has a span, be it recorded or not."""
+        """Whether it has a span, recorded or not."""
         return self._span.get_span_context().is_valid
 
     @property
     def due(self) -> float:
-        """When it has lasted for too long."""
+        """When it will have lasted for `episode_timeout`."""
         return self.started + self.telemetry.config.episode_timeout
 
     @property
     def link(self) -> Link | None:
-        """A link to it, if it is recorded."""
+        """A link to its span; None if the span isn't recorded."""
         return Link(self._span.get_span_context()) if self._span.is_recording() else None
 
     @property
-    def found(self) -> tuple[float, int] | None:
-        """When a server could be used again, and which, by the identity of its address; None where none can.
+    def recovery(self) -> tuple[float, int] | None:
+        """When a server became available again, and the `id()` of its address; None if none is available.
 
-        The driver tells so up to a second late.
+        Known from the server's heartbeat, up to a second before the driver reports the change.
         """
         for server in list(self.topology.members.values()):
             at = server.answered_at
@@ -162,18 +167,19 @@ class Period(OngoingPeriod):
                 return at, id(server.identity.address)
         return None
 
-    def note(self, incident: BackgroundEvent) -> None:
-        """Something happened in it. Runs on any thread."""
-        limit = _REPEATED if incident.name in (names.HEARTBEAT_FAILED, names.POOL_CLEARED) else _ALL
-        is_cause = incident.server in self._addresses and incident.name == names.HEARTBEAT_FAILED
-        is_part = incident.at >= self.started - (self._nearly if is_cause or self.name == names.DISCOVERY else 0)
-        if is_part and len(self._events) < limit:
-            self._events[incident] = None
+    def note(self, background_event: BackgroundEvent) -> None:
+        """Add an event, unless it is too old or there are too many. Called on any thread."""
+        is_repeated = background_event.name in (names.HEARTBEAT_FAILED, names.POOL_CLEARED)
+        limit = _MAX_REPEATED_EVENTS if is_repeated else _MAX_EVENTS
+        is_cause = background_event.server in self._addresses and background_event.name == names.HEARTBEAT_FAILED
+        tolerance = self._tolerance if is_cause or self.name == names.DISCOVERY else 0
+        if background_event.at >= self.started - tolerance and len(self._events) < limit:
+            self._events[background_event] = None
 
     def add_failure(self, server: ServerState, failure: Failure) -> None:
-        """A command, or a checkout, failed in it or shortly before. Runs on any thread."""
-        is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - self._before
-        if is_part and len(self._failures) < _LINKS and failure not in self._failures:
+        """Add a command or a checkout that failed during the outage or shortly before. Called on any thread."""
+        is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - self._window
+        if is_part and len(self._failures) < _MAX_LINKS and failure not in self._failures:
             self._failures.append(failure)
 
     def end(
@@ -183,15 +189,15 @@ class Period(OngoingPeriod):
 
         Args:
             at: When it ended.
-            error: What kept it from ending well.
-            ended_by: The servers, by the identities of their addresses, that can be used again.
-            continues: Whether the same outage goes on with another span.
+            error: Why it ended, if not because a server is available again.
+            ended_by: The `id()`s of the addresses of the servers that ended it.
+            continues: Whether another period continues the outage, which is then not measured yet.
         """
         span = self._span
         last = self._stamp(at)
         run = _periods.guard.run
         try:
-            # One of them that can't be told doesn't keep the others from it.
+            # Each runs in a guard of its own, so that one that raises doesn't stop the others.
             run("an episode's outcome", self._set_outcome, error)
             run("an episode's links", self._add_links, at)
             if self.telemetry.config.events in SPAN_EVENTS:
@@ -217,10 +223,10 @@ class Period(OngoingPeriod):
                 self._span.add_link(failure.span_context)
 
     def _add_events(self, at: float, last: int, ended_by: Collection[int]) -> None:
-        for incident in sorted(self._events.copy(), key=lambda incident: min(incident.at, at)):
-            is_what_ended_it = incident.server in ended_by and incident.name == names.HEARTBEAT_SUCCEEDED
-            if incident.at <= at + (_NEARLY if is_what_ended_it else 0):
-                incident.add_to(self._span, min(self._stamp(incident.at), last))
+        for background_event in sorted(self._events.copy(), key=lambda each: min(each.at, at)):
+            has_ended_it = background_event.server in ended_by and background_event.name == names.HEARTBEAT_SUCCEEDED
+            if background_event.at <= at + (_TOLERANCE if has_ended_it else 0):
+                background_event.add_to(self._span, min(self._stamp(background_event.at), last))
 
     def _measure(self, seconds: float) -> None:
         replica_set = self.topology.replica_set
@@ -228,15 +234,21 @@ class Period(OngoingPeriod):
         self.telemetry.instruments.outage_duration.record(seconds, attributes, self.context)
 
     def _stamp(self, at: float) -> int:
-        """Nanoseconds since the epoch, by one clock for the whole span, and not before it started."""
-        return self._first + max(0, int((at - self.started) * 1e9))
+        """Convert a time to nanoseconds since the epoch: one offset for the whole span, and never before its start."""
+        return self._start_nanoseconds + max(0, int((at - self.started) * 1e9))
 
 
 class _Periods:
-    """Those of this process that are open.
+    """The open periods of this process.
 
-    There is no lock: each step is one operation of a dictionary, and a topology has one episode at a time. Whoever
-    enters it in `_current` opens the episode, whoever `Period.take` says so ends it and takes the topology out.
+    There is no lock: each step is one atomic operation of a dictionary. A topology has one period at a time. The thread
+    that adds the topology to `_current` opens the period. The thread that gets True from `Period.claim_end` ends it and
+    removes the topology.
+
+    Attributes:
+        guard: Counts and logs failures, such as those of a span processor.
+        open: The open periods, as an ordered set.
+        outages: The open outages, by the `id()` of the address of each of their servers.
     """
 
     def __init__(self) -> None:
@@ -245,173 +257,218 @@ class _Periods:
         self.forget()
 
     def forget(self) -> None:
-        """After a fork they are the parent's."""
+        """Forget all periods: after a fork they belong to the parent process."""
         self.open: dict[Period, None] = {}
         self._current: dict[TopologyState, object] = {}
         self.outages.clear()
 
-    def begin(self, topology: TopologyState, episode: Callable[[], Period]) -> bool:
-        """Open an episode, unless the topology has one or needs none; whether it did."""
-        mine = object()
-        if not topology.lacks_server or self._current.setdefault(topology, mine) is not mine:
+    def begin(self, topology: TopologyState, create: Callable[[], Period]) -> bool:
+        """Open a period, unless the topology has one already or is available.
+
+        Args:
+            topology: The topology.
+            create: Creates the period.
+
+        Returns:
+            Whether a period was opened.
+        """
+        placeholder = object()
+        if not topology.lacks_server or self._current.setdefault(topology, placeholder) is not placeholder:
             return False
         track(self)
         try:
-            begun = episode()
-            self._add(begun)
+            period = create()
+            self._add(period)
         except BaseException:
             if topology.period is None:
                 self._current.pop(topology, None)
             raise
-        # What has changed in the meantime found nothing to end.
+        # A change on another thread may have found no period to end yet.
         if not topology.lacks_server:
             end(topology, time.monotonic(), "closed" if topology.is_closed else None)
-        elif begun.switch.telemetry is not begun.telemetry:
+        elif period.switch.telemetry is not period.telemetry:
             end(topology, time.monotonic(), UNINSTRUMENTED)
         return True
 
-    def _add(self, episode: Period) -> None:
-        topology = episode.topology
-        if episode.name == names.OUTAGE:
-            # First: whoever finds the episode may end it, and takes these out again.
-            self.outages.update(dict.fromkeys(list(topology.members), episode))
-        self.open[episode] = None
-        self._current[topology] = topology.period = episode
-        for server in episode.lost if episode.name == names.OUTAGE else ():
+    def _add(self, period: Period) -> None:
+        topology = period.topology
+        if period.name == names.OUTAGE:
+            # Before the next lines: once another thread can see the period it may end it, and removes these entries.
+            self.outages.update(dict.fromkeys(list(topology.members), period))
+        self.open[period] = None
+        self._current[topology] = topology.period = period
+        for server in period.unavailable_servers if period.name == names.OUTAGE else ():
             for failure in server.failures.copy():
-                episode.add_failure(server, failure)
-        for incident in topology.events.copy():
-            episode.note(incident)
+                period.add_failure(server, failure)
+        for background_event in topology.events.copy():
+            period.note(background_event)
 
     def current(self, topology: TopologyState) -> Period | None:
-        """What a topology is going through."""
-        episode = self._current.get(topology)
-        return episode if isinstance(episode, Period) else None
+        """Return the open period of a topology, or None."""
+        period = self._current.get(topology)
+        return period if isinstance(period, Period) else None
 
-    def take(self, topology: TopologyState, episode: Period | None = None) -> Period | None:
-        """Take out what a topology goes through, or that episode if it still does. Who gets it ends it."""
-        taken = self.current(topology)
-        if taken is None or episode not in (None, taken) or not taken.take():
+    def take(self, topology: TopologyState, expected: Period | None = None) -> Period | None:
+        """Remove the open period of a topology. The caller must end it.
+
+        Args:
+            topology: The topology.
+            expected: The only period to remove; None for any.
+
+        Returns:
+            The period, or None if there is none, it isn't the expected one, or another thread has taken it.
+        """
+        period = self.current(topology)
+        if period is None or expected not in (None, period) or not period.claim_end():
             return None
         topology.period = None
-        self._current.pop(topology, None)  # from here on another one may begin
-        self.open.pop(taken, None)
-        self.unlink(taken)
-        return taken
+        self._current.pop(topology, None)  # from here on another period may begin
+        self.open.pop(period, None)
+        self.unlink(period)
+        return period
 
-    def unlink(self, episode: Period) -> None:
-        """Commands that start from now on don't link to it. Runs on any thread."""
+    def unlink(self, period: Period) -> None:
+        """Stop new commands from linking to an outage. Called on any thread."""
         for address, each in self.outages.copy().items():
-            if each is episode:
+            if each is period:
                 self.outages.pop(address, None)
 
 
 _periods: Final = _Periods()
 
 outages: Final = _periods.outages
-"""Those that are outages, by the identities of the addresses of their servers: always the same dictionary."""
+"""The open outages, by the `id()` of the address of each of their servers. It is always the same dictionary."""
 
 
 def begin_discovery(topology: TopologyState, telemetry: Telemetry, switch: Switch, started: float) -> None:
-    """A client looks for its servers, since then, unless it has found one or this is known. Runs on any thread."""
+    """Begin a topology's discovery, unless it is over or has begun already. Called on any thread.
+
+    Args:
+        topology: The topology.
+        telemetry: Where to report the discovery.
+        switch: The switch of the listeners that it belongs to.
+        started: When it began, by `time.monotonic()`.
+    """
     if not topology.is_discovered:
         _periods.begin(topology, lambda: Period(names.DISCOVERY, topology, telemetry, switch, started))
 
 
 def begin_outage(
-    topology: TopologyState, telemetry: Telemetry, switch: Switch, started: float, lost: Sequence[ServerState]
+    topology: TopologyState,
+    telemetry: Telemetry,
+    switch: Switch,
+    started: float,
+    unavailable_servers: Sequence[ServerState],
 ) -> None:
-    """A client has no server any more that it can write to.
+    """Begin a topology's outage, unless it has one: it has no server left that it can write to.
 
     Args:
-        topology: Its servers.
-        telemetry: Where it goes.
-        switch: Of which listeners it is.
-        started: Since when, by `time.monotonic()`.
-        lost: The servers whose loss it may be: those that were lost just before count.
+        topology: The topology.
+        telemetry: Where to report the outage.
+        switch: The switch of the listeners that it belongs to.
+        started: When it began, by `time.monotonic()`.
+        unavailable_servers: The unavailable servers. Those that became unavailable just before the outage caused it.
     """
-    lost = [
+    causes = [
         server
-        for server in lost
-        if server.unavailable_since is not None and server.unavailable_since >= started - _BEFORE
+        for server in unavailable_servers
+        if server.unavailable_since is not None and server.unavailable_since >= started - _WINDOW
     ]
-    _periods.begin(topology, lambda: Period(names.OUTAGE, topology, telemetry, switch, started, lost))
+    _periods.begin(topology, lambda: Period(names.OUTAGE, topology, telemetry, switch, started, causes))
 
 
 def end(topology: TopologyState, at: float, error: str | None = None, *, ended_by: Collection[int] = ()) -> None:
-    """What a topology goes through is over, if there is anything: well, or with an error."""
-    episode = _periods.take(topology)
-    if episode is not None:
+    """End the open period of a topology, if there is one.
+
+    Args:
+        topology: The topology.
+        at: When it ended, by `time.monotonic()`.
+        error: Why it ended, if not because a server is available again.
+        ended_by: The `id()`s of the addresses of the servers that ended it.
+    """
+    period = _periods.take(topology)
+    if period is not None:
         if background_worker.thread is not None:
             background_worker.wake()
-        _periods.guard.run("an episode's end", episode.end, at, error, ended_by=ended_by)
+        _periods.guard.run("an episode's end", period.end, at, error, ended_by=ended_by)
 
 
 def mark_recovering(topology: TopologyState) -> None:
-    """A server can be used again, as will be told later: what starts from now on is not in the outage any more."""
-    episode = _periods.current(topology)
-    if episode is not None and episode.name == names.OUTAGE:
-        _periods.unlink(episode)
+    """Stop new commands from linking to a topology's outage: a heartbeat has found a server that is available again.
+
+    The driver reports the change, which ends the outage, up to a second later.
+    """
+    period = _periods.current(topology)
+    if period is not None and period.name == names.OUTAGE:
+        _periods.unlink(period)
 
 
 def end_all(error: str, switch: Switch | None = None) -> None:
-    """End all that are open, or those of one switch: as errors, unless a server can be used again by now.
+    """End all open periods, or those of one switch: with an error, unless a server is available again by now.
 
-    Runs on any thread; never raises.
+    Called on any thread; never raises.
+
+    Args:
+        error: The error.
+        switch: The switch; None for all.
     """
-    for episode in list(_periods.open):
-        if switch is None or episode.switch is switch:
-            found = episode.found
-            if found is None:
-                end(episode.topology, time.monotonic(), error)
+    for period in list(_periods.open):
+        if switch is None or period.switch is switch:
+            recovery = period.recovery
+            if recovery is None:
+                end(period.topology, time.monotonic(), error)
             else:
-                end(episode.topology, found[0], ended_by=found[1:])
+                end(period.topology, recovery[0], ended_by=recovery[1:])
 
 
 def link_to_outage(address: Address | None) -> Link | None:
-    """A link to the outage of that server's topology, if one is known to be open."""
-    episode = outages.get(id(address))
-    # A server that the topology has no more may be forgotten, and its identity be that of another client's address.
-    if episode is None or id(address) not in episode.topology.members:
+    """Return a link to the open outage of a server's topology, or None."""
+    period = outages.get(id(address))
+    # Once the topology has removed a server, another client's address may have the same `id()`.
+    if period is None or id(address) not in period.topology.members:
         return None
-    return episode.link
+    return period.link
 
 
 def watch() -> None:
-    """See to it that what is open will end: by its time, with its client, at the exit of the interpreter."""
+    """Start the background worker if a period is open.
+
+    It ends periods that last too long, whose client is garbage-collected, or that are open at the interpreter's exit.
+    """
     if _periods.open:
         background_worker.wake()
 
 
-def _look() -> float | None:
-    """Look after those that are open; in how many seconds to do so again, if any is."""
-    for episode in list(_periods.open):
-        _periods.guard.run("an episode's watch", _check_period, episode)
-    due = [episode.due - time.monotonic() for episode in list(_periods.open)]
-    return max(_AT_ONCE, min(_LOOK_AGAIN, *due)) if due else None
+def _check_periods() -> float | None:
+    """Check all open periods; return in how many seconds to check again, or None if none is open."""
+    for period in list(_periods.open):
+        _periods.guard.run("an episode's watch", _check_period, period)
+    remaining = [period.due - time.monotonic() for period in list(_periods.open)]
+    return max(_MIN_INTERVAL, min(_CHECK_INTERVAL, *remaining)) if remaining else None
 
 
-background_worker: Final = BackgroundWorker(_look, lambda: end_all("exit"))
-"""Looks after those that are open."""
+background_worker: Final = BackgroundWorker(_check_periods, lambda: end_all("exit"))
+"""Checks the open periods and emits log records, on a thread of its own."""
 
 
-def _check_period(episode: Period) -> None:
-    topology, now = episode.topology, time.monotonic()
+def _check_period(period: Period) -> None:
+    topology, now = period.topology, time.monotonic()
     if topology.is_gone:
         end(topology, now, "collected")
-    elif now >= episode.due:
-        _continue(episode, now)
+    elif now >= period.due:
+        _continue(period, now)
 
 
-def _continue(episode: Period, now: float) -> None:
-    """End an episode that has lasted for too long; another one goes on, for as long as anything is heard of it."""
-    topology, telemetry = episode.topology, episode.telemetry
-    # Where it was looked too late for the next one as well, there is one for both.
-    at = episode.due if now < 2 * episode.due - episode.started else now
-    if _periods.take(topology, episode) is None:
-        return  # it has ended
-    silence = max(_SILENCE, 2 * topology.heartbeat_frequency)
-    continues = now - topology.last_sign < silence and _periods.begin(
-        topology, lambda: Period(episode.name, topology, telemetry, episode.switch, at, episode.lost, episode)
+def _continue(period: Period, now: float) -> None:
+    """End a period that has lasted too long, and begin the next one, unless nothing was received for too long."""
+    topology, telemetry = period.topology, period.telemetry
+    # If the check is so late that the next period would be overdue too, this one covers both.
+    at = period.due if now < 2 * period.due - period.started else now
+    if _periods.take(topology, period) is None:
+        return  # it has ended already
+    max_silence = max(_MAX_SILENCE, 2 * topology.heartbeat_frequency)
+    continues = now - topology.last_seen < max_silence and _periods.begin(
+        topology,
+        lambda: Period(period.name, topology, telemetry, period.switch, at, period.unavailable_servers, period),
     )
-    episode.end(at, "timeout", continues=continues)
+    period.end(at, "timeout", continues=continues)

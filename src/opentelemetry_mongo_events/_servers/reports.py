@@ -1,6 +1,7 @@
-"""Where an event of a server is reported: on open command spans, in the log pipeline.
+"""Reports background events on the spans of open commands, and as log records.
 
-It belongs to no request, so nothing here looks at the current span or context: a driver's task has a stranger's.
+A background event belongs to no request, so this module never reads the current span or context: a driver's task has
+copied an unrelated one.
 """
 
 from __future__ import annotations
@@ -21,36 +22,45 @@ if TYPE_CHECKING:
 
 
 class Subscriber(Protocol):
-    """What wants to know of events."""
+    """An object that receives background events."""
 
-    def note(self, incident: BackgroundEvent, addresses: Collection[int]) -> None:
-        """Something happened to the servers with those addresses. Runs on any thread, also under the driver's locks."""
+    def note(self, background_event: BackgroundEvent, addresses: Collection[int], /) -> None:
+        """Receive an event of the servers with these addresses.
+
+        Called on any thread, possibly while the driver holds locks.
+
+        Args:
+            background_event: The event.
+            addresses: The `id()`s of the servers' addresses.
+        """
 
 
 _subscribers: Final[dict[weakref.ref[Subscriber], None]] = {}
 
 
 def subscribe(subscriber: Subscriber) -> None:
-    """Tell `subscriber` of events, for as long as it lives."""
-    # One operation of a dictionary each: a thread may come or go while another one looks.
+    """Send background events to `subscriber` for as long as it is alive."""
+    # Adding and removing are one dictionary operation each: other threads may read the dictionary at the same time.
     _subscribers[weakref.ref(subscriber, lambda gone: _subscribers.pop(gone, None))] = None
 
 
-def land(
-    incident: BackgroundEvent,
+def report(
+    background_event: BackgroundEvent,
     telemetry: Telemetry | None,
     topology: TopologyState | None,
     addresses: Collection[int] = (),
 ) -> None:
-    """Bring an incident to open command spans and into the log pipeline; an episode has it by its topology's note.
+    """Add an event to the spans of open commands, and emit it as a log record.
 
-    Runs on any thread, also where the driver holds locks: nothing is called here that could wait.
+    Discoveries and outages receive their events from `TopologyState.note`, not from here.
+
+    Called on any thread, possibly while the driver holds locks, so nothing here may block.
 
     Args:
-        incident: What happened.
-        telemetry: Where it goes; None where nothing does.
-        topology: Whose episode, if one is open, a log record is part of.
-        addresses: The identities of the addresses of those servers whose open commands it explains.
+        background_event: The event.
+        telemetry: Where to report it; None to not report it.
+        topology: The topology whose discovery or outage, if one is open, is the parent of the log record.
+        addresses: The `id()`s of the addresses of the servers whose open commands the event may explain.
     """
     if telemetry is None:
         return
@@ -58,7 +68,8 @@ def land(
         for reference in list(_subscribers):
             subscriber = reference()
             if subscriber is not None:
-                subscriber.note(incident, addresses)
+                subscriber.note(background_event, addresses)
     if telemetry.logger is not None:
-        episode = None if topology is None else topology.period
-        background_worker.emit(incident.record(telemetry.logger, NO_PARENT if episode is None else episode.context))
+        period = None if topology is None else topology.period
+        context = NO_PARENT if period is None else period.context
+        background_worker.emit(background_event.record(telemetry.logger, context))

@@ -1,4 +1,4 @@
-"""What a client knows of its servers, by its heartbeats and by what its topologies tell."""
+"""The state of each client's servers and topologies, as learned from heartbeats and topology descriptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry_mongo_events._driver.identity import Identity, identity
-from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._runtime.process import instances, take_over, track
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.attributes import server_attributes
@@ -26,20 +25,19 @@ if TYPE_CHECKING:
     from pymongo.topology_description import TopologyDescription
 
     from opentelemetry_mongo_events._driver.identity import Address
-    from opentelemetry_mongo_events._runtime.clock import Moment
     from opentelemetry_mongo_events._servers.events import BackgroundEvent
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
-_FAILURES: Final = 16
-_EVENTS: Final = 128
+_MAX_FAILURES: Final = 16
+_MAX_EVENTS: Final = 128
 
 
 class OngoingPeriod(ABC):
-    """What a topology is going through: a discovery or an outage.
+    """A topology's open discovery or outage; implemented by `Period` in `outages`.
 
     Attributes:
-        context: That of its span, for what is part of it.
+        context: The context that contains its span, for log records and measurements.
     """
 
     __slots__ = ("context",)
@@ -47,40 +45,45 @@ class OngoingPeriod(ABC):
     context: Context
 
     @abstractmethod
-    def note(self, incident: BackgroundEvent) -> None:
-        """Something happened in it. Runs on any thread."""
+    def note(self, background_event: BackgroundEvent) -> None:
+        """Add a background event. Called on any thread."""
 
     @abstractmethod
     def add_failure(self, server: ServerState, failure: Failure) -> None:
-        """A command, or a checkout, failed in it or shortly before. Runs on any thread."""
+        """Add a command or a checkout that failed on a server. Called on any thread."""
 
 
 class Failure(NamedTuple):
-    """A command or a checkout that failed as one does on a server that goes away: when, by `time.monotonic()`."""
+    """A command or a checkout that failed because its server became unavailable.
+
+    Attributes:
+        at: When it failed, by `time.monotonic()`.
+        span_context: The context of its span.
+    """
 
     at: float
     span_context: SpanContext
 
 
 class ServerState:
-    """One server, as one client's monitor sees it.
+    """One server of one client.
 
-    Times are those of `time.monotonic()`, as the driver's own.
+    Times are in seconds, by `time.monotonic()`, which the driver uses too.
 
     Attributes:
-        identity: The driver's own tuple: another one in each client.
-        attributes: Those of its metrics: host and port.
-        first_heartbeat_at: When its first heartbeat started; None before.
-        is_closed: Whether the client has it no more. A heartbeat may come after that.
-        is_asked: Whether a heartbeat is on its way; None where none was seen to start.
-        is_failing: Whether its last heartbeat failed; None before the first.
-        answered_at: When its last heartbeat said that it can be used; None where it said otherwise.
-        round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first.
+        identity: The driver's address tuple, which is a different object in each client.
+        attributes: The attributes of its metrics: host and port.
+        first_heartbeat_at: When its first heartbeat event arrived; None before that.
+        is_closed: Whether the client has removed it. A heartbeat may still arrive after that.
+        awaits_heartbeat: Whether a heartbeat is in progress; None if none was seen to start.
+        is_failing: Whether its last heartbeat failed; None before the first one.
+        answered_at: When its last heartbeat succeeded; None if it failed, or if the client can't use the server.
+        round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first one.
         failures: The last commands and checkouts that failed on it.
-        incidents: What happened to it before its topology was known.
-        unavailable_since: When it could no longer be used, if it can't.
-        topology: The topology it is part of, once that is known: the driver tells it up to a second late.
-        others: The switches of other listeners which heard it first.
+        events: Its background events from before its topology was known.
+        unavailable_since: When it became unavailable; None if it is available.
+        topology: Its topology; None until that is known. The driver reports it up to a second late.
+        others: The switches of other listeners that received its heartbeats first.
     """
 
     __slots__ = (
@@ -108,121 +111,91 @@ class ServerState:
         self.is_failing: bool | None = None
         self.answered_at: float | None = None
         self.round_trip: float | None = None
-        self.failures: deque[Failure] = deque(maxlen=_FAILURES)
-        self.events: deque[BackgroundEvent] = deque(maxlen=_EVENTS)
+        self.failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
+        self.events: deque[BackgroundEvent] = deque(maxlen=_MAX_EVENTS)
         self.unavailable_since: float | None = None
         self.topology: TopologyState | None = None
         self.others: Sequence[Switch] = ()
 
     @property
     def is_reported_by_another(self) -> bool:
-        """Whether another listener, which heard this server first, reports its heartbeats."""
+        """Whether another listener, which received its heartbeats first, reports them."""
         return any(switch.of("heartbeats") for switch in self.others)
 
     @property
     def event_attributes(self) -> Attributes:
-        """Those of its events: also which topology it is part of, once that is known."""
+        """The attributes of its events: those of its metrics, and of its topology once that is known."""
         topology = self.topology
         return self.attributes | ({} if topology is None else topology.attributes)
 
-    def answer(self) -> bool:
-        """A heartbeat has ended; False if that is known, or the client has it no more."""
+    def finish_heartbeat(self) -> bool:
+        """Note that a heartbeat has ended.
+
+        Returns:
+            False if the end was noted before (the client has this listener twice), or if the server is closed.
+        """
         if self.is_closed or self.awaits_heartbeat is False:
             return False
         if self.awaits_heartbeat:
             self.awaits_heartbeat = False
         return True
 
-    def note(self, incident: BackgroundEvent) -> None:
-        """Keep what happened to it, for an episode that is open or found out about later."""
+    def note(self, background_event: BackgroundEvent) -> None:
+        """Keep an event for the discovery or outage that is open now, or that turns out later to have begun."""
         if not self.is_closed:
-            self.events.append(incident)
-        topology = self.topology  # once: it may be closed meanwhile
+            self.events.append(background_event)
+        topology = self.topology  # read once: another thread may close it
         if topology is not None:
             self.hand_over(topology)
 
     def hand_over(self, topology: TopologyState) -> None:
-        """Have its topology keep what happened to it. Its monitor and its topology's thread may come here at once."""
+        """Move its events to its topology. The monitor's thread and the topology's may call this at the same time."""
         with contextlib.suppress(IndexError):
             while True:
-                incident = self.events.popleft()
-                incident.attributes = incident.attributes | topology.attributes
-                topology.note(incident)
-
-
-class Change(NamedTuple):
-    """What is different between two descriptions of a topology.
-
-    Attributes:
-        when: When that was found out: the time of the description that made the change.
-        opened: The servers that are new.
-        changed: Those whose type is another one: before and after.
-        closed: The servers that are no more.
-    """
-
-    when: Moment
-    opened: list[ServerDescription]
-    changed: list[tuple[ServerDescription, ServerDescription]]
-    closed: list[ServerDescription]
-
-
-def change(before: TopologyDescription, after: TopologyDescription) -> Change:
-    """The difference between two descriptions.
-
-    Its time is in them, while the driver hands the event over about a second later. A change makes other descriptions
-    (those of servers that it makes known, or of a primary that is none any more) right after the one that caused it.
-    """
-    old, new = before.server_descriptions(), after.server_descriptions()
-    times = [server.last_update_time for address, server in new.items() if server is not old.get(address)]
-    return Change(
-        moment(min(times, default=None)),
-        [server for address, server in new.items() if address not in old],
-        [
-            (old[address], server)
-            for address, server in new.items()
-            if address in old and old[address].server_type_name != server.server_type_name
-        ],
-        [server for address, server in old.items() if address not in new],
-    )
+                background_event = self.events.popleft()
+                background_event.attributes = background_event.attributes | topology.attributes
+                topology.note(background_event)
 
 
 class TopologyState:
-    """One client's servers.
+    """The topology of one client: all servers that it knows.
 
     Attributes:
-        topology_id: The driver's own, as text.
-        type: The driver's name of its type.
-        servers: How many there are of each type.
-        told: Of which replica sets and types that was told, each with the 0 that it is where there are none any more.
-        members: Its servers, by the identity of their addresses.
-        replica_set: The set's name, if it is one.
-        is_closed: Whether its client was closed.
-        serves: Whether it has a writable server, or, where it never had one, a readable one.
-        is_discovered: Whether it ever did, and its discovery is over.
-        incidents: What happened to it and its servers lately.
-        episode: What it is going through, if anything.
-        last_sign: When anything was heard of it.
-        heartbeat_frequency: How many seconds the driver leaves between two heartbeats of a server; 0 where unknown.
-        others: The switches of other listeners which saw it first.
-        settings: The client's settings, which live as long as it does; None where they aren't known.
+        topology_id: The driver's id of the topology, as text.
+        type: The driver's name of the topology's type.
+        servers: The number of servers of each type.
+        reported: The replica sets and server types that metrics have reported, each with the value 0, which is reported
+            once no such server is left.
+        members: The servers, by the `id()` of their addresses.
+        replica_set: The name of the replica set; None if it isn't one.
+        is_closed: Whether the client was closed.
+        is_available: Whether there is a writable server or, if there never was one, a readable one.
+        is_discovered: Whether it has been available once, so that its discovery is over.
+        is_new: Whether its opening is still to be reported.
+        events: Recent background events of the topology and its servers.
+        period: The open discovery or outage; None if there is none.
+        last_seen: When its last event arrived, by `time.monotonic()`.
+        heartbeat_frequency: The driver's interval between two heartbeats of a server, in seconds; 0 if it isn't known.
+        others: The switches of other listeners that saw the topology first.
+        settings: A reference to the client's settings, which live as long as the client; None if they aren't known.
     """
 
     __slots__ = (
-        "_described",
+        "_description",
         "_had_writable",
         "events",
         "heartbeat_frequency",
+        "is_available",
         "is_closed",
         "is_discovered",
         "is_new",
-        "last_sign",
+        "last_seen",
         "members",
         "others",
         "period",
         "replica_set",
         "reported",
         "servers",
-        "serves",
         "settings",
         "topology_id",
         "type",
@@ -230,7 +203,7 @@ class TopologyState:
 
     def __init__(self, topology_id: ObjectId, others: Sequence[Switch]) -> None:
         self.settings: weakref.ref[Any] | None = None
-        self._described: weakref.ref[TopologyDescription] | None = None
+        self._description: weakref.ref[TopologyDescription] | None = None
         self._had_writable = False
         self.topology_id = str(topology_id)
         self.type = "Unknown"
@@ -239,68 +212,68 @@ class TopologyState:
         self.members: dict[int, ServerState] = {}
         self.replica_set: str | None = None
         self.is_closed = False
-        self.serves = False
+        self.is_available = False
         self.is_discovered = False
         self.is_new = True
-        """Whether nothing but its opening was told yet."""
-        self.events: deque[BackgroundEvent] = deque(maxlen=_EVENTS)
+        self.events: deque[BackgroundEvent] = deque(maxlen=_MAX_EVENTS)
         self.period: OngoingPeriod | None = None
-        self.last_sign = time.monotonic()
+        self.last_seen = time.monotonic()
         self.heartbeat_frequency = 0.0
         self.others = others
 
     def has_description(self, description: TopologyDescription) -> bool:
-        """Whether that is what it is already."""
-        return self._described is not None and self._described() is description
+        """Whether this description, the same object, is the current one."""
+        return self._description is not None and self._description() is description
 
-    def describe(self, description: TopologyDescription) -> None:
-        """Take what it is now. The description itself isn't kept."""
-        self.last_sign = time.monotonic()
-        self._described = weakref.ref(description)
+    def update(self, description: TopologyDescription) -> None:
+        """Update the state from a new description, without keeping the description alive."""
+        self.last_seen = time.monotonic()
+        self._description = weakref.ref(description)
         self.type = description.topology_type_name
         servers = description.server_descriptions().values()
-        known = Counter(server.server_type_name for server in servers)
+        counts = Counter(server.server_type_name for server in servers)
         self.replica_set = description.replica_set_name
-        # A direct connection has a set's name too, and no primary; nor has a client that nobody has used yet.
+        # A set without a primary reports that it has 0. A direct connection has a set's name too, but never a primary,
+        # and a client that hasn't been used yet knows nothing about one.
         if self.type.startswith("ReplicaSet") and (
             not servers or any(server.is_server_type_known or server.error is not None for server in servers)
         ):
-            known["RSPrimary"] += 0  # a set without one says so
-        self.servers = known
-        # A client that is garbage-collected publishes nothing. Its settings go with it.
+            counts["RSPrimary"] += 0
+        self.servers = counts
+        # A client that is garbage-collected publishes no event, but its settings are collected with it.
         settings = getattr(description, "_topology_settings", None)
         self.settings = None if settings is None else weakref.ref(settings)
         self.heartbeat_frequency = getattr(settings, "heartbeat_frequency", 0.0)
         self._had_writable |= any(server.is_writable for server in servers)
-        self.serves = description.has_writable_server() or any(self.uses(server) for server in servers)
+        self.is_available = description.has_writable_server() or any(self.can_use(server) for server in servers)
 
-    def uses(self, server: ServerDescription | Hello[Any]) -> bool:
-        """Whether a server is one of those that it can't do without."""
+    def can_use(self, server: ServerDescription | Hello[Any]) -> bool:
+        """Whether a server makes the topology available: it is writable, or readable if none was ever writable."""
         return server.is_writable or (server.is_readable and not self._had_writable)
 
-    def note(self, incident: BackgroundEvent) -> None:
-        """Keep what happened to it, for an episode that is open or found out about later."""
-        self.events.append(incident)
-        episode = self.period
-        if episode is not None:
-            episode.note(incident)
+    def note(self, background_event: BackgroundEvent) -> None:
+        """Keep an event for the discovery or outage that is open now, or that turns out later to have begun."""
+        self.events.append(background_event)
+        period = self.period
+        if period is not None:
+            period.note(background_event)
 
     def recover(self, at: float) -> None:
-        """It can serve again since then: what was lost before, and failed, has no part in its next outage."""
+        """Note that it is available again since `at`: earlier losses and failures don't belong to its next outage."""
         for server in list(self.members.values()):
             server.unavailable_since = None
-            with contextlib.suppress(IndexError):  # a client that is being closed empties it
+            with contextlib.suppress(IndexError):  # another thread that closes the server empties the deque
                 while server.failures[0].at <= at:
                     server.failures.popleft()
 
     @property
     def lacks_server(self) -> bool:
-        """Whether it is without a server that it needs."""
-        return not self.serves and not self.is_closed
+        """Whether the client is open, but none of its servers makes the topology available."""
+        return not self.is_available and not self.is_closed
 
     @property
     def attributes(self) -> Attributes:
-        """Those of its events: which topology it is, and which set."""
+        """The attributes of its events: the topology's id and the replica set's name."""
         attributes: Attributes = {names.TOPOLOGY_ID: self.topology_id}
         if self.replica_set is not None:
             attributes[names.REPLICA_SET] = self.replica_set
@@ -308,17 +281,21 @@ class TopologyState:
 
     @property
     def is_gone(self) -> bool:
-        """Whether its client was garbage-collected."""
+        """Whether the client was garbage-collected."""
         return self.settings is not None and self.settings() is None
 
     @property
     def is_reported_by_another(self) -> bool:
-        """Whether another listener, which saw this topology first, reports it."""
+        """Whether another listener, which saw the topology first, reports it."""
         return any(switch.of("topology") for switch in self.others)
 
 
 class ServerStates:
-    """The servers and topologies that one list of listeners sees."""
+    """The servers and topologies that one set of listeners has seen.
+
+    Args:
+        switch: Holds the telemetry that the listeners report to.
+    """
 
     def __init__(self, switch: Switch) -> None:
         self.switch = switch
@@ -327,37 +304,37 @@ class ServerStates:
         track(self)
 
     def heartbeat_from(self, address: Address) -> ServerState:
-        """The server with that address, of which there is a heartbeat."""
+        """Return the server with this address, and note that one of its heartbeats started or ended."""
         server = self.server(address)
         if server.first_heartbeat_at is None:
             server.others = [
                 each.switch
                 for each in instances(ServerStates)
                 if each is not self
-                and (seen := each.known(address)) is not None
-                and seen.first_heartbeat_at is not None
+                and (other := each.known(address)) is not None
+                and other.first_heartbeat_at is not None
             ]
             server.first_heartbeat_at = time.monotonic()
         topology = server.topology
         if topology is not None:
-            topology.last_sign = time.monotonic()
+            topology.last_seen = time.monotonic()
         return server
 
     def server(self, address: Address) -> ServerState:
-        """The server with that address."""
+        """Return the server with this address; add it if it is new."""
         server = self._servers.get(id(address))
         if server is None:
             self._sweep()
-            # One operation of a dictionary: of several threads, one makes it.
+            # `setdefault` is atomic: if several threads come here, all get the same server.
             server = self._servers.setdefault(id(address), ServerState(identity(address)))
         return server
 
     def known(self, address: Address | None) -> ServerState | None:
-        """The server with that address, if it was seen before."""
+        """Return the server with this address, or None if it hasn't been seen."""
         return self._servers.get(id(address))
 
     def close_server(self, address: Address) -> None:
-        """The client has it no more. It is forgotten once the driver has let go of its address."""
+        """Mark a server as removed by the client. It is forgotten once the driver no longer refers to its address."""
         server = self.server(address)
         server.is_closed = True
         server.events.clear()
@@ -367,7 +344,7 @@ class ServerStates:
             topology.members.pop(id(address), None)
 
     def topology(self, topology_id: ObjectId) -> TopologyState:
-        """The topology with that id."""
+        """Return the topology with this id; add it if it is new."""
         take_over()
         topology = self._topologies.get(topology_id)
         if topology is None:
@@ -379,7 +356,7 @@ class ServerStates:
         return topology
 
     def join(self, address: Address, topology: TopologyState) -> ServerState:
-        """The server with that address, which is part of that topology."""
+        """Add the server with this address to a topology, and return it."""
         server = self.server(address)
         server.is_closed = False
         server.topology = topology
@@ -389,23 +366,23 @@ class ServerStates:
         return server
 
     def take_over(self, topology_id: ObjectId, description: TopologyDescription) -> None:
-        """Know a topology, and its servers, that have been what they are for a while."""
+        """Add the topology of an existing client, and its servers, without reporting them as new."""
         topology = self.topology(topology_id)
         topology.is_new = False
-        topology.describe(description)
-        topology.is_discovered = topology.serves
+        topology.update(description)
+        topology.is_discovered = topology.is_available
         for server in description.server_descriptions().values():
             self.join(server.address, topology)
 
     def take_over_server(self, description: ServerDescription) -> None:
-        """Know how a server's last heartbeat went, and how long its round trip is."""
+        """Set the outcome of the last heartbeat of an existing client's server, and its round trip time."""
         server = self.server(description.address)
         server.round_trip = description.round_trip_time
         if description.is_server_type_known or description.error is not None:
             server.is_failing = description.error is not None
 
     def close_topology(self, topology_id: ObjectId) -> None:
-        """Its client was closed."""
+        """Close and forget a topology, with its servers: its client was closed."""
         topology = self.topology(topology_id)
         topology.is_closed = True
         self._topologies.pop(topology_id, None)
@@ -413,17 +390,17 @@ class ServerStates:
             self.close_server(server.identity.address)
 
     def servers(self) -> list[ServerState]:
-        """All servers that its clients have."""
+        """Return all servers that the clients haven't removed."""
         self._sweep()
         return [server for server in self._servers.copy().values() if not server.is_closed]
 
     def topologies(self) -> list[TopologyState]:
-        """All topologies."""
+        """Return all topologies."""
         self._sweep()
         return list(self._topologies.copy().values())
 
     def forget(self) -> None:
-        """Drop all: after a fork they are the parent's."""
+        """Forget everything: after a fork it belongs to the parent process."""
         self._servers = {}
         self._topologies = {}
 
@@ -437,9 +414,13 @@ class ServerStates:
 
 
 def note_failure(address: Address | None, span_context: SpanContext) -> None:
-    """A command or a checkout failed on that server, as one does that goes away: an outage may link to it.
+    """Note that a command or a checkout failed because its server became unavailable; an outage may link to it.
 
-    Runs on the thread, or in the task, that called the driver.
+    Called on the thread, or in the task, that called the driver.
+
+    Args:
+        address: The server's address.
+        span_context: The context of the span of the command or checkout.
     """
     failure = Failure(time.monotonic(), span_context)
     for states in instances(ServerStates):
@@ -448,6 +429,6 @@ def note_failure(address: Address | None, span_context: SpanContext) -> None:
             continue
         server.failures.append(failure)
         topology = server.topology
-        episode = None if topology is None else topology.period
-        if episode is not None:
-            episode.add_failure(server, failure)
+        period = None if topology is None else topology.period
+        if period is not None:
+            period.add_failure(server, failure)

@@ -1,4 +1,4 @@
-"""Servers and topologies as metrics, incidents and episodes."""
+"""The listener for topologies: reports their changes, and begins and ends discoveries and outages."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pymongo.monitoring import (
 
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._servers.difference import difference_between
 from opentelemetry_mongo_events._servers.errors import error_attributes
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.outages import begin_discovery, begin_outage, end, watch
-from opentelemetry_mongo_events._servers.reports import land
-from opentelemetry_mongo_events._servers.state import change
+from opentelemetry_mongo_events._servers.reports import report
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 
@@ -28,21 +28,30 @@ if TYPE_CHECKING:
     from pymongo.server_description import ServerDescription
     from pymongo.topology_description import TopologyDescription
 
-    from opentelemetry_mongo_events._servers.state import Change, ServerState, ServerStates, TopologyState
+    from opentelemetry_mongo_events._runtime.clock import Moment
+    from opentelemetry_mongo_events._servers.difference import Difference
+    from opentelemetry_mongo_events._servers.state import ServerState, ServerStates, TopologyState
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
-# One that dies may be four changes within a second, and the driver's queue holds 100.
-_MANY: Final = 25
+# A larger topology is logged as a warning: a server that dies may cause four changes within a second, and the driver's
+# queue holds 100.
+_MAX_SERVERS: Final = 25
 
 
 class TopologyEvents(NeverCopied, TopologyListener):
-    """Follows which servers a client has, and what they are.
+    """Tracks which servers a client has, and their types.
 
-    There is no `ServerListener` beside it: a topology's descriptions hold those of its servers, so all that it would be
-    told is in them. The driver's queue for both is short and waits when it is full: this takes the fewest places in it.
+    There is no `ServerListener` in addition, because the topology's descriptions contain those of its servers. The
+    driver has one short queue for both kinds of events, and blocks when it is full, so this listener uses as few places
+    in it as possible.
 
-    Runs on a thread, or in a task, of the driver's that hands the events over about once a second; never raises.
+    Methods are called about once a second, on the driver's thread, or in its task, that delivers the queued events.
+    They never raise.
+
+    Args:
+        servers: The state of the servers and topologies.
+        guard: Counts and logs the failures of this listener.
     """
 
     def __init__(self, servers: ServerStates, guard: Guard) -> None:
@@ -52,153 +61,70 @@ class TopologyEvents(NeverCopied, TopologyListener):
 
     @guarded
     def opened(self, event: TopologyOpenedEvent) -> None:
-        """Know it, so that the first listener which sees it reports it."""
+        """Add the topology, so that the first listener that sees it is the one that reports it."""
         self._servers.topology(event.topology_id)
 
     @guarded
     def description_changed(self, event: TopologyDescriptionChangedEvent) -> None:
-        """Take what it is now, and tell what is different."""
+        """Update the topology's state, and report what changed."""
         topology = self._servers.topology(event.topology_id)
         before, after = event.previous_description, event.new_description
         if topology.has_description(after):
             return  # the client has this listener twice
         telemetry = self._telemetry(topology)
-        difference = change(before, after)
-        served = topology.serves
-        topology.describe(after)
-        found = [self._servers.join(server.address, topology) for server in difference.opened]
-        lost = self._lost(topology, difference)
+        difference = difference_between(before, after)
+        was_available = topology.is_available
+        topology.update(after)
+        opened = [self._servers.join(server.address, topology) for server in difference.opened]
+        unavailable = self._update_availability(topology, difference)
         if telemetry is not None:
-            self._discover(topology, telemetry, found, difference)
-            # A topology is of an unknown type again only when its client is closed.
-            if served and not topology.serves and after.topology_type_name != "Unknown":
-                begin_outage(topology, telemetry, self._servers.switch, difference.when.at, lost)
-        self._tell(topology, telemetry, before, after, difference)
-        if topology.serves:
-            if not served:
+            self._discover(topology, telemetry, opened, difference)
+            # A topology's type becomes unknown again only when its client is closed.
+            if was_available and not topology.is_available and after.topology_type_name != "Unknown":
+                begin_outage(topology, telemetry, self._servers.switch, difference.when.at, unavailable)
+        _TopologyChange(topology, telemetry, difference.when).report(before, after, difference)
+        if topology.is_available:
+            if not was_available:
                 topology.recover(difference.when.at)
             topology.is_discovered = True
             end(topology, difference.when.at, ended_by=[id(new.address) for _, new in difference.changed])
         watch()
         for server in difference.closed:
             self._servers.close_server(server.address)
-        if len(topology.members) > _MANY:
+        if len(topology.members) > _MAX_SERVERS:
             self._warn(len(topology.members))
 
     @guarded
     def closed(self, event: TopologyClosedEvent) -> None:
-        """Forget it; what it is going through ends with it."""
+        """Forget the topology, and end its open discovery or outage."""
         topology = self._servers.topology(event.topology_id)
-        if not topology.is_new:  # a client that is closed twice says so twice
-            self._report(names.TOPOLOGY_CLOSED, {}, topology, self._telemetry(topology))
+        if not topology.is_new:  # a client that is closed twice publishes this event twice
+            _TopologyChange(topology, self._telemetry(topology)).report_closed()
         self._servers.close_topology(event.topology_id)
         end(topology, time.monotonic(), "closed")
 
-    def _lost(self, topology: TopologyState, difference: Change) -> list[ServerState]:
-        """Note which servers can't be used any more, or again; all that can't."""
+    def _update_availability(self, topology: TopologyState, difference: Difference) -> list[ServerState]:
+        """Note which servers became unavailable or available; return all that are unavailable."""
         for before, after in difference.changed:
             server = self._servers.join(after.address, topology)
-            if topology.uses(after):
+            if topology.can_use(after):
                 server.unavailable_since = None
-            elif topology.uses(before):
+            elif topology.can_use(before):
                 server.unavailable_since = difference.when.at
-        for gone in difference.closed:
-            if topology.uses(gone):
-                self._servers.server(gone.address).unavailable_since = difference.when.at
+        for closed in difference.closed:
+            if topology.can_use(closed):
+                self._servers.server(closed.address).unavailable_since = difference.when.at
         return [server for server in topology.members.copy().values() if server.unavailable_since is not None]
 
-    def _tell(
-        self,
-        topology: TopologyState,
-        telemetry: Telemetry | None,
-        before: TopologyDescription,
-        after: TopologyDescription,
-        difference: Change,
-    ) -> None:
-        """Tell each difference, in the order in which the driver finds them."""
-        types = before.topology_type_name, after.topology_type_name
-        is_first = topology.is_new and bool(difference.opened)
-        if is_first:
-            topology.is_new = False
-            self._report(names.TOPOLOGY_OPENED, {}, topology, telemetry, difference)
-            self._topology_changed(types, topology, telemetry, difference)
-        for old, new in difference.changed:
-            self._server_changed(old, new, topology, telemetry, difference)
-        for server in difference.opened:
-            self._report(names.SERVER_OPENED, server_attributes(server.address), topology, telemetry, difference)
-        for server in difference.closed:
-            self._report(names.SERVER_CLOSED, server_attributes(server.address), topology, telemetry, difference)
-        if not is_first:
-            self._topology_changed(types, topology, telemetry, difference)
-
-    def _topology_changed(
-        self, types: tuple[str, str], topology: TopologyState, telemetry: Telemetry | None, difference: Change
-    ) -> None:
-        if types[0] == types[1]:
-            return
-        if telemetry is not None:
-            telemetry.instruments.add(names.MONGODB_CLIENT_TOPOLOGY_CHANGES, topology.replica_set, *types)
-        self._report(
-            names.TOPOLOGY_CHANGED,
-            {names.TOPOLOGY_PREVIOUS_TYPE: types[0], names.TOPOLOGY_TYPE: types[1]},
-            topology,
-            telemetry,
-            difference,
-            list(topology.members),
-            is_warning=types == ("ReplicaSetWithPrimary", "ReplicaSetNoPrimary"),
-        )
-
-    def _server_changed(
-        self,
-        old: ServerDescription,
-        new: ServerDescription,
-        topology: TopologyState,
-        telemetry: Telemetry | None,
-        difference: Change,
-    ) -> None:
-        attributes = server_attributes(new.address)
-        types = (old.server_type_name, new.server_type_name)
-        if telemetry is not None:
-            telemetry.instruments.add(names.MONGODB_CLIENT_SERVER_CHANGES, *new.address, *types)
-        attributes |= {names.SERVER_PREVIOUS_TYPE: types[0], names.SERVER_TYPE: types[1]}
-        if new.error is not None:
-            attributes |= error_attributes(new.error)
-        self._report(
-            names.SERVER_CHANGED,
-            attributes,
-            topology,
-            telemetry,
-            difference,
-            (id(new.address),),
-            server=id(new.address),
-            is_warning=old.is_writable and not new.is_writable,
-        )
-
-    def _report(
-        self,
-        name: str,
-        attributes: Attributes,
-        topology: TopologyState,
-        telemetry: Telemetry | None,
-        difference: Change | None = None,
-        addresses: Collection[int] = (),
-        *,
-        server: int | None = None,
-        is_warning: bool = False,
-    ) -> None:
-        when = None if difference is None else difference.when
-        incident = BackgroundEvent(name, attributes | topology.attributes, when, server=server, is_warning=is_warning)
-        topology.note(incident)
-        land(incident, telemetry, topology, addresses)
-
     def _discover(
-        self, topology: TopologyState, telemetry: Telemetry, found: list[ServerState], difference: Change
+        self, topology: TopologyState, telemetry: Telemetry, opened: list[ServerState], difference: Difference
     ) -> None:
-        """Begin the discovery with the first heartbeat; where these are not observed, with what is known first."""
-        heard = [server.first_heartbeat_at for server in found if server.first_heartbeat_at is not None]
-        # There is nothing to discover behind a load balancer.
-        if heard or (difference.changed and topology.type != "LoadBalanced"):
-            begin_discovery(topology, telemetry, self._servers.switch, min(heard, default=difference.when.at))
+        """Begin the discovery: with the first heartbeat or, without a heartbeat listener, with the first change."""
+        heartbeats = [server.first_heartbeat_at for server in opened if server.first_heartbeat_at is not None]
+        # Behind a load balancer there is nothing to discover.
+        if heartbeats or (difference.changed and topology.type != "LoadBalanced"):
+            started = min(heartbeats, default=difference.when.at)
+            begin_discovery(topology, telemetry, self._servers.switch, started)
 
     def _warn(self, servers: int) -> None:
         if self._warned:
@@ -213,5 +139,100 @@ class TopologyEvents(NeverCopied, TopologyListener):
         )
 
     def _telemetry(self, topology: TopologyState) -> Telemetry | None:
-        """Where a topology is reported, if anywhere."""
+        """Return where to report a topology, or None."""
         return None if topology.is_reported_by_another else self._servers.switch.of("topology")
+
+
+class _TopologyChange:
+    """A change of one topology, to be reported as metrics and background events.
+
+    Args:
+        topology: The topology.
+        telemetry: Where to report the change; None to only keep its events for the topology's discovery or outage.
+        when: When the topology changed; None for now.
+    """
+
+    __slots__ = ("_telemetry", "_topology", "_when")
+
+    def __init__(self, topology: TopologyState, telemetry: Telemetry | None, when: Moment | None = None) -> None:
+        self._topology = topology
+        self._telemetry = telemetry
+        self._when = when
+
+    def report(self, before: TopologyDescription, after: TopologyDescription, difference: Difference) -> None:
+        """Report each difference, in the order in which the driver detects them."""
+        types = before.topology_type_name, after.topology_type_name
+        is_first = self._topology.is_new and bool(difference.opened)
+        if is_first:
+            self._topology.is_new = False
+            self._report(names.TOPOLOGY_OPENED, {})
+            self._report_type(*types)
+        for old, new in difference.changed:
+            self._report_server_type(old, new)
+        for server in difference.opened:
+            self._report(names.SERVER_OPENED, server_attributes(server.address))
+        for server in difference.closed:
+            self._report(names.SERVER_CLOSED, server_attributes(server.address))
+        if not is_first:
+            self._report_type(*types)
+
+    def report_closed(self) -> None:
+        """Report that the topology was closed."""
+        self._report(names.TOPOLOGY_CLOSED, {})
+
+    def _report_type(self, previous_type: str, new_type: str) -> None:
+        """Report the topology's type, if it changed."""
+        if previous_type == new_type:
+            return
+        topology = self._topology
+        if self._telemetry is not None:
+            self._telemetry.instruments.add(
+                names.MONGODB_CLIENT_TOPOLOGY_CHANGES, topology.replica_set, previous_type, new_type
+            )
+        self._report(
+            names.TOPOLOGY_CHANGED,
+            {names.TOPOLOGY_PREVIOUS_TYPE: previous_type, names.TOPOLOGY_TYPE: new_type},
+            list(topology.members),
+            is_warning=(previous_type, new_type) == ("ReplicaSetWithPrimary", "ReplicaSetNoPrimary"),
+        )
+
+    def _report_server_type(self, old: ServerDescription, new: ServerDescription) -> None:
+        """Report a server whose type changed."""
+        attributes = server_attributes(new.address)
+        types = (old.server_type_name, new.server_type_name)
+        if self._telemetry is not None:
+            self._telemetry.instruments.add(names.MONGODB_CLIENT_SERVER_CHANGES, *new.address, *types)
+        attributes |= {names.SERVER_PREVIOUS_TYPE: types[0], names.SERVER_TYPE: types[1]}
+        if new.error is not None:
+            attributes |= error_attributes(new.error)
+        self._report(
+            names.SERVER_CHANGED,
+            attributes,
+            (id(new.address),),
+            server=id(new.address),
+            is_warning=old.is_writable and not new.is_writable,
+        )
+
+    def _report(
+        self,
+        name: str,
+        attributes: Attributes,
+        addresses: Collection[int] = (),
+        *,
+        server: int | None = None,
+        is_warning: bool = False,
+    ) -> None:
+        """Report one background event.
+
+        Args:
+            name: The event's name.
+            attributes: The event's attributes, without the topology's.
+            addresses: The `id()`s of the addresses of the servers whose open commands the event may explain.
+            server: The `id()` of the server's address, if the event concerns one server.
+            is_warning: Whether its log record has the severity `WARN`, not `INFO`.
+        """
+        background_event = BackgroundEvent(
+            name, attributes | self._topology.attributes, self._when, server=server, is_warning=is_warning
+        )
+        self._topology.note(background_event)
+        report(background_event, self._telemetry, self._topology, addresses)
