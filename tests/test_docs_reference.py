@@ -47,7 +47,7 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"a meter provider within ([\d,]+) ms", "_telemetry.instruments:_CHECK_INTERVAL"),
     ("docs/how-it-works.md", r"more than ([\d,]+) servers is therefore one", "_servers.topology_listener:_MAX_SERVERS"),
     ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pools.state:_GRACE"),
-    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_EVENTS"),
+    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_MAX_EVENTS"),
     ("docs/outages.md", r"cleared pools the first ([\d,]+) are kept", "_servers.outages:_MAX_REPEATED_EVENTS"),
     ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_servers.outages:_MAX_EVENTS"),
     ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_WINDOW"),

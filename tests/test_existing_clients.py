@@ -603,16 +603,16 @@ def test_what_cannot_be_used_is_left_out(
 
 def test_a_client_that_is_collected_leaves_nothing(server: ScriptedServer, observe: Observe) -> None:
     gc.collect()
-    before = len(_existing_clients._clients.observed)
+    before = len(_existing_clients._clients.instrumented)
     client = connect(server.uri)
     observe(client)
     gone = weakref.ref(client._event_listeners)
-    assert len(_existing_clients._clients.observed) == before + 1
+    assert len(_existing_clients._clients.instrumented) == before + 1
     client.close()
     del client
 
     until(lambda: collected() and gone() is None)
-    assert len(_existing_clients._clients.observed) <= before  # PyPy may have forgotten others as well
+    assert len(_existing_clients._clients.instrumented) <= before  # PyPy may have forgotten others as well
 
 
 def test_a_child_process_goes_on(living: MongoClient[Any], observe: Observe, spans: Spans) -> None:

@@ -1,4 +1,4 @@
-"""OpenTelemetry instrumentation of PyMongo, made of the driver's own monitoring events."""
+"""OpenTelemetry instrumentation for PyMongo, built on the driver's monitoring events."""
 
 from opentelemetry_mongo_events._config import Config
 from opentelemetry_mongo_events._instrumentor import MongoEventsInstrumentor

@@ -1,4 +1,4 @@
-"""The options: keyword over environment over default, and one warning for what can't be used."""
+"""The options (`Config`) and how they are read from keywords, environment variables and defaults."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from opentelemetry_mongo_events._runtime.log import warn
 ENVIRONMENT_PREFIX = "OTEL_PYTHON_MONGO_EVENTS_"
 
 SPAN_EVENTS = ("span", "both")
-"""Where incidents are span events."""
+"""The values of `Config.events` with which background events become span events."""
 LOG_RECORDS = ("log", "both")
-"""Where they are log records."""
+"""The values of `Config.events` with which background events become log records."""
 
 MASKED = "masked"
 RAW = "raw"
 OFF = "off"
-"""What is shown of commands."""
+"""The last of the three values of `Config.query_text`."""
 
-_MANY_NAMES = 10_000
+_MAX_NAMES = 10_000
 
 _SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
@@ -41,8 +41,8 @@ def _names(value: object) -> frozenset[str]:
         value = value.split(",")
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
         raise TypeError
-    names = list(itertools.islice(value, _MANY_NAMES + 1))  # of what has no end, too
-    if len(names) > _MANY_NAMES:
+    names = list(itertools.islice(value, _MAX_NAMES + 1))  # the iterable may be infinite
+    if len(names) > _MAX_NAMES:
         raise ValueError
     if not all(isinstance(name, str) for name in names):
         raise TypeError
@@ -50,12 +50,12 @@ def _names(value: object) -> frozenset[str]:
 
 
 def _one_of(*allowed: str) -> Callable[[object], str]:
-    def usable(value: object) -> str:
+    def convert(value: object) -> str:
         if isinstance(value, str) and (text := value.strip().lower()) in allowed:
             return text
         raise ValueError
 
-    return usable
+    return convert
 
 
 def _seconds(value: object) -> float:
@@ -76,38 +76,45 @@ def _characters(value: object) -> int:
     return characters
 
 
-def _option(default: Any, usable: Callable[[object], Any], allowed: str, other_variable: str | None = None) -> Any:
-    metadata = {"usable": usable, "allowed": allowed, "other_variable": other_variable}
+def _option(default: Any, convert: Callable[[object], Any], allowed: str, other_variable: str | None = None) -> Any:
+    """Define a field of `Config`.
+
+    Args:
+        default: The default.
+        convert: Converts a value to the field's type; raises an exception for an invalid value.
+        allowed: Names the valid values in a warning, which continues with "allowed".
+        other_variable: An environment variable that is used if the option's own is not set.
+    """
+    metadata = {"convert": convert, "allowed": allowed, "other_variable": other_variable}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """What is observed, and how.
+    """The options.
 
-    A value that can't be used is one warning on the logger `opentelemetry_mongo_events`, which names the option, the
-    value and what is allowed; the default stands in for it, as it does for None. No value makes the constructor raise.
+    The constructor doesn't raise for an invalid value. It logs a warning on the logger `opentelemetry_mongo_events`,
+    which names the option, the value and the valid values, and uses the default. None stands for the default, too.
 
     Attributes:
-        commands: Whether commands are observed at all, as spans and metrics. Where they are not, no listener is
-            registered for them.
-        pools: Whether connection pools are observed: their metrics, and a span for a checkout that failed. Where they
-            are not, no listener is registered for them, but for what a command span needs.
-        heartbeats: Whether heartbeats are observed: their metrics, and those that failed as events. Where they are not,
-            no listener is registered for them.
-        topology: Whether servers and topologies are observed: their metrics, their changes as events, and discoveries
-            and outages as spans. Where they are not, no listener is registered for them.
-        events: Where incidents go (a failed heartbeat, a pool that was cleared, a server or topology that changed):
-            `span` makes them events of the spans of commands, discoveries and outages, `log` makes them log records,
-            `both` does both and `none` neither.
-        episode_timeout: How many seconds a discovery or an outage lasts before its span ends as an error, and another
-            one goes on with it.
-        query_text: What is shown of a command on its span: `masked` its keys, with `?` for what comes from data,
-            `raw` its values and the messages of errors, too, `off` neither.
-        query_text_max_length: How many characters that is at most. 0 is as good as `off`.
-        exclude_commands: Names of commands that get no span, as MongoDB spells them (`ping`, `endSessions`). Takes any
-            iterable of names, or one text with commas between them; holds a frozenset.
-        require_parent_span: Whether a command outside of any span gets none.
+        commands: Whether commands are instrumented: spans and metrics. If not, no command listener is registered.
+        pools: Whether connection pools are instrumented: metrics, and a span for each failed checkout. If not, no pool
+            listener is registered, except the one that command spans require.
+        heartbeats: Whether heartbeats are instrumented: metrics, and an event for each failed heartbeat. If not, no
+            heartbeat listener is registered.
+        topology: Whether servers and topologies are instrumented: metrics, an event for each change, and spans for
+            discoveries and outages. If not, no topology listener is registered.
+        events: Where background events are reported (failed heartbeats, cleared pools, changes of servers and
+            topologies). `span` adds them to the spans of commands, discoveries and outages, `log` emits them as log
+            records, `both` does both and `none` neither.
+        episode_timeout: The maximum duration of the span of a discovery or an outage, in seconds. After that, the span
+            ends as an error and a new span continues the discovery or outage.
+        query_text: What the span of a command shows of it. `masked`: its keys, with `?` in place of data. `raw`: its
+            values and the messages of errors, too. `off`: neither.
+        query_text_max_length: The maximum length of that text, in characters. 0 is equivalent to `off`.
+        exclude_commands: The names of commands without spans, as MongoDB spells them (`ping`, `endSessions`). Accepts
+            any iterable of names, or a comma-separated string; stored as a frozenset.
+        require_parent_span: Whether commands and failed checkouts get a span only if there is a parent span.
     """
 
     commands: bool = _option(True, _switch, "true or false is")
@@ -131,19 +138,28 @@ class Config:
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
-            value = _usable(option, getattr(self, option.name), option.name)
+            value = _converted(option, getattr(self, option.name), option.name)
             object.__setattr__(self, option.name, value)
 
 
 OPTIONS = {option.name: option for option in dataclasses.fields(Config)}
 
 
-def _usable(option: dataclasses.Field[Any], value: object, source: str) -> Any:
-    """`value` as the option holds it; its default for None and, with a warning, for what can't be used."""
+def _converted(option: dataclasses.Field[Any], value: object, source: str) -> Any:
+    """Convert a value to the type of an option.
+
+    Args:
+        option: A field of `Config`.
+        value: The value.
+        source: The keyword or environment variable that the value comes from, for the warning.
+
+    Returns:
+        The converted value; the default for None and, with a warning, for an invalid value.
+    """
     if value is None:
         return option.default
     try:
-        return option.metadata["usable"](value)
+        return option.metadata["convert"](value)
     except Exception:
         warn(
             "%s=%s can't be used: %s allowed; the default, %s, is used",
@@ -156,7 +172,7 @@ def _usable(option: dataclasses.Field[Any], value: object, source: str) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value that can't be used, as a message shows it: short, and whatever it is."""
+    """Return a short representation of an invalid value of any type, for a warning. Never raises."""
     try:
         return f"{value!r:.100}"
     except Exception:
@@ -164,14 +180,15 @@ def shown(value: object) -> str:
 
 
 def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base: Config | None = None) -> Config:
-    """The options that are in force.
+    """Combine the options from all sources.
 
     Args:
-        environ: The environment; each option's variable is `OTEL_PYTHON_MONGO_EVENTS_` and its name in capitals, and
-            some have a second one, for where the first is unset. An empty variable counts as unset, as the
-            OpenTelemetry specification has it.
-        keywords: Options by name. They win over all else, but for None. An unknown name is a warning.
-        base: Options that stand in for environment and defaults.
+        environ: The environment variables. An option's variable is `OTEL_PYTHON_MONGO_EVENTS_` and the option's name in
+            capitals. Some options have a second variable, which is used if the first is not set. As the OpenTelemetry
+            specification requires, an empty variable counts as not set.
+        keywords: Options by name. They take precedence over everything else, unless they are None. An unknown name
+            causes a warning.
+        base: Options that replace environment variables and defaults.
     """
     values: dict[str, object] = {}
     for name, option in OPTIONS.items():
@@ -182,14 +199,14 @@ def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base
         else:
             for variable in (ENVIRONMENT_PREFIX + name.upper(), option.metadata["other_variable"]):
                 if variable is not None and (value := environ.get(variable)):
-                    values[name] = _usable(option, value, variable)
+                    values[name] = _converted(option, value, variable)
                     break
     for name in keywords.keys() - OPTIONS.keys():
-        near = difflib.get_close_matches(name, OPTIONS, n=1)
+        matches = difflib.get_close_matches(name, OPTIONS, n=1)
         warn(
             "unknown option %.100s%s: the options are %s",
             name,
-            f" (is {near[0]} meant?)" if near else "",
+            f" (is {matches[0]} meant?)" if matches else "",
             ", ".join(OPTIONS),
         )
-    return Config(**values)  # type: ignore[arg-type]  # each value is checked when the Config is made
+    return Config(**values)  # type: ignore[arg-type]  # the constructor checks each value

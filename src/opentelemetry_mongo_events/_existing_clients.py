@@ -1,4 +1,4 @@
-"""Listeners for an existing client: PyMongo has no way to add them, so they are put where it keeps its own."""
+"""Instruments existing clients by adding listeners to the driver's private lists, as PyMongo has no API for that."""
 
 from __future__ import annotations
 
@@ -36,79 +36,81 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._pools.state import PoolState
 
 
-# The thread of a connection that is out, where that isn't known: no thread has this identifier.
-_SOMEBODY: Final = 0
+# Stands for the unknown thread that holds a connection: no thread has this identifier.
+_UNKNOWN_THREAD: Final = 0
 
 
 def instrument(client: object, keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Observe a client, as `event_listeners(**keywords)` would have, unless it is observed.
+    """Instrument a client as `event_listeners(**keywords)` would have, unless it is already instrumented.
 
     Args:
-        client: It.
-        keywords: What was given.
-        defaults: What stands in for what wasn't.
+        client: The client.
+        keywords: The keywords of `instrument_client()`.
+        defaults: The keywords of `instrument()`, for options that `keywords` doesn't set.
 
     Raises:
-        TypeError: It is no client.
-        RuntimeError: The driver is made in another way than is known here, or the client can't be reached now. Nothing
-            is changed then.
+        TypeError: `client` is not a client.
+        RuntimeError: The driver's private parts are not as expected, or the client can't be changed at this time. The
+            client is unchanged.
     """
-    inside = ClientInternals(client)
+    internals = ClientInternals(client)
     given = {name: value for name, value in keywords.items() if value is not None}
     with _clients.lock():
-        observed = _clients.observed.get(inside.listeners)
-        if observed is not None and observed.switch.telemetry is not None:
-            return _left_out(given)
+        instrumented = _clients.instrumented.get(internals.listeners)
+        if instrumented is not None and instrumented.switch.telemetry is not None:
+            return _warn_of_ignored(given)
         client_name = usable_client_name(given.get("client_name"))
         telemetry = telemetry_from(_merged(given, defaults), other_tracers=None)
-        there = inside.listeners.event_listeners()
-        wanted = [s for s in SIGNALS if getattr(telemetry.config, s) and not are_active(there, s)]
+        current = internals.listeners.event_listeners()
+        wanted = [s for s in SIGNALS if getattr(telemetry.config, s) and not are_active(current, s)]
         if not wanted:
-            return _left_out(given)
-        if observed is None:
+            return _warn_of_ignored(given)
+        if instrumented is None:
             switch = Switch()
-            observed = _Instrumented(switch, SignalListeners(switch, client_name), set())
+            instrumented = _Instrumented(switch, SignalListeners(switch, client_name), set())
         else:
-            observed.signals.pools.rename(client_name)
-        with inside.locked():
-            observed.switch.telemetry = telemetry
+            instrumented.signals.pools.rename(client_name)
+        with internals.locked():
+            instrumented.switch.telemetry = telemetry
             try:
-                _add(inside, observed.signals, {signal for signal in wanted if signal not in observed.added})
+                missing = {signal for signal in wanted if signal not in instrumented.added}
+                _add_listeners(internals, instrumented.signals, missing)
             except BaseException:
-                observed.switch.telemetry = None
+                instrumented.switch.telemetry = None
                 raise
-            observed.added.update(wanted)
-            _clients.observed[inside.listeners] = observed
+            instrumented.added.update(wanted)
+            _clients.instrumented[internals.listeners] = instrumented
     return None
 
 
 def uninstrument(client: object) -> None:
-    """Observe a client no more, if `instrument` did.
+    """Uninstrument a client that `instrument` instrumented; log a warning if it did not.
 
     Raises:
-        TypeError: It is no client.
+        TypeError: `client` is not a client.
     """
     with _clients.lock():
         listeners = getattr(driver_client(client), "_event_listeners", None)
-        observed = None if listeners is None else _clients.observed.get(listeners)
-        is_on = observed is not None and _switch_off(observed)
-    if not is_on:
+        instrumented = None if listeners is None else _clients.instrumented.get(listeners)
+        was_on = instrumented is not None and _switch_off(instrumented)
+    if not was_on:
         warn("uninstrument_client() has nothing to undo: instrument_client() doesn't observe this client")
     background_worker.flush()
 
 
 def uninstrument_all() -> bool:
-    """Observe those no more that `instrument` did; whether there were any."""
+    """Uninstrument all clients that `instrument` instrumented. Returns whether there were any."""
     with _clients.lock():
-        are_on = [_switch_off(observed) for observed in list(_clients.observed.values())]
+        were_on = [_switch_off(instrumented) for instrumented in list(_clients.instrumented.values())]
     background_worker.flush()
-    return any(are_on)
+    return any(were_on)
 
 
-def _add(client: ClientInternals, signals: SignalListeners, wanted: set[str]) -> None:
-    """Add the listeners of those signals, and tell them what they would know if they had been there all the time.
+def _add_listeners(client: ClientInternals, signals: SignalListeners, wanted: set[str]) -> None:
+    """Add the listeners of some signals, and take over the client's state as if they had always been there.
 
-    First they are there, then they are told: what happens meanwhile on other threads isn't missed.
+    The listeners for topologies and pools are added before their state is taken over, so that no change on another
+    thread is missed in between.
     """
     if "topology" in wanted:
         client.append_for_topology(
@@ -118,20 +120,28 @@ def _add(client: ClientInternals, signals: SignalListeners, wanted: set[str]) ->
         for server in client.description.server_descriptions().values():
             signals.servers.take_over_server(server)
         client.append_for_heartbeats(signals.listeners("heartbeats"))
-    out = _Out(Guard())
+    checked_out = _CheckedOutConnections(Guard())
     if "pools" in wanted and client.has_connections_out:
-        client.append([out])  # it has to be asked before the others
+        client.append([checked_out])  # the driver must call it before the other pool listeners
     for signal in ("commands", "pools"):
         if signal in wanted:
             client.append(signals.listeners(signal))
     if not wanted.isdisjoint(("commands", "pools")):
         for pool, connections in client.publish_pool_events():
             if "pools" in wanted:
-                _take_over(pool, connections, signals.pools.of(pool.address), out)
+                _take_over_pool(pool, connections, signals.pools.of(pool.address), checked_out)
 
 
 class _Instrumented(NamedTuple):
-    """What was added to a client, for good: a command that is open when it is switched off still has to end."""
+    """What was added to a client.
+
+    It is never removed: a command that is in progress when the client is uninstrumented still has to end.
+
+    Attributes:
+        switch: The switch that all the listeners share.
+        signals: Creates the listeners, and holds the state that they share.
+        added: The signals whose listeners were added.
+    """
 
     switch: Switch
     signals: SignalListeners
@@ -139,41 +149,55 @@ class _Instrumented(NamedTuple):
 
 
 class _Clients:
-    """Those that listeners were added to, by the driver's own object that holds a client's listeners."""
+    """The clients that listeners were added to.
+
+    Attributes:
+        instrumented: What was added to each client. The key is the driver's object that holds the client's listeners.
+        lock: Held while `instrumented` is read or changed.
+    """
 
     def __init__(self) -> None:
-        self.observed: weakref.WeakKeyDictionary[_EventListeners, _Instrumented] = weakref.WeakKeyDictionary()
+        self.instrumented: weakref.WeakKeyDictionary[_EventListeners, _Instrumented] = weakref.WeakKeyDictionary()
         self.lock = SharedLock()
 
 
 _clients: Final = _Clients()
 
 
-def _switch_off(observed: _Instrumented) -> bool:
-    is_on = observed.switch.telemetry is not None
-    observed.switch.telemetry = None
-    end_all(UNINSTRUMENTED, observed.switch)
-    return is_on
+def _switch_off(instrumented: _Instrumented) -> bool:
+    """Switch a client's listeners off. Returns whether they were on."""
+    was_on = instrumented.switch.telemetry is not None
+    instrumented.switch.telemetry = None
+    end_all(UNINSTRUMENTED, instrumented.switch)
+    return was_on
 
 
 def _merged(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, over what stands in for it; a whole `Config` stands for each of its options."""
+    """Merge keywords with their defaults. A `Config` that was given replaces the defaults of all options."""
     kept = {name: value for name, value in defaults.items() if "config" not in given or name not in OPTIONS}
     return {name: value for name, value in {**kept, **given}.items() if name != "client_name"}
 
 
-def _left_out(given: Mapping[str, object]) -> None:
+def _warn_of_ignored(given: Mapping[str, object]) -> None:
+    """Log a warning that names the keywords which had no effect, if there are any."""
     if given:
         warn("instrument_client() changes nothing of a client that is observed already: %s left out", ", ".join(given))
 
 
-def _take_over(pool: Any, connections: list[Any], state: PoolState, out: _Out) -> None:
-    """Tell what a pool holds."""
+def _take_over_pool(pool: Any, connections: list[Any], state: PoolState, checked_out: _CheckedOutConnections) -> None:
+    """Take over the options, the state and the connections of a pool.
+
+    Args:
+        pool: The driver's pool.
+        connections: All connections of the pool, including those that are checked out or being created.
+        state: The state to update.
+        checked_out: Receives the connections that are checked out.
+    """
     state.set_options(pool.opts.non_default_options)
     state.is_ready = is_ready(pool)
     idle = {id(connection) for connection in list(idle_connections(pool))}
     now = time.perf_counter()
-    # Those of a parent process are closed at the pool's first use.
+    # After a fork the driver discards the parent's connections at the pool's first use.
     for connection in connections if pool.pid == os.getpid() else []:
         number = connection.id
         if id(connection) in idle:
@@ -181,46 +205,46 @@ def _take_over(pool: Any, connections: list[Any], state: PoolState, out: _Out) -
         else:
             state.made.setdefault(number, now)
             if connection.active:
-                out.note(state, number)
+                checked_out.add(state, number)
         if connection.closed and not connection.active:
-            state.made.pop(number, None)  # it may have been told just now
+            state.made.pop(number, None)  # its close event may have arrived just before it was added
 
 
-class _Out(QuietPoolListener):
-    """Follows the connections that were out when a pool was taken over, until they are back.
+class _CheckedOutConnections(QuietPoolListener):
+    """Tracks the connections that were checked out when their pool was taken over, until they are checked in.
 
-    Who has them isn't known, nor since when: so there is no use time to be measured. Runs on the thread, or in the
-    task, that called the driver; never raises.
+    Neither their threads nor the times of their checkouts are known, so their use time is not measured. Runs on the
+    thread, or in the task, that called the driver; never raises.
     """
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
-        self._out: dict[tuple[int, int], PoolState] = {}
+        self._pools: dict[tuple[int, int], PoolState] = {}
 
-    def note(self, pool: PoolState, connection_id: int) -> None:
-        """A connection of that pool is out."""
-        self._out[id(pool.identity.address), connection_id] = pool
-        pool.used[connection_id, _SOMEBODY] = time.perf_counter()
+    def add(self, pool: PoolState, connection_id: int) -> None:
+        """Add a connection that is checked out of a pool."""
+        self._pools[id(pool.identity.address), connection_id] = pool
+        pool.used[connection_id, _UNKNOWN_THREAD] = time.perf_counter()
 
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
-        """It is back."""
-        pool = self._forget(event.address, event.connection_id)
+        """Count the connection as idle."""
+        pool = self._remove(event.address, event.connection_id)
         if pool is not None:
             pool.made[event.connection_id] = time.perf_counter()
 
     @guarded
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
-        """Somebody had just got it, and tells so now."""
-        self._forget(event.address, event.connection_id)
+        """Stop tracking the connection: the event of its checkout was still to come when the pool was taken over."""
+        self._remove(event.address, event.connection_id)
 
     @guarded
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
-        """It is gone."""
-        self._forget(event.address, event.connection_id)
+        """Stop tracking the connection."""
+        self._remove(event.address, event.connection_id)
 
-    def _forget(self, address: Address, connection_id: int) -> PoolState | None:
-        pool = self._out.pop((id(address), connection_id), None) if self._out else None
+    def _remove(self, address: Address, connection_id: int) -> PoolState | None:
+        pool = self._pools.pop((id(address), connection_id), None) if self._pools else None
         if pool is not None:
-            pool.used.pop((connection_id, _SOMEBODY), None)
+            pool.used.pop((connection_id, _UNKNOWN_THREAD), None)
         return pool

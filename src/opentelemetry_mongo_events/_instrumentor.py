@@ -1,4 +1,4 @@
-"""The instrumentor: for all clients, switched on and off."""
+"""The public instrumentor: instruments all clients that are created after `instrument()`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import wrapt
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # it is not typed
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # untyped
 
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners
 from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, background_worker, end_all
@@ -18,55 +18,55 @@ if TYPE_CHECKING:
 
 
 class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
-    """Observes every client that is made after `instrument()`.
+    """Instruments every client that is created after `instrument()`.
 
-    PyMongo copies the registered listeners into a client when it is made, and keeps them for its life: a client that
-    was made before is observed by `instrument_client()` only, and one that was made while instrumented is observed
-    again after a new `instrument()`.
+    PyMongo copies the registered listeners into each new client and keeps them as long as the client exists. A client
+    that was created earlier therefore needs `instrument_client()`, and a client that was created while instrumented is
+    instrumented again by the next `instrument()`.
 
     Example:
         `MongoEventsInstrumentor().instrument(exclude_commands="ping")`
 
-    `instrument()` takes what `event_listeners()` does but for the name of a client, as keywords, and raises nothing for
-    a value that can't be used: it is logged as one warning and left out. `uninstrument()` stops new spans and all
-    metrics; commands that are open still close their spans, and an outage that is still on ends as an error.
+    `instrument()` takes the keywords of `event_listeners()` except `client_name`. An invalid value raises no exception:
+    it is ignored and a warning is logged. `uninstrument()` stops new spans and all metrics. Commands in progress still
+    end their spans; a discovery or an outage in progress ends as an error.
     """
 
-    # The class is a singleton, whose constructor may run again and again: its state is here.
+    # The class is a singleton whose constructor may run many times, so its state belongs to the class.
     _switch: Switch = Switch()
     _listeners: SignalListeners | None = None
     _registered: frozenset[str] = frozenset()
     _keywords: Mapping[str, Any] = {}
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """The versions of PyMongo that can be observed, as in the extra `instruments`."""
+        """Return the supported versions of PyMongo, as in the extra `instruments`."""
         return ("pymongo >= 4.0, < 5",)
 
     @classmethod
     def instrument_client(cls, client: Any, **keywords: Any) -> None:
-        """Observe one client that was made before.
+        """Instrument one existing client.
 
-        It is observed from now on, as if it had been made with `event_listeners(...)`: what its pools hold and what its
-        servers are is taken over as it is. A client that is observed already is left as it is. It works without
-        `instrument()`; the spans of its commands don't stand down for another instrumentation.
+        From now on the client is instrumented as if it had been created with `event_listeners(...)`; the current state
+        of its pools and servers is taken over. A client that is already instrumented stays as it is. `instrument()` is
+        not required. The client's command spans are not disabled by another instrumentation.
 
-        PyMongo has no way to do this, so the listeners are put where the driver keeps its own. All parts of it that
-        this touches are looked at first.
+        PyMongo has no API for this, so the listeners are added to the driver's private lists. All private parts that
+        this uses are checked before anything is changed.
 
         Example:
             `MongoEventsInstrumentor().instrument_client(client, client_name="billing")`
 
         Args:
-            client: A `MongoClient`, an `AsyncMongoClient`, or a client of Motor. Other threads may use it meanwhile. An
-                `AsyncMongoClient` in use is observed from within its event loop only.
-            **keywords: What `event_listeners()` takes. What isn't given is as it was given to `instrument()`, while
-                that is on. A value that can't be used is logged as one warning and left out.
+            client: A `MongoClient`, an `AsyncMongoClient` or a Motor client. Other threads may use it at the same time.
+                For an `AsyncMongoClient` that is in use, call this in its event loop.
+            **keywords: The keywords of `event_listeners()`. While `instrument()` is in effect, its keywords are the
+                defaults. An invalid value is ignored with a warning.
 
         Raises:
-            TypeError: It is no client.
-            RuntimeError: This version of PyMongo keeps its listeners in another way; or the client has a `mongodb+srv`
-                address that wasn't looked up yet; or it is called outside of the client's event loop, or by one of
-                the client's listeners. The client is as it was then.
+            TypeError: `client` is not a client.
+            RuntimeError: This version of PyMongo stores its listeners differently, the client has a `mongodb+srv`
+                address that it has not resolved yet, or this was called outside the client's event loop or by one of
+                the client's listeners. The client is unchanged.
         """
         from opentelemetry_mongo_events import _existing_clients
 
@@ -74,24 +74,27 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     @classmethod
     def uninstrument_client(cls, client: Any) -> None:
-        """Observe a client no more that `instrument_client()` does, as `uninstrument()` does for all of them.
+        """Undo `instrument_client()` for one client; `uninstrument()` does so for all clients.
 
-        Commands that are open still close their spans, and an outage that is still on ends as an error. The listeners
-        stay in the client, and are quiet. Where there is nothing to undo, a warning says so.
+        Commands in progress still end their spans; a discovery or an outage in progress ends as an error. The listeners
+        stay in the client, but are inactive. Logs a warning if there is nothing to undo.
+
+        Args:
+            client: The client that was passed to `instrument_client()`.
 
         Raises:
-            TypeError: It is no client.
+            TypeError: `client` is not a client.
         """
         from opentelemetry_mongo_events import _existing_clients
 
         _existing_clients.uninstrument(client)
 
     def uninstrument(self, **kwargs: Any) -> None:
-        """Observe no client any more, but for those that were made with `event_listeners(...)`."""
-        # Without PyMongo there are no clients, and this can't be imported.
-        living_clients = sys.modules.get(f"{__package__}._existing_clients")
-        had_clients = living_clients is not None and living_clients.uninstrument_all()
-        if self.is_instrumented_by_opentelemetry or not had_clients:
+        """Uninstrument all clients except those that were created with `event_listeners(...)`."""
+        # The module can't be imported without PyMongo. If nothing has imported it, it has instrumented no clients.
+        existing_clients = sys.modules.get(f"{__package__}._existing_clients")
+        had_existing_clients = existing_clients is not None and existing_clients.uninstrument_all()
+        if self.is_instrumented_by_opentelemetry or not had_existing_clients:
             super().uninstrument(**kwargs)
 
     def _instrument(self, **kwargs: Any) -> None:
@@ -103,8 +106,8 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._register_all(signals)
         else:
             # PyMongo doesn't work if it is imported before eventlet patches the standard library, which an application
-            # under `opentelemetry-instrument` does after this. So this waits until the application imports it. wrapt is
-            # required by opentelemetry-instrumentation.
+            # under `opentelemetry-instrument` does only after this call. So wait until the application imports PyMongo.
+            # opentelemetry-instrumentation requires wrapt.
             wrapt.register_post_import_hook(lambda _: self._register_all(signals), "pymongo")
 
     def _register_all(self, signals: Iterable[str]) -> None:
@@ -112,7 +115,7 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._register(signal)
 
     def _register(self, signal: str) -> None:
-        """Register a signal's listeners, once: PyMongo has no way to take one out, and a second one doubles all."""
+        """Register a signal's listeners once: PyMongo can't unregister them, and a second set would double all data."""
         if signal in self._registered:
             return
         from opentelemetry_mongo_events._driver.registration import register

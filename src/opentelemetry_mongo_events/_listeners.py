@@ -1,4 +1,4 @@
-"""The listeners for one client, or to register for all."""
+"""Creates the listeners: `event_listeners()` for one client, `SignalListeners` for the instrumentor."""
 
 from __future__ import annotations
 
@@ -41,33 +41,34 @@ def event_listeners(
     failed_hook: FailedHook | None = None,
     **options: Any,
 ) -> list[Listener]:
-    """The listeners that observe one client, for its `event_listeners` argument.
+    """Create listeners that instrument one client, for its `event_listeners` argument.
 
-    They work without `MongoEventsInstrumentor`, for as long as the client lives. Where the instrumentor observes the
-    same client, it takes the client's commands and these keep quiet. They don't stand down for another instrumentation.
+    They don't require `MongoEventsInstrumentor`, and work as long as the client exists. If the instrumentor instruments
+    the same client, it handles the commands and these listeners ignore them. Command spans of these listeners are not
+    disabled by another instrumentation.
+
+    An invalid value raises no exception: it is ignored and a warning is logged.
 
     Example:
         `MongoClient(uri, event_listeners=event_listeners(exclude_commands="ping"))`
 
     Args:
-        client_name: Stands before the name of each pool in the metrics (`billing/db.example:27017`), so that several
-            clients of one server can be told apart.
-        tracer_provider: Where spans go; the global provider if there is none.
-        meter_provider: Where metrics go; the global provider if there is none.
-        logger_provider: Where log records go, if the option `events` asks for them; the global provider if there is
-            none.
-        config: All options at once, in place of environment and defaults.
-        request_hook: Called as `request_hook(span, started_event)` right after a recording span was opened.
-        response_hook: Called as `response_hook(span, succeeded_event)` just before it is closed.
-        failed_hook: Called as `failed_hook(span, failed_event)` just before it is closed as an error.
-        **options: The fields of `Config`, each by its name; they win over all else.
+        client_name: A prefix for the names of the client's pools in the metrics (`billing/db.example:27017`), to
+            distinguish several clients of one server.
+        tracer_provider: Receives the spans. Defaults to the global provider.
+        meter_provider: Receives the metrics. Defaults to the global provider.
+        logger_provider: Receives the log records, if the option `events` enables them. Defaults to the global provider.
+        config: All options at once, instead of environment variables and defaults.
+        request_hook: Called as `request_hook(span, started_event)` right after a recording span is started.
+        response_hook: Called as `response_hook(span, succeeded_event)` just before the span ends.
+        failed_hook: Called as `failed_hook(span, failed_event)` just before the span ends as an error.
+        **options: The fields of `Config` by name. They take precedence over everything else.
 
-    Hooks run on the thread, or in the task, that called the driver. One that raises is logged once and changes nothing.
+    Hooks run on the thread, or in the task, that called the driver. If a hook raises, the exception is logged once and
+    has no other effect.
 
     Returns:
-        A new list, which may be given to several clients.
-
-    Nothing is raised for a value that can't be used: it is logged as one warning and left out.
+        A new list of listeners. Several clients may share it.
     """
     keywords = {
         "tracer_provider": tracer_provider,
@@ -88,38 +89,48 @@ def event_listeners(
 
 
 def usable_client_name(client_name: object) -> str | None:
-    """The name of a client; None, with a warning, for what is none."""
+    """Return the name of a client, or None, with a warning, for an invalid value."""
     name: str | None = usable({"client_name": client_name}, "client_name", str.strip, "a text that isn't empty")
     return name
 
 
 SIGNALS: Final = ("commands", "pools", "heartbeats", "topology")
-"""What is observed, each by the name of its option, in the order in which the driver shall call the listeners."""
+"""What can be instrumented, by option name, in the order in which the driver is to call the listeners."""
 
 
-_made: Final[weakref.WeakKeyDictionary[Listener, tuple[str, Switch]]] = weakref.WeakKeyDictionary()
+# The signal and the switch of each listener that was created.
+_signals_and_switches: Final[weakref.WeakKeyDictionary[Listener, tuple[str, Switch]]] = weakref.WeakKeyDictionary()
 
 
 def are_active(listeners: Iterable[object], signal: str) -> bool:
-    """Whether one of a client's listeners is of this package, for that signal, and switched on."""
+    """Return whether a client has listeners of this package for a signal that are switched on.
+
+    Args:
+        listeners: All listeners of the client.
+        signal: One of `SIGNALS`.
+    """
     for listener in listeners:
-        # Others may be of a kind that can be no key.
+        # Other listeners may not be hashable.
         if type(listener).__module__.startswith(f"{__package__}."):
-            its_signal, switch = _made.get(listener, (None, None))  # type: ignore[call-overload]
-            if its_signal == signal and switch.of(signal) is not None:
+            own_signal, switch = _signals_and_switches.get(listener, (None, None))  # type: ignore[call-overload]
+            if own_signal == signal and switch.of(signal) is not None:
                 return True
     return False
 
 
 class SignalListeners:
-    """The listeners of each signal, which write to what one switch holds and share what they know of servers.
+    """Creates the listeners of each signal. They share one switch, and the state of pools and servers.
 
-    They are imported when they are asked for: the package can be imported, and its entry point loaded, where PyMongo
-    isn't installed.
+    The listener classes are imported on demand, so that this package can be imported, and its entry point loaded,
+    without PyMongo installed.
+
+    Args:
+        switch: Holds the telemetry that the listeners use.
+        client_name: The prefix for the names of pools.
 
     Attributes:
-        pools: What the listeners for pools know.
-        servers: What those for heartbeats and topologies know.
+        pools: The state of the pools.
+        servers: The state of the servers and topologies.
     """
 
     def __init__(self, switch: Switch, client_name: str | None = None) -> None:
@@ -128,10 +139,10 @@ class SignalListeners:
         self._switch = switch
 
     def listeners(self, signal: str) -> list[Listener]:
-        """New listeners for a signal."""
-        made: list[Listener] = getattr(self, f"_{signal}")()
-        _made.update(dict.fromkeys(made, (signal, self._switch)))
-        return made
+        """Create the listeners for one of `SIGNALS`."""
+        new: list[Listener] = getattr(self, f"_{signal}")()
+        _signals_and_switches.update(dict.fromkeys(new, (signal, self._switch)))
+        return new
 
     def _commands(self) -> list[Listener]:
         from opentelemetry_mongo_events._commands.connections import ConnectionEvents

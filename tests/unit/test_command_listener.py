@@ -400,7 +400,7 @@ def test_a_full_table_leaves_commands_unobserved(
     for number in range(5):
         commands.succeeded(succeeded("find", request_id=number))
 
-    assert (spans.names, table_of(listeners).unobserved, len(caplog.messages)) == (["find orders"] * 2, 3, 1)
+    assert (spans.names, table_of(listeners).rejected, len(caplog.messages)) == (["find orders"] * 2, 3, 1)
 
 
 def test_hooks_get_the_span_and_the_event(spans: Spans) -> None:

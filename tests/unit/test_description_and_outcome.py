@@ -14,7 +14,7 @@ from opentelemetry_mongo_events._commands.description import (
     add_batch_and_transaction,
     collection_name,
     continued_cursor,
-    description,
+    describe,
     span_name,
 )
 from opentelemetry_mongo_events._commands.outcome import (
@@ -28,7 +28,7 @@ from opentelemetry_mongo_events._commands.outcome import (
 def start(command: dict[str, Any], address: Any = ("db.example", 27017), old_names: bool = False) -> dict[str, Any]:
     name = next(iter(command), "hello")
     collection = collection_name(name, command)
-    attributes = description(name, "shop", collection, address, old_names).attributes
+    attributes = describe(name, "shop", collection, address, old_names).attributes
     add_batch_and_transaction(attributes, name, command)
     return attributes
 

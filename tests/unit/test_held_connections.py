@@ -5,7 +5,13 @@ from __future__ import annotations
 import contextvars
 from typing import Any
 
-from opentelemetry_mongo_events._commands.held_connections import _held, held_connection, hold, holder, release
+from opentelemetry_mongo_events._commands.held_connections import (
+    _held,
+    find_connection_of,
+    find_free_connection,
+    hold,
+    release,
+)
 
 HERE = ("db.example", 27017)
 THERE = ("db.example", 27018)
@@ -23,7 +29,7 @@ def ids() -> list[int | None]:
 
 
 def connection_id(owner: object, address: Any, server_connection_id: int | None) -> int | None:
-    connection = held_connection(owner, (1, address, server_connection_id))
+    connection = find_free_connection(owner, (1, address, server_connection_id))
     return None if connection is None else connection.connection_id
 
 
@@ -42,16 +48,16 @@ def test_a_command_runs_on_the_newest_connection_to_its_address() -> None:
 def test_a_connection_runs_one_command_at_a_time() -> None:
     owner = object()
     hold(owner, HERE, 1)
-    held = held_connection(owner, (1, HERE, 7))
+    held = find_free_connection(owner, (1, HERE, 7))
     assert held is not None
 
     held.command = Command(5, HERE, 7)
-    assert held_connection(owner, (1, HERE, 7)) is None
-    assert holder(owner, (5, HERE, 7)) is held
-    assert holder(owner, (6, HERE, 7)) is None
-    assert holder(owner, (5, THERE, 7)) is None
-    assert holder(owner, (5, HERE, 8)) is None
-    assert holder(object(), (5, HERE, 7)) is None
+    assert find_free_connection(owner, (1, HERE, 7)) is None
+    assert find_connection_of(owner, (5, HERE, 7)) is held
+    assert find_connection_of(owner, (6, HERE, 7)) is None
+    assert find_connection_of(owner, (5, THERE, 7)) is None
+    assert find_connection_of(owner, (5, HERE, 8)) is None
+    assert find_connection_of(object(), (5, HERE, 7)) is None
 
 
 def test_the_servers_own_id_tells_a_pinned_connection_from_a_newer_one() -> None:
@@ -92,10 +98,10 @@ def test_two_clients_of_one_server_have_connections_with_one_number() -> None:
 def test_a_connection_that_is_being_made_is_another_than_one_that_was_handed_out() -> None:
     owner = object()
     handed_out = hold(owner, HERE, 1)
-    being_made = hold(owner, HERE, 1, being_made=True)
+    being_made = hold(owner, HERE, 1, is_establishing=True)
 
-    assert release(owner, HERE, 1, being_made=True) is being_made
-    assert release(owner, HERE, 1, being_made=True) is None
+    assert release(owner, HERE, 1, is_establishing=True) is being_made
+    assert release(owner, HERE, 1, is_establishing=True) is None
     assert release(owner, HERE, 1) is handed_out
 
 
@@ -106,7 +112,7 @@ def test_a_connection_that_was_given_to_another_thread_is_the_one_with_a_command
     assert release(owner, HERE, 5) is None
     unknown.command = Command(5, HERE, 7)
 
-    assert release(owner, HERE, 5, being_made=True) is None
+    assert release(owner, HERE, 5, is_establishing=True) is None
     assert release(owner, THERE, 5) is None
     assert release(owner, HERE, 5) is unknown
     assert release(owner, HERE, 5) is None
@@ -118,7 +124,7 @@ def test_a_connection_without_a_number_is_for_one_command() -> None:
     owner = object()
     hold(owner, HERE, None)
 
-    assert held_connection(owner, (1, HERE, 7)) is None
+    assert find_free_connection(owner, (1, HERE, 7)) is None
 
 
 def test_connections_that_somebody_else_gave_back_are_forgotten_in_the_end() -> None:

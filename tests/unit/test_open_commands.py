@@ -10,7 +10,12 @@ import pytest
 from opentelemetry.context import Context
 
 from opentelemetry_mongo_events._commands import open_commands
-from opentelemetry_mongo_events._commands.held_connections import HeldConnection, held_connection, hold, holder
+from opentelemetry_mongo_events._commands.held_connections import (
+    HeldConnection,
+    find_connection_of,
+    find_free_connection,
+    hold,
+)
 from opentelemetry_mongo_events._commands.open_commands import OpenCommand, OpenCommands
 from opentelemetry_mongo_events._commands.outcome import Outcome
 from opentelemetry_mongo_events._runtime.clock import moment
@@ -85,12 +90,12 @@ def test_a_connection_of_another_thread_is_forgotten_with_its_command(
     held = hold(table, ADDRESS, None)
     command = open_command(1, held)
     table.add(command)
-    assert holder(table, command.command_id) is held
+    assert find_connection_of(table, command.command_id) is held
 
     table.take(command.command_id, held)
 
-    assert holder(table, command.command_id) is None
-    assert held_connection(table, (1, ADDRESS, 42)) is None
+    assert find_connection_of(table, command.command_id) is None
+    assert find_free_connection(table, (1, ADDRESS, 42)) is None
 
 
 def test_a_full_table_takes_no_more_and_says_so_once(
@@ -106,7 +111,7 @@ def test_a_full_table_takes_no_more_and_says_so_once(
         table.add(command)
 
     assert [table.has_room() for _ in range(3)] == [False] * 3
-    assert table.unobserved == 3
+    assert table.rejected == 3
     assert caplog.messages == [
         "2 commands are open: those that start are not observed until some have ended (this is logged once)"
     ]

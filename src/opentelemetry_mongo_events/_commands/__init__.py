@@ -1,1 +1,1 @@
-"""Commands: each one a span and a measurement."""
+"""Commands: their spans and metrics."""

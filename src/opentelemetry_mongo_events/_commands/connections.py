@@ -1,4 +1,4 @@
-"""What a command span needs from the pool: its connection, and the end of a command that was interrupted."""
+"""The pool listener for command spans: tracks held connections and ends the spans of interrupted commands."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ _checkout_started: ContextVar[float | None] = ContextVar("opentelemetry_mongo_ev
 
 
 class ConnectionEvents(NeverCopied, QuietPoolListener):
-    """Follows who holds which connection. Runs on the thread, or in the task, that called the driver; never raises.
+    """Tracks which connections each thread or task holds.
 
-    A connection is held twice: while it is made (the driver authenticates on it) and while it is checked out.
+    A thread or task holds a connection while it establishes it (the driver sends commands to authenticate) and while it
+    has checked it out. Runs on the thread, or in the task, that called the driver; never raises.
     """
 
     def __init__(self, open_commands: OpenCommands, guard: Guard) -> None:
@@ -40,41 +41,41 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
 
     @guarded
     def connection_created(self, event: ConnectionCreatedEvent) -> None:
-        """The current thread or task makes a connection."""
-        hold(self._open, event.address, event.connection_id, being_made=True)
+        """Record that the current thread or task is establishing a connection."""
+        hold(self._open, event.address, event.connection_id, is_establishing=True)
 
     @guarded
     def connection_ready(self, event: ConnectionReadyEvent) -> None:
-        """The connection is made, and handed to the pool."""
-        self._release(event, being_made=True)
+        """Release the connection: it is established and belongs to the pool."""
+        self._release(event, is_establishing=True)
 
     @guarded
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
-        """The current thread or task got a connection."""
+        """Record that the current thread or task has checked out a connection."""
         hold(self._open, event.address, event.connection_id).wait_time = duration(event, _checkout_started.get())
 
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
-        """The connection was given back."""
-        self._release(event, being_made=False)
+        """Release the connection."""
+        self._release(event, is_establishing=False)
 
     @guarded
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
-        """The connection is gone: one that was being made doesn't come to be checked in, as others do before it."""
-        self._release(event, being_made=True)
+        """Release a connection that was being established. Others are checked in before they are closed."""
+        self._release(event, is_establishing=True)
 
-    def _release(self, event: Any, *, being_made: bool) -> None:
-        held = release(self._open, event.address, event.connection_id, being_made=being_made)
+    def _release(self, event: Any, *, is_establishing: bool) -> None:
+        held = release(self._open, event.address, event.connection_id, is_establishing=is_establishing)
         if held is None:
             return
-        # Up to 4.20.0 the driver publishes no end of a command that a cancelled task or an interrupted thread gives up.
-        # It gives the connection back in the same task or thread.
+        # Up to 4.20.0 the driver publishes no event for the end of a command whose task is cancelled or whose thread is
+        # interrupted. But the same task or thread returns the connection.
         command = self._open.take_abandoned(held)
         if command is not None:
             give_up(self._open)
             command.interrupt()
 
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
-        """The current thread or task waits for a connection."""
+        """Record when the current thread or task started to wait for a connection."""
         if not POOL_EVENTS_HAVE_DURATIONS:
             _checkout_started.set(time.perf_counter())

@@ -1,4 +1,4 @@
-"""What a command, a reply and a failure say, as names and attributes. Pure functions, no driver and no SDK in them."""
+"""Derives the span name, the attributes and other facts from a command. Pure functions without driver or SDK."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _SUMMARY_LENGTH: Final = 255
 
 
 def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None:
-    """The collection that a command names, or None.
+    """Return the name of the collection that a command refers to, or None.
 
-    Cursors over no collection have a pseudo name (`$cmd.aggregate`, `$cmd.listCollections`), which is none.
+    A `getMore` for a cursor without a collection has a placeholder (`$cmd.aggregate`, `$cmd.listCollections`), which
+    doesn't count as a name.
     """
     if command_name == "explain":
-        command = command.get("explain")  # type: ignore[assignment]  # an odd command may hold anything
+        command = command.get("explain")  # type: ignore[assignment]  # may be of any type
         if not is_document(command) or not command:
             return None
         command_name = next(iter(command))
@@ -39,9 +40,10 @@ def collection_name(command_name: str, command: Mapping[str, Any]) -> str | None
 
 
 def span_name(command_name: str, database: str, collection: str | None) -> str:
-    """`{operation} {collection}`, or `{operation} {database}` where no collection is named; at most 255 characters.
+    """Return `{operation} {collection}`, or `{operation} {database}` if there is no collection.
 
-    It is the query summary as well, to which the conventions set that limit.
+    It is at most 255 characters long, the limit of the semantic conventions for the query summary, which is the same
+    text.
     """
     target = collection or database
     name = f"{command_name} {target}" if target else command_name
@@ -49,50 +51,58 @@ def span_name(command_name: str, database: str, collection: str | None) -> str:
 
 
 class Description(NamedTuple):
-    """What all commands of one name, on one collection of one server, have in common.
+    """What all commands with the same name, collection and server have in common.
 
     Attributes:
-        name: The name of their spans, and the query summary.
-        attributes: Those of their spans, from the start.
-        measured: Those of their metrics, however they end.
+        name: The span name, and the query summary.
+        attributes: The span attributes that are known at the start.
+        metric_attributes: The attributes of metrics that don't depend on the outcome.
     """
 
     name: str
     attributes: Attributes
-    measured: Attributes
+    metric_attributes: Attributes
 
 
-def description(
+def describe(
     command_name: str, database: str, collection: str | None, address: Address | None, old_names: bool
 ) -> Description:
-    """The description of a command."""
-    # The driver's events take what they are given: what is no text would be no name either.
-    command_name, database = (each if isinstance(each, str) else names.OTHER for each in (command_name, database))
+    """Describe the commands of one kind.
+
+    Args:
+        command_name: The name of the command.
+        database: The name of the database.
+        collection: The name of the collection, or None.
+        address: The address of the server, or None if it is unknown.
+        old_names: Whether to add the attributes of the old semantic conventions.
+    """
+    # The driver doesn't check the types of these values.
+    command_name, database = (name if isinstance(name, str) else names.OTHER for name in (command_name, database))
     name = span_name(command_name, database, collection)
-    measured: Attributes = {
+    metric_attributes: Attributes = {
         names.DB_SYSTEM_NAME: names.MONGODB,
         names.DB_NAMESPACE: database,
         names.DB_OPERATION_NAME: command_name,
         **server_attributes(address),
     }
     if collection is not None:
-        measured[names.DB_COLLECTION_NAME] = collection
-    attributes = measured | {names.DB_QUERY_SUMMARY: name}
+        metric_attributes[names.DB_COLLECTION_NAME] = collection
+    attributes = metric_attributes | {names.DB_QUERY_SUMMARY: name}
     if address is not None:
         attributes[names.NETWORK_TRANSPORT] = "unix" if address[1] is None else "tcp"
     if old_names:
         _add_old_names(attributes)
-    return Description(name, attributes, measured)
+    return Description(name, attributes, metric_attributes)
 
 
 def add_batch_and_transaction(attributes: Attributes, command_name: str, command: Mapping[str, Any]) -> None:
-    """Add how large a batch is, and which transaction a command is part of."""
+    """Add the size of a command's batch, and the transaction that the command is part of."""
     if command_name in BATCHES:
         batch = command.get(BATCHES[command_name])
-        # The conventions leave the size out for one: that is no batch.
+        # The semantic conventions don't count a single operation as a batch.
         if isinstance(batch, Sized) and len(batch) != 1:
             attributes[names.DB_OPERATION_BATCH_SIZE] = len(batch)
-    # A retryable write has a transaction number too; `autocommit` is there in a transaction only.
+    # Retryable writes have a transaction number, too, but only transactions have `autocommit`.
     if command.get("autocommit") is False:
         _add_transaction(attributes, command)
 
@@ -123,22 +133,22 @@ def _add_old_names(attributes: Attributes) -> None:
         if new in attributes:
             attributes[old] = attributes[new]
     attributes[names.OLD_OPERATION] = attributes[names.DB_OPERATION_NAME]
-    # opentelemetry-instrumentation-pymongo gives the command's name where it isn't told to capture statements.
+    # opentelemetry-instrumentation-pymongo uses the command's name unless it is configured to capture statements.
     attributes[names.OLD_STATEMENT] = attributes[names.DB_OPERATION_NAME]
 
 
 def continued_cursor(command: Mapping[str, Any]) -> int | None:
-    """The id of the cursor that a `getMore` goes on with."""
+    """Return the id of the cursor that a `getMore` continues."""
     return whole_number(command.get("getMore")) or None
 
 
 def transaction_number(command: Mapping[str, Any]) -> int | None:
-    """The number of the transaction, or of the retryable write, that a command is part of."""
+    """Return the number of the transaction, or of the retryable write, that a command is part of."""
     return whole_number(command.get("txnNumber"))
 
 
 def killed_cursors(command: Mapping[str, Any]) -> list[int]:
-    """The ids of the cursors that a `killCursors` closes."""
+    """Return the ids of the cursors that a `killCursors` closes."""
     cursors = command.get("cursors")
     numbers = map(whole_number, cursors) if isinstance(cursors, list) else ()
     return [number for number in numbers if number is not None]

@@ -1,8 +1,8 @@
-"""The connections that the current thread or task holds: which one a command runs on, and what was open on it.
+"""Tracks the connections that each thread or task holds, to find the connection of each command.
 
-Command events carry no driver connection id, and the pool's events no request id. The two meet here: a connection is
-noted when the driver hands it to a thread or task, a command that starts there is attached to it, and a connection that
-is given back with a command still attached tells of a command whose end was never published.
+Command events have no driver connection id, and pool events have no request id. This module connects the two: it
+records a connection when the driver hands it to a thread or task, and a command that starts there is assigned to the
+connection. If a connection is returned while a command is assigned to it, the driver never published the command's end.
 """
 
 from __future__ import annotations
@@ -15,98 +15,124 @@ from opentelemetry_mongo_events._driver.identity import Identity, identity
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._driver.versions import CommandId
 
-# A thread or task holds one connection, or a few where a hook runs a command of its own. More are left behind by
-# cursors that were closed by somebody else; these are forgotten first.
+# A thread or task holds one connection, or a few if a hook runs commands of its own. More records remain if another
+# thread or task closes cursors and returns their connections; the oldest ones are dropped first.
 _LIMIT: Final = 16
 
 
 class HeldCommand(Protocol):
-    """A command that is open on a connection."""
+    """A command in progress on a connection."""
 
     command_id: CommandId
 
 
 class HeldConnection:
-    """A connection, and the command that is open on it.
+    """A connection, and the command in progress on it.
 
     Attributes:
-        owner: Tells listeners apart: two of them may see one client, and each keeps its own notes.
-        identity: That of its pool. Not the address itself: one that is never given back, and stays noted here as long
-            as its thread lives, would make it look as if its client did.
-        connection_id: The driver's number of the connection; None where another thread or task was given it.
-        being_made: Whether the driver is still making it: it authenticates on a connection before it hands it out.
-        server_connection_id: The server's number, once a command has told it.
-        command: What is open on it.
-        wait_time: How many seconds were waited for it; None once a command has told it, or where it isn't known.
+        owner: Identifies the listener. Several listeners may receive the events of a client, and each has its own
+            records.
+        identity: The identity of the connection's pool, instead of its address: if the connection is never returned,
+            this record exists as long as the thread, and a reference to the address would make the client seem to exist
+            as long, too.
+        connection_id: The driver's id of the connection; None if another thread or task checked it out.
+        is_establishing: Whether the driver is still establishing the connection. It authenticates before it hands out
+            the connection.
+        server_connection_id: The server's id of the connection; None until a command has reported it.
+        command: The command in progress.
+        wait_time: The seconds that the checkout took; None if that is unknown or a command has reported it.
     """
 
-    __slots__ = ("being_made", "command", "connection_id", "identity", "owner", "server_connection_id", "wait_time")
+    __slots__ = (
+        "command",
+        "connection_id",
+        "identity",
+        "is_establishing",
+        "owner",
+        "server_connection_id",
+        "wait_time",
+    )
 
-    def __init__(self, owner: object, identity: Identity, connection_id: int | None, being_made: bool) -> None:
+    def __init__(self, owner: object, identity: Identity, connection_id: int | None, is_establishing: bool) -> None:
         self.owner = owner
         self.identity = identity
         self.connection_id = connection_id
-        self.being_made = being_made
+        self.is_establishing = is_establishing
         self.server_connection_id: int | None = None
         self.command: HeldCommand | None = None
         self.wait_time: float | None = None
 
 
-# A tuple, not a list: a task starts with a copy of its parent's context, and what it holds is not its parent's.
+# A tuple, not a list: a task starts with a copy of its parent's context, but must not change its parent's connections.
 _held: ContextVar[tuple[HeldConnection, ...]] = ContextVar("opentelemetry_mongo_events_held_connections", default=())
 
-held_here: Final = _held.get
-"""Those which the current thread or task holds, the newest last."""
+held_connections: Final = _held.get
+"""Returns the connections that the current thread or task holds, the newest last."""
 
 
-def hold(owner: object, address: Any, connection_id: int | None, *, being_made: bool = False) -> HeldConnection:
-    """Note that the current thread or task got a connection."""
-    connection = HeldConnection(owner, identity(address), connection_id, being_made)
+def hold(owner: object, address: Any, connection_id: int | None, *, is_establishing: bool = False) -> HeldConnection:
+    """Record that the current thread or task holds a connection.
+
+    Args:
+        owner: Identifies the listener.
+        address: The driver's address object of the pool.
+        connection_id: The driver's id of the connection; None if another thread or task checked it out.
+        is_establishing: Whether the driver is establishing the connection, as opposed to having checked it out.
+    """
+    connection = HeldConnection(owner, identity(address), connection_id, is_establishing)
     held = _held.get()
     _held.set((*held[-_LIMIT + 1 :], connection) if held else (connection,))
     return connection
 
 
-def release(owner: object, address: Any, connection_id: int, *, being_made: bool = False) -> HeldConnection | None:
-    """Note that a connection was given back, or is made; what was noted of it, if it was held here.
+def release(owner: object, address: Any, connection_id: int, *, is_establishing: bool = False) -> HeldConnection | None:
+    """Record that a connection was returned, or that it was established.
 
-    One that was given to another thread or task, and is given back in this one, is the one on which a command is open
-    here.
+    If another thread or task checked the connection out and the current one returns it, it is the connection without an
+    id on which the current thread or task has a command in progress.
+
+    Returns:
+        The record of the connection, or None if the current thread or task doesn't hold it.
     """
-    unknown = None
+    without_id = None
     for connection in reversed(_held.get()):
-        if connection.identity.address is address and connection.owner is owner and connection.being_made is being_made:
+        if (
+            connection.identity.address is address
+            and connection.owner is owner
+            and connection.is_establishing is is_establishing
+        ):
             if connection.connection_id == connection_id:
-                let_go(connection)
+                forget(connection)
                 return connection
-            if connection.connection_id is None and connection.command is not None and unknown is None:
-                unknown = connection
-    if unknown is not None:
-        let_go(unknown)
-    return unknown
+            if connection.connection_id is None and connection.command is not None and without_id is None:
+                without_id = connection
+    if without_id is not None:
+        forget(without_id)
+    return without_id
 
 
-def let_go(connection: HeldConnection) -> None:
-    """Forget a connection."""
+def forget(connection: HeldConnection) -> None:
+    """Remove a connection from those that the current thread or task holds."""
     held = _held.get()
-    if held and held[-1] is connection:  # as a rule
+    if held and held[-1] is connection:  # the usual case
         _held.set(held[:-1])
     else:
-        _held.set(tuple([each for each in held if each is not connection]))
+        _held.set(tuple([other for other in held if other is not connection]))
 
 
-def held_connection(owner: object, command_id: CommandId) -> HeldConnection | None:
-    """The connection that a command which starts now runs on.
+def find_free_connection(owner: object, command_id: CommandId) -> HeldConnection | None:
+    """Find the connection for a command that starts now in the current thread or task.
 
-    The newest one to that address which is free: a connection runs one command at a time. The server's own id of the
-    connection, where it is known, tells a pinned cursor's connection from another one.
+    This is the newest connection to the address without a command in progress: a connection runs one command at a time.
+    The server's id of the connection, if known, distinguishes a connection that is pinned to a cursor from others.
     """
     _, address, server_connection_id = command_id
     held = _held.get()
     if not held:
         return None
     for connection in reversed(held):
-        # Without a number it was noted for one command, which has ended; a copied context may still hold it.
+        # A connection without an id was recorded for a single command, which has ended. A copied context may still have
+        # the record.
         if connection.connection_id is None:
             continue
         if connection.identity.address is address and connection.command is None and connection.owner is owner:
@@ -117,8 +143,8 @@ def held_connection(owner: object, command_id: CommandId) -> HeldConnection | No
     return None
 
 
-def holder(owner: object, command_id: CommandId) -> HeldConnection | None:
-    """The connection on which the current thread or task has that command open."""
+def find_connection_of(owner: object, command_id: CommandId) -> HeldConnection | None:
+    """Find the connection on which the current thread or task has a command in progress."""
     for connection in reversed(_held.get()):
         command = connection.command
         if command is not None and connection.owner is owner and command.command_id == command_id:

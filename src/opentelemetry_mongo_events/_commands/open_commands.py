@@ -1,4 +1,4 @@
-"""The commands that are open, each with all that it takes to end it."""
+"""The table of open commands: commands in progress, each with everything that is needed to end its span."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from opentelemetry.context import Context
 from opentelemetry.trace import set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
-from opentelemetry_mongo_events._commands.held_connections import held_connection, held_here, holder, let_go
+from opentelemetry_mongo_events._commands.held_connections import (
+    find_connection_of,
+    find_free_connection,
+    forget,
+    held_connections,
+)
 from opentelemetry_mongo_events._commands.outcome import INTERRUPTED
 from opentelemetry_mongo_events._config import RAW
 from opentelemetry_mongo_events._runtime.log import warn
@@ -30,33 +35,34 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
+# The number of commands that can be open.
 LIMIT: Final = 10_000
 
-# Of those that happen while a command is open the first tell why it is slow.
-_EVENTS: Final = 32
+# The number of background events that a command keeps: the first ones explain why it is slow.
+_MAX_EVENTS: Final = 32
 
-_ERRORS: Final = (ERROR_TYPE, DB_RESPONSE_STATUS_CODE)
+_ERROR_ATTRIBUTES: Final = (ERROR_TYPE, DB_RESPONSE_STATUS_CODE)
 _EMPTY: Final = Context()
 
 
 class OpenCommand:
-    """A command that was sent and whose outcome is awaited.
+    """A command that was sent and whose outcome is still unknown.
 
     Attributes:
-        command_id: Under which it is found.
-        held: The connection it runs on.
-        span: Its span; None where none is recorded.
-        measured: The attributes of its metrics; None where it is not measured.
-        context: Where it started, for metrics without a span of its own.
-        telemetry: Where it ends: whatever is in force by then, what was opened is closed.
-        since: When it started, by `time.monotonic()`, as the driver's own times.
-        txn_number: The number of the transaction or retryable write it is part of.
-        attempt: 1, or a later attempt of its operation.
-        continued_cursor: The cursor that a `getMore` goes on with.
-        events: What happened meanwhile to its server.
+        command_id: The key in the table of open commands.
+        held: The connection that it runs on.
+        span: Its span; None if no span is recorded.
+        metric_attributes: The attributes of its metrics; None if it is not measured.
+        context: The context in which it started, for exemplars if there is no span.
+        telemetry: The telemetry that was in effect when it started. It ends there, whatever is in effect by then.
+        since: When it started, by `time.monotonic()`, the clock that the driver uses, too.
+        txn_number: The number of the transaction or retryable write that it is part of.
+        attempt: The number of the attempt of its operation, from 1.
+        continued_cursor: The id of the cursor that a `getMore` continues.
+        events: The events of its server since it started.
     """
 
-    # Those that few commands have are no instance's own until they are set: to set each takes its time.
+    # Defaults in the class, as few commands need other values: each assignment to an instance attribute takes time.
     txn_number: int | None = None
     attempt: int = 1
     continued_cursor: int | None = None
@@ -67,41 +73,41 @@ class OpenCommand:
         command_id: CommandId,
         held: HeldConnection,
         span: Span | None,
-        measured: Attributes | None,
+        metric_attributes: Attributes | None,
         context: Context,
         telemetry: Telemetry,
     ) -> None:
         self.command_id = command_id
         self.held = held
         self.span = span
-        self.measured = measured
+        self.metric_attributes = metric_attributes
         self.context = context
         self.telemetry = telemetry
         self.since = monotonic()
 
     def close(self, outcome: Outcome, seconds: float | None = None) -> None:
-        """End the span, with what the outcome adds to it, and measure.
+        """End the span and record the metrics.
 
         Args:
-            outcome: How it ended.
-            seconds: How long it took, as the driver has it; None where the driver says nothing.
+            outcome: How the command ended.
+            seconds: The duration by the driver; None if the driver reports none.
         """
         span = self.span
         try:
-            if span is not None and span.is_recording():  # a hook may have ended it: then it stays as it is
+            if span is not None and span.is_recording():  # unless a hook has ended it
                 try:
-                    if outcome.error is not None:  # first: whatever of the rest can't be told
-                        span.set_status(Status(StatusCode.ERROR, self._described(outcome)))
+                    if outcome.error is not None:  # first, as the rest may fail
+                        span.set_status(Status(StatusCode.ERROR, self._status_description(outcome)))
                     for name, value in outcome.attributes.items():
                         span.set_attribute(name, value)
-                    for incident in self.events:
-                        incident.add_to(span)
+                    for background_event in self.events:
+                        background_event.add_to(span)
                 finally:
                     span.end()
         finally:
-            attributes = self.measured
+            attributes = self.metric_attributes
             if attributes is not None:
-                # The context makes the exemplar: it leads to this span.
+                # The context makes exemplars refer to this span.
                 context = self.context if span is None else set_span_in_context(span, _EMPTY)
                 instruments = self.telemetry.instruments
                 rows = outcome.attributes.get(RETURNED_ROWS)
@@ -111,52 +117,54 @@ class OpenCommand:
                 finally:
                     if outcome.error is not None:
                         attributes = attributes | {
-                            key: outcome.attributes[key] for key in _ERRORS if key in outcome.attributes
+                            key: outcome.attributes[key] for key in _ERROR_ATTRIBUTES if key in outcome.attributes
                         }
                     if seconds is None:
                         seconds = monotonic() - self.since
                     instruments.operation_duration.record(max(0.0, seconds), attributes, context)
 
-    def note(self, incident: BackgroundEvent) -> None:
-        """Keep what happened to its server, unless that was before it. Runs on a thread of the driver's own.
+    def note(self, background_event: BackgroundEvent) -> None:
+        """Keep an event of its server, unless it occurred before the command started. Runs on a thread of the driver.
 
-        The span has it at its end, from the thread that ends it: no other thread ever touches a span.
+        The event is added to the span when the span ends, by the thread that ends it. No other thread uses the span.
         """
-        if incident.at >= self.since and len(self.events) < _EVENTS:
-            self.events = (*self.events, incident)
+        if background_event.at >= self.since and len(self.events) < _MAX_EVENTS:
+            self.events = (*self.events, background_event)
 
     def interrupt(self) -> None:
-        """End a command whose outcome will never be known."""
+        """End a command whose outcome will never be reported."""
         self.close(INTERRUPTED)
 
-    def _described(self, outcome: Outcome) -> str | None:
+    def _status_description(self, outcome: Outcome) -> str | None:
         config = self.telemetry.config
         message = outcome.message[: config.query_text_max_length] if outcome.message else None
         return f"{outcome.error}: {message}" if message and config.query_text == RAW else outcome.error
 
 
 class OpenCommands:
-    """A bounded table of the open commands, used from any thread.
+    """A bounded table of the open commands. May be used on any thread.
 
-    Command ids come twice: PyMongo takes request ids from an unseeded random generator, all further replies of an
-    exhaust cursor have the id 0, and there are drivers that tell no server's id of the connection and servers that give
-    all connections the same. So a command whose id is taken stands in a second table, under the connection that its
-    thread or task holds.
+    Command ids are not unique. PyMongo's request ids are random numbers, and all further replies of an exhaust cursor
+    have the request id 0. Older drivers don't report the server's id of the connection, and some servers give all
+    connections the same id. A command whose id is already in the table is therefore added to a second table, with the
+    connection that its thread or task holds as a part of the key.
 
-    There is no lock: each step is one operation of a dictionary. A lock would deadlock where a finalizer or a signal
-    handler runs a command while it is held, and in the child of a process that forks meanwhile.
+    There is no lock: each step is a single dictionary operation. A lock would cause a deadlock if a finalizer or a
+    signal handler ran a command while the lock was held, or if the process forked at that time.
+
+    Attributes:
+        by_id: The commands by id.
+        duplicates: The commands whose id was already in `by_id`, by id and connection.
+        rejected: The number of commands that were not instrumented because the table was full.
     """
 
-    __slots__ = ("__weakref__", "_unobserved", "by_id", "duplicates", "unobserved")
+    __slots__ = ("__weakref__", "_rejections", "by_id", "duplicates", "rejected")
 
     def __init__(self) -> None:
         self.by_id: dict[CommandId, OpenCommand] = {}
-        """The commands by their ids, to be looked at."""
         self.duplicates: dict[tuple[CommandId, HeldConnection], OpenCommand] = {}
-        """And those whose id was taken, by their connections too."""
-        self._unobserved = itertools.count(1)
-        self.unobserved = 0
-        """How many commands were not observed because the table was full."""
+        self._rejections = itertools.count(1)
+        self.rejected = 0
         track(self)
         subscribe(self)
 
@@ -164,11 +172,11 @@ class OpenCommands:
         return len(self.by_id) + len(self.duplicates)
 
     def has_room(self) -> bool:
-        """Whether one more command may be opened; if not, it is counted, and the first is a warning."""
+        """Return whether another command can be added. If not, count it as rejected, and log the first one."""
         if len(self.by_id) < LIMIT - len(self.duplicates):
             return True
-        self.unobserved = next(self._unobserved)
-        if self.unobserved == 1:
+        self.rejected = next(self._rejections)
+        if self.rejected == 1:
             warn(
                 "%s commands are open: those that start are not observed until some have ended (this is logged once)",
                 f"{LIMIT:,}",
@@ -176,38 +184,43 @@ class OpenCommands:
         return False
 
     def add(self, command: OpenCommand) -> None:
-        """Note an open command, here and on its connection."""
+        """Add a command, and assign it to its connection."""
         command.held.command = command
         if self.by_id.setdefault(command.command_id, command) is not command:
             self.duplicates[command.command_id, command.held] = command
 
     def take_current(self, command_id: CommandId) -> OpenCommand | None:
-        """Take out the command that ends in the current thread or task."""
+        """Remove and return the command that ends in the current thread or task.
+
+        Returns:
+            The command, or None if it was not added or has already ended.
+        """
         command = self.by_id.get(command_id)
         if command is None and not self.duplicates:
             return None
-        here = held_here()
-        held = here[-1] if here else None
-        if command is not None and command.held is held:  # as a rule
+        connections = held_connections()
+        held = connections[-1] if connections else None
+        if command is not None and command.held is held:  # the usual case
             held.command = None
             if held.connection_id is None:
-                let_go(held)
+                forget(held)
             return self.by_id.pop(command_id, None)
-        held = holder(self, command_id)
-        if held is None and held_connection(self, command_id) is not None:
-            return None  # it ran on that connection, and was not opened
+        held = find_connection_of(self, command_id)
+        if held is None and find_free_connection(self, command_id) is not None:
+            return None  # the command that ends ran on that connection, and was not added
         return self.take(command_id, held)
 
     def take(self, command_id: CommandId, held: HeldConnection | None) -> OpenCommand | None:
-        """Take a command out.
+        """Remove and return a command.
 
         Args:
-            command_id: Its id.
-            held: The connection on which the current thread or task has it open, if it does. The driver may also end a
-                command in another context: that of the garbage collector, for a task whose event loop is gone.
+            command_id: The id of the command.
+            held: The connection on which the current thread or task has the command in progress; None if it has none.
+                The driver may end a command in another context, too: in that of the garbage collector, if the event
+                loop of the command's task no longer exists.
 
         Returns:
-            The command, or None where it isn't known: it was not observed when it started, or has ended before.
+            The command, or None if it was not added or has already ended.
         """
         command = self.by_id.get(command_id)
         if command is not None and (held is None or command.held is held):
@@ -217,27 +230,27 @@ class OpenCommands:
         if command is not None:
             command.held.command = None
             if command.held.connection_id is None:
-                let_go(command.held)
+                forget(command.held)
         return command
 
     def take_abandoned(self, held: HeldConnection) -> OpenCommand | None:
-        """Take out the command that is still open on a connection which its thread or task gives back."""
+        """Remove and return the command that is still in progress on a connection which is being returned."""
         command = held.command
         return None if command is None else self.take(command.command_id, held)
 
-    def note(self, incident: BackgroundEvent, addresses: Collection[int]) -> None:
-        """Note what happened to servers on the commands that are open there. Runs on any thread.
+    def note(self, background_event: BackgroundEvent, addresses: Collection[int]) -> None:
+        """Add an event of some servers to the commands in progress there. Runs on any thread.
 
         Args:
-            incident: What happened.
-            addresses: The identities of the servers' addresses: the driver's own tuples.
+            background_event: The event.
+            addresses: The `id()`s of the servers' addresses, which are the driver's tuples.
         """
         for table in (self.by_id.copy(), self.duplicates.copy()):
             for command in table.values():
                 if id(command.command_id[1]) in addresses:
-                    command.note(incident)
+                    command.note(background_event)
 
     def forget(self) -> None:
-        """Drop all without ending them: after a fork they are the parent's."""
+        """Discard all commands without ending them: after a fork, they are the parent's."""
         self.by_id = {}
         self.duplicates = {}

@@ -1,4 +1,4 @@
-"""How a command ended: what a reply or a failure says, as attributes. Pure functions, no driver and no SDK in them."""
+"""Derives the outcome of a command from its reply or failure. Pure functions without driver or SDK."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DUPLICATE_KEY: Final = 11000
 
 
-# Looked for only before the key itself, which is user data: `... index: email_1 dup key: { email: "..." }`.
+# Applied only to the text before the key, which is user data: `... index: email_1 dup key: { email: "..." }`.
 _INDEX: Final = re.compile(r" index: (\S{1,128})$")
 
 
@@ -26,10 +26,10 @@ class Outcome(NamedTuple):
     """How a command ended.
 
     Attributes:
-        attributes: What its span gets.
-        error: The status description, if that is an error.
-        message: What the server, or the driver, says of the error. It holds user data.
-        cursor: The id of the cursor in the reply: 0 where it is exhausted, None where there is none.
+        attributes: The attributes to add to the span.
+        error: The status description for an error; None for a success.
+        message: The message of the error, by the server or the driver. It contains user data.
+        cursor: The id of the cursor in the reply: 0 if it is exhausted, None if there is no cursor.
     """
 
     attributes: Attributes
@@ -38,28 +38,28 @@ class Outcome(NamedTuple):
     cursor: int | None = None
 
 
-# The outcomes where an odd event can't be read: its span is closed all the same.
 SUCCEEDED: Final = Outcome({}, None)
-
-
-INTERRUPTED: Final = Outcome({names.ERROR_TYPE: names.INTERRUPTED}, names.INTERRUPTED)
-
+"""The outcome if a succeeded event can't be read: the span ends anyway."""
 
 FAILED: Final = Outcome({names.ERROR_TYPE: names.OTHER}, names.OTHER)
+"""The outcome if a failed event can't be read."""
+
+INTERRUPTED: Final = Outcome({names.ERROR_TYPE: names.INTERRUPTED}, names.INTERRUPTED)
+"""The outcome of a command for whose end the driver published no event."""
 
 
 def is_retryable_write_error(reply: object) -> bool:
-    """Whether a succeeded reply has the label after which the driver sends a write again."""
+    """Return whether a reply has the label with which the driver retries a write."""
     labels = reply.get("errorLabels") if is_document(reply) else None
     return isinstance(labels, list) and "RetryableWriteError" in labels
 
 
 def reply_outcome(command_name: str, reply: object) -> Outcome:
-    """What a reply tells that the driver published as succeeded.
+    """Return the outcome of a command that the driver published as succeeded.
 
-    A write that failed is one: the command went well, its documents did not.
+    It is an error if documents could not be written: the command itself succeeds in this case.
     """
-    # First what is quicker to tell than by a call.
+    # The first comparison is faster than the function call.
     if type(reply) is not dict and not is_document(reply):
         return SUCCEEDED
     cursor = reply.get("cursor")
@@ -71,8 +71,8 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
         batch = cursor.get("firstBatch")
         if batch is None:
             batch = cursor.get("nextBatch")
-        # The driver publishes a raw batch as one blob, whose documents it hasn't counted; the batch of a client bulk
-        # write holds the results of its operations.
+        # The driver publishes a raw batch as a single blob and doesn't count its documents. The batch of a client bulk
+        # write contains the results of its operations.
         if (
             isinstance(batch, list)
             and (len(batch) != 1 or not isinstance(batch[0], bytes))
@@ -80,18 +80,18 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
         ):
             rows = len(batch)
     if command_name != "bulkWrite" and "writeErrors" not in reply and "writeConcernError" not in reply:
-        return _good(rows, identifier) if identifier else _remembered_good(rows, identifier)
+        return _success(rows, identifier) if identifier else _cached_success(rows, identifier)
     error, count = _write_error(command_name, reply, batch)
-    good = _good(rows, identifier)
+    success = _success(rows, identifier)
     if error is None:
-        return good
-    attributes = good.attributes.copy()
+        return success
+    attributes = success.attributes.copy()
     if count:
         attributes[names.WRITE_ERRORS] = count
     return Outcome(attributes, _add_server_error(attributes, error), _message(command_name, error), identifier)
 
 
-def _good(rows: int | None, cursor: int | None) -> Outcome:
+def _success(rows: int | None, cursor: int | None) -> Outcome:
     attributes: Attributes = {}
     if rows is not None:
         attributes[names.RETURNED_ROWS] = rows
@@ -100,31 +100,32 @@ def _good(rows: int | None, cursor: int | None) -> Outcome:
     return Outcome(attributes, None, None, cursor)
 
 
-# Most replies open no cursor and differ in a small number only.
-_remembered_good: Final = functools.lru_cache(1_000)(_good)
+# Most replies have no open cursor and differ only in a small number of rows.
+_cached_success: Final = functools.lru_cache(1_000)(_success)
 
 
 def _write_error(command_name: str, reply: Mapping[str, Any], batch: object) -> tuple[object, int]:
-    """The first error in a reply that succeeded, None where there is none; and how many documents were refused."""
+    """Return the first error in a succeeded reply, or None, and the number of documents that were rejected."""
     write_errors = reply.get("writeErrors")
     if write_errors and isinstance(write_errors, list):
         return write_errors[0], len(write_errors)
     errors = whole_number(reply.get("nErrors")) if command_name == "bulkWrite" else None
     if errors is not None and errors > 0:
-        # The results of a client bulk write come in the batch of a cursor.
+        # A client bulk write returns its results in the batch of a cursor.
         results = batch if isinstance(batch, list) else ()
-        return next((each for each in results if is_document(each) and not each.get("ok")), {}), errors
+        return next((result for result in results if is_document(result) and not result.get("ok")), {}), errors
     return reply.get("writeConcernError") or None, 0
 
 
 def failure_outcome(command_name: str, failure: object, error_class: str | None = None) -> Outcome:
-    """What a failure tells: a server's error by its code, a client's by the exception's class.
+    """Return the outcome of a command that the driver published as failed.
+
+    The code identifies a server error; the class of the exception identifies a client error.
 
     Args:
-        command_name: Of the command that failed.
-        failure: Mostly a dictionary; an exception without details and a server without a code give less.
-        error_class: The name of the class of the exception that the driver raises for it, if that is known: it stands
-            for a code where the server gives none.
+        command_name: The name of the command.
+        failure: The failure of the event: usually a dictionary, possibly without an error code.
+        error_class: The class name of the exception that the driver raises, if known. It replaces a missing code.
     """
     attributes: Attributes = {}
     if is_document(failure) and failure.get("code") is None:
@@ -141,7 +142,7 @@ def _message(command_name: str, error: object) -> str | None:
 
 
 def _add_server_error(attributes: Attributes, error: object, error_class: str | None = None) -> str:
-    """Add what a server says of an error; the status description: never its message, which holds user data."""
+    """Add the attributes of a server error. Returns the status description, without the message, which is user data."""
     if not is_document(error):
         error = {}
     code = whole_number(error.get("code"))
@@ -161,9 +162,9 @@ def _add_server_error(attributes: Attributes, error: object, error_class: str | 
 
 
 def _duplicate_index(message: object) -> str | None:
-    """The index that a duplicate key error names; nothing of the key."""
+    """Return the name of the index in the message of a duplicate key error, without the key."""
     if not isinstance(message, str):
         return None
-    before, found, _key = message[:1024].partition(" dup key")
-    index = _INDEX.search(before) if found else None
+    before, separator, _key = message[:1024].partition(" dup key")
+    index = _INDEX.search(before) if separator else None
     return index[1] if index else None
