@@ -1,1 +1,1 @@
-"""The text of a command, masked or raw."""
+"""Query text: a command as JSON, with its values masked or raw."""

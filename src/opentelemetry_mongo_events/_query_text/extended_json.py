@@ -1,4 +1,4 @@
-"""Values as they are: MongoDB's relaxed Extended JSON, no longer than there is room for."""
+"""Unmasked values as MongoDB's relaxed Extended JSON, with long strings cut to the available room."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ BINARY: Final = '{"$binary":"?"}'
 _UNKNOWN: Final = '"?"'
 
 as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
-"""A text as JSON."""
+"""Encode a string as JSON."""
 _encoded: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def quoted(text: str, room: int) -> str:
-    """As much of a text as fits, as JSON. It is longer than `room` only where nothing fits."""
+    """Encode as much of a string as fits, as a JSON string.
+
+    Args:
+        text: The string, of any length.
+        room: Maximum length of the result in characters. The result is `""` and longer than `room` only if not even
+            that fits.
+    """
     text = str.__str__(text[: max(0, room)])
     if not text.isascii():
-        # A lone surrogate would make exporters fail, and is nothing that a server ever got.
+        # A lone surrogate makes exporters fail. No server ever received one: BSON strings are UTF-8.
         text = text.encode(errors="replace").decode()
     while len(json_text := as_json(text)) > room and text:
         text = text[: len(text) * max(0, room - 2) // (len(json_text) - 2)]
@@ -33,17 +39,18 @@ def quoted(text: str, room: int) -> str:
 
 
 def literal(value: Any, room: int) -> str:
-    """A value that is neither a document nor an array, as JSON.
+    """Encode a value that is neither a document nor an array as JSON.
 
     Args:
-        value: Any that the driver can send. A class that it knows only by a codec of the application's is `"?"`.
-        room: How many characters a text may have. What else there is has a fixed length.
+        value: Any value that the driver can send. A type that needs one of the application's codecs becomes `"?"`.
+        room: Maximum length of a string in characters, including its quotes. A longer string is cut, and a regular
+            expression with a longer pattern becomes `"?"`. All other values are short, and are not cut.
     """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, Code):  # a text too
+    if isinstance(value, Code):  # a subclass of `str`
         return f'{{"$code":{quoted(value, room - 10)}}}'
     if isinstance(value, str):
         return quoted(value, room)
