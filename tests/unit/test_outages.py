@@ -458,3 +458,21 @@ def test_an_outage_that_cannot_begin_keeps_no_other_from_it(
     world.serve_again()
 
     assert spans.names == [names.OUTAGE, names.OUTAGE]
+
+
+def test_an_outage_that_is_interrupted_as_it_begins_leaves_nothing(
+    world: World, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(dict[Any, Any]):
+        def __setitem__(self, topology: Any, period: Any) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(outages._periods, "_current", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        world.begin_outage()
+    assert (outages._periods.open, outages._periods.outages, outages._periods._current) == ({}, {}, {})
+    monkeypatch.setattr(outages._periods, "_current", {})
+    world.begin_outage()
+    world.serve_again()
+
+    assert spans.names == [names.OUTAGE]

@@ -125,7 +125,7 @@ class Period(OngoingPeriod):
         links = [Link(previous._span.get_span_context())] if previous is not None and previous._has_span else []
         self._span: Span = INVALID_SPAN
         # If a sampler or a span processor raises, there is no span, but the outage is still measured.
-        _periods.guard.run("an episode's start", self._start, attributes, links)
+        _periods.guard.run("the start of a discovery or outage", self._start, attributes, links)
         self.context = set_span_in_context(self._span, NO_PARENT)
 
     def _start(self, attributes: Attributes, links: Sequence[Link]) -> None:
@@ -198,10 +198,10 @@ class Period(OngoingPeriod):
         run = _periods.guard.run
         try:
             # Each runs in a guard of its own, so that one that raises doesn't stop the others.
-            run("an episode's outcome", self._set_outcome, error)
-            run("an episode's links", self._add_links, at)
+            run("the outcome of a discovery or outage", self._set_outcome, error)
+            run("the links of a discovery or outage", self._add_links, at)
             if self.telemetry.config.events in SPAN_EVENTS:
-                run("an episode's events", self._add_events, at, last, ended_by)
+                run("the events of a discovery or outage", self._add_events, at, last, ended_by)
         finally:
             try:
                 span.end(last)
@@ -282,6 +282,10 @@ class _Periods:
         except BaseException:
             if topology.period is None:
                 self._current.pop(topology, None)
+                for each in self.open.copy():
+                    if each.topology is topology:
+                        self.open.pop(each, None)
+                        self.unlink(each)
             raise
         # A change on another thread may have found no period to end yet.
         if not topology.lacks_server:
@@ -390,7 +394,7 @@ def end(topology: TopologyState, at: float, error: str | None = None, *, ended_b
     if period is not None:
         if background_worker.thread is not None:
             background_worker.wake()
-        _periods.guard.run("an episode's end", period.end, at, error, ended_by=ended_by)
+        _periods.guard.run("the end of a discovery or outage", period.end, at, error, ended_by=ended_by)
 
 
 def mark_recovering(topology: TopologyState) -> None:
@@ -442,7 +446,7 @@ def watch() -> None:
 def _check_periods() -> float | None:
     """Check all open periods; return in how many seconds to check again, or None if none is open."""
     for period in list(_periods.open):
-        _periods.guard.run("an episode's watch", _check_period, period)
+        _periods.guard.run("the check of a discovery or outage", _check_period, period)
     remaining = [period.due - time.monotonic() for period in list(_periods.open)]
     return max(_MIN_INTERVAL, min(_CHECK_INTERVAL, *remaining)) if remaining else None
 
