@@ -28,10 +28,10 @@ from opentelemetry_mongo_events._driver.versions import CODEC_OPTIONS
 from opentelemetry_mongo_events._query_text import extended_json as extended_json
 from opentelemetry_mongo_events._query_text.masking import (
     COMMAND,
-    HIDDEN,
-    LEFT_OUT,
     MASK,
+    MASKED_KEY,
     NAME,
+    OMITTED,
     RAW_COMMAND,
     Place,
     command_place,
@@ -119,7 +119,7 @@ def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple
     for key, value in command.items():
         kind = type(value)
         child = place.fields.get(key)
-        if child is LEFT_OUT:
+        if child is OMITTED:
             continue
         if kind in _LITERALS:
             if child is None or child.leaf is None:
@@ -213,15 +213,15 @@ class _Text:
                     key = key if type(key) is str else _text(key)
                     is_operator = key[:1] == "$"
                     child = place.fields.get(key) or (place.operators if is_operator else place.others)
-                    if child is LEFT_OUT:
+                    if child is OMITTED:
                         continue
                     if is_raw:
                         head = extended_json.quoted(key, room) + ":"
                     elif level.hides_keys and not is_operator:
-                        head = HIDDEN
+                        head = MASKED_KEY
                     else:
                         head = masked_key(key)
-                        once = head == HIDDEN
+                        once = head == MASKED_KEY
                 left = room - len(level.comma) - len(head)
                 values -= 1
                 if values < 0:
@@ -324,13 +324,13 @@ class _Text:
 
 def _may_be_remembered(text: str) -> bool:
     # A masked key may be of any length, and is somebody's data.
-    return len(text) <= _REMEMBERED_LENGTH and HIDDEN not in text
+    return len(text) <= _REMEMBERED_LENGTH and MASKED_KEY not in text
 
 
 def _is_flat(value: dict[Any, Any], place: Place) -> bool:
     """Whether a document holds nothing but literals, none of which stays: then its keys are all that its text shows."""
     return (
-        place.is_blank
+        place.masks_literals
         and len(value) <= _KEYS
         and _LITERALS.issuperset(map(type, value.values()))
         and place.fields.keys().isdisjoint(value)
