@@ -1,4 +1,4 @@
-"""What stays of a command whose values are masked: which keys, and which literals in which place of which command."""
+"""Masking rules: which keys are shown, and which values of each command are shown instead of masked."""
 
 from __future__ import annotations
 
@@ -11,64 +11,65 @@ from opentelemetry_mongo_events._driver.command_names import COLLECTION_COMMANDS
 from opentelemetry_mongo_events._query_text.extended_json import as_json
 
 MASK: Final = '"?"'
-HIDDEN: Final = '"?":'
-"""A masked key."""
+MASKED_KEY: Final = '"?":'
+"""A masked key and its colon."""
 
-# What is longer is no field's name, and isn't kept in a cache either.
+# A longer key or path is masked, and isn't kept in a cache. A longer name of a collection is cut.
 _KEY_LENGTH: Final = 255
 _SEGMENT_LENGTH: Final = 40
-# Longer than 8 characters and with 4 digits it is rather an id than a name that a programmer gave.
+# A name of more than 8 characters with at least 4 digits is more likely an id than a name that a programmer chose.
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_]\w{0,7}|[A-Za-z_]+(?:\d[A-Za-z_]*){0,3}", re.ASCII)
-# A field or an operator, an index of an array, or an update's `$`, `$[]` and `$[element]`.
+# A field or an operator, an array index, or one of an update's `$`, `$[]` and `$[element]`.
 _SEGMENT: Final = re.compile(
     rf"\$?(?:{_IDENTIFIER.pattern})|0|[1-9]\d{{0,2}}|\$(?:\[(?:{_IDENTIFIER.pattern})?\])?", re.ASCII
 )
-# An address, a date or a telephone number rather than indices: no path begins with one, nor are arrays nested so deep.
+# An address, a date or a telephone number, not array indices: no path begins with an index, and hardly any has three
+# of them in a row.
 _NUMBERS: Final = re.compile(r"\d+\.|.*\.\d+\.\d+\.\d", re.ASCII)
 _FLAGS: Final = frozenset({"text", "2d", "2dsphere", "hashed"})
 
 
 def masked_key(key: str) -> str:
-    """A key and its colon as JSON, masked where it looks like data."""
-    return _masked_key(key) if len(key) <= _KEY_LENGTH else HIDDEN
+    """Return a key and its colon as JSON, masked if the key looks like data."""
+    return _masked_key(key) if len(key) <= _KEY_LENGTH else MASKED_KEY
 
 
 @functools.lru_cache(2_048)
 def _masked_key(key: str) -> str:
-    return f'"{key}":' if _are_all(_SEGMENT, key) and not _NUMBERS.match(key) else HIDDEN
+    return f'"{key}":' if _segments_match(_SEGMENT, key) and not _NUMBERS.match(key) else MASKED_KEY
 
 
 @functools.lru_cache(2_048)
 def _masked_path(text: str) -> str:
-    return f'"{text}"' if _are_all(_IDENTIFIER, text[2 if text[1:2] == "$" else 1 :]) else MASK
+    return f'"{text}"' if _segments_match(_IDENTIFIER, text[2 if text[1:2] == "$" else 1 :]) else MASK
 
 
-def _are_all(pattern: re.Pattern[str], dotted: str) -> bool:
+def _segments_match(pattern: re.Pattern[str], dotted: str) -> bool:
     return all(len(segment) <= _SEGMENT_LENGTH and pattern.fullmatch(segment) for segment in dotted.split("."))
 
 
-# What a place leaves of a literal: JSON.
+# Renders a literal (a value that is neither a document nor an array) as JSON, masked or not.
 Leaf: TypeAlias = Callable[[Any], str]
 
 
 def _field(value: object) -> str:
-    """Names a field, as a key does."""
+    """Render the name of a field, by the same rules as a key."""
     return masked_key(value)[:-1] if type(value) is str else MASK
 
 
 def _name(value: object) -> str:
-    """Names a collection, a database or both."""
+    """Render the name of a collection, of a database, or of both."""
     return as_json(value[:_KEY_LENGTH]) if type(value) is str else MASK
 
 
 def _path(value: object) -> str:
-    """A string of an aggregation expression: the path of a field, or a variable, or else data."""
-    # Looked at first, as what is cached stays in memory.
+    """Render a string of an aggregation expression: a field path or a variable is shown, all else is masked."""
+    # Checked before the cached function is called, because the cache keeps its arguments in memory.
     return _masked_path(value) if type(value) is str and value[:1] == "$" and len(value) <= _KEY_LENGTH else MASK
 
 
 def _flag(value: object) -> str:
-    """How to sort or index by a field, or whether to show it."""
+    """Render a sort direction, the type of an index, or whether a projection includes a field."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)) and value in (1, -1, 0):
@@ -77,25 +78,28 @@ def _flag(value: object) -> str:
 
 
 def _flag_or_path(value: object) -> str:
+    """Render a value of a projection: a flag, or a field path."""
     flag = _flag(value)
     return flag if flag != MASK else _path(value)
 
 
 class Place:
-    """A place of a command, by what stands in it.
+    """A position in a command, with the rules for the value at this position.
+
+    A place without a rule of its own for operators, other keys or elements applies its own rules to them.
 
     Attributes:
-        leaf: What stays of a literal; None where nothing does.
-        fields: The places under certain keys of a document.
-        operators: The place under any other key that begins with `$`.
-        others: The place under the rest.
-        elements: That of an array's elements.
-        is_blank: Whether no literal stays under a key that isn't in `fields`.
-        is_ordered: Whether the order of an array's elements has a meaning, so that only neighbours that are equal
-            become one.
+        leaf: Renders a literal at this place. None if all literals are masked.
+        fields: The places of specific keys of a document.
+        operators: The place of any other key that begins with `$`. The same as `others` unless given.
+        others: The place of all remaining keys. This place itself unless given.
+        elements: The place of the elements of an array. This place itself unless given.
+        masks_literals: Whether all literals under keys that aren't in `fields` are masked.
+        is_ordered: Whether the order of an array's elements has a meaning. If so, only equal neighbours are merged
+            into one; otherwise all equal elements are.
     """
 
-    __slots__ = ("elements", "fields", "is_blank", "is_ordered", "leaf", "operators", "others")
+    __slots__ = ("elements", "fields", "is_ordered", "leaf", "masks_literals", "operators", "others")
 
     def __init__(
         self,
@@ -112,33 +116,33 @@ class Place:
         self.others = others or self
         self.operators = operators or self.others
         self.elements = elements or self
-        self.is_blank = self.others.leaf is None and self.operators.leaf is None
+        self.masks_literals = self.others.leaf is None and self.operators.leaf is None
         self.is_ordered = is_ordered
 
 
-LEFT_OUT: Final = Place()
-"""What is never shown: of the session and of the protocol."""
+OMITTED: Final = Place()
+"""A field that is never shown: the session, protocol fields, comments, the start of an authentication."""
 
 COMMAND: Final = Place()
-"""A command within another: its own place is that of its first key."""
-COMMAND.is_blank = False
+"""A command nested in another one. The name of the nested command, its first key, decides which place applies."""
+COMMAND.masks_literals = False  # or the nested command would be written without a check of its name
 
 _DATA: Final = Place()
 NAME: Final = Place(_name, others=_DATA, elements=_DATA)
-"""The name of a collection, or of a database and a collection."""
+"""The name of a collection, or of a database and a collection (`shop.orders`)."""
 _FIELD: Final = Place(_field, others=_DATA)
 # Atlas Search: `{value: "title", multi: "english"}`.
 _FIELD.fields["value"] = _FIELD
 
 
 def _collection(**fields: Place) -> Place:
-    """A collection's name, or `{db: "shop", coll: "orders"}` and the like."""
+    """Create the place of a collection's name, or of a document such as `{db: "shop", coll: "orders"}`."""
     return Place(_name, {"db": NAME, "coll": NAME, **fields}, others=_DATA, elements=_DATA)
 
 
 _COLLECTION: Final = _collection()
 
-# A sort, a hint or the key of an index: by its fields. What isn't one, as the name of an index, is data.
+# A sort, a hint or the key of an index, as a document of fields. Anything else, such as the name of an index, is data.
 _ORDER: Final = Place(others=Place(_flag, operators=_DATA), operators=_DATA)
 _SORTS: Final = Place(_path, {"sortBy": _ORDER}, is_ordered=True)
 _EXPRESSION: Final = Place(
@@ -160,7 +164,7 @@ _PROJECTION: Final = Place(
     operators=_EXPRESSION,
 )
 
-# Atlas Search has paths of its own, under this key.
+# Atlas Search names fields under keys of its own, such as `path`.
 _SEARCH: Final = Place(
     fields={"path": _FIELD, "defaultPath": _FIELD, "like": _DATA, "query": _DATA, "value": _DATA, "sort": _ORDER},
 )
@@ -168,7 +172,7 @@ _SEARCH: Final = Place(
 _PIPELINE: Final = Place(others=_EXPRESSION, is_ordered=True)
 _PIPELINES: Final = Place(others=_PIPELINE)
 _RANKED: Final = Place(fields={"input": Place(fields={"pipelines": _PIPELINES}, others=_DATA)}, others=_DATA)
-# The stages whose arguments aren't just expressions.
+# The stages whose arguments aren't only expressions.
 _PIPELINE.fields.update(
     {
         "$changeStream": _DATA,
@@ -233,22 +237,23 @@ _PIPELINE.fields.update(
 )
 
 _UPDATE_OPERATORS: Final = Place(fields={"$sort": _ORDER})
-# A document of operators, a new document, or a pipeline.
+# A document of update operators, a replacement document, or a pipeline.
 _UPDATE: Final = Place(others=_UPDATE_OPERATORS, elements=_PIPELINE, is_ordered=True)
 
-_NOT_SHOWN: Final = dict.fromkeys(
+_OMITTED_FIELDS: Final = dict.fromkeys(
     ("lsid", "$db", "$clusterTime", "txnNumber", "signature", "$readPreference", "comment", "speculativeAuthenticate"),
-    LEFT_OUT,
+    OMITTED,
 )
 
-RAW_COMMAND: Final = Place(fields={**_NOT_SHOWN, "explain": COMMAND}, others=Place())
+RAW_COMMAND: Final = Place(fields={**_OMITTED_FIELDS, "explain": COMMAND}, others=Place())
+"""A command whose values are shown."""
 
 
 def _command(**fields: Place) -> Place:
-    return Place(fields={**_NOT_SHOWN, **fields}, others=_DATA)
+    return Place(fields={**_OMITTED_FIELDS, **fields}, others=_DATA)
 
 
-_OTHER: Final = _command()
+_OTHER_COMMAND: Final = _command()
 _INDEX: Final = Place(
     fields={"key": _ORDER, "partialFilterExpression": _FILTER, "wildcardProjection": _PROJECTION}, others=_DATA
 )
@@ -260,7 +265,7 @@ _MAP_REDUCE: Final = _command(
 )
 _PLAN: Final = {"query": _FILTER, "sort": _ORDER, "projection": _PROJECTION}
 
-_COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER) | {
+_COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER_COMMAND) | {
     "aggregate": _command(pipeline=_PIPELINE, hint=_ORDER),
     "bulkWrite": _command(
         ops=Place(
@@ -302,5 +307,5 @@ for _command_name in COLLECTION_COMMANDS:
 
 
 def command_place(command_name: str) -> Place:
-    """The place that is a command as a whole. Of one that isn't known nothing but its keys is shown."""
-    return _COMMANDS.get(command_name, _OTHER)
+    """Return the place of a whole command. Of an unknown command only the keys are shown."""
+    return _COMMANDS.get(command_name, _OTHER_COMMAND)
