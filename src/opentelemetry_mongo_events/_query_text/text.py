@@ -72,7 +72,8 @@ _LITERALS: Final = frozenset(
 )
 
 _MAX_CACHED_LENGTH: Final = 1_000
-# Caches of texts. They hold no data: everything in their keys is shown in the texts.
+# Caches of texts. Of a command they hold its keys, if none is masked, and the value in place of a collection name, but
+# no other values.
 _texts_of_keys: Final[BoundedDict[tuple[str, ...], str]] = BoundedDict(1_000)
 _texts_of_shapes: Final[BoundedDict[tuple[Any, ...], str]] = BoundedDict(1_000)
 
