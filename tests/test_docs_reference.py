@@ -99,7 +99,7 @@ def test_no_limit_of_the_code_is_left_out() -> None:
         ("_runtime.guard", "_MAX_KINDS"),
         ("_commands.held_connections", "_LIMIT"),
         ("_telemetry.instruments", "_MAX_PENDING"),
-        ("_query_text.masking", "_KEY_LENGTH"),
+        ("_query_text.masking", "KEY_LENGTH"),
         ("_query_text.text", "_MAX_CACHED_LENGTH"),
         ("_pools.waiters", "_CLEANUP_THRESHOLD"),
     }

@@ -15,7 +15,7 @@ MASKED_KEY: Final = '"?":'
 """A masked key and its colon."""
 
 # A longer key or path is masked, and isn't kept in a cache. A longer name of a collection is cut.
-_KEY_LENGTH: Final = 255
+KEY_LENGTH: Final = 255
 _SEGMENT_LENGTH: Final = 40
 # A name of more than 8 characters with at least 4 digits is more likely an id than a name that a programmer chose.
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_]\w{0,7}|[A-Za-z_]+(?:\d[A-Za-z_]*){0,3}", re.ASCII)
@@ -31,7 +31,7 @@ _FLAGS: Final = frozenset({"text", "2d", "2dsphere", "hashed"})
 
 def masked_key(key: str) -> str:
     """Return a key and its colon as JSON, masked if the key looks like data."""
-    return _masked_key(key) if len(key) <= _KEY_LENGTH else MASKED_KEY
+    return _masked_key(key) if len(key) <= KEY_LENGTH else MASKED_KEY
 
 
 @functools.lru_cache(2_048)
@@ -59,13 +59,13 @@ def _field(value: object) -> str:
 
 def _name(value: object) -> str:
     """Render the name of a collection, of a database, or of both."""
-    return as_json(value[:_KEY_LENGTH]) if type(value) is str else MASK
+    return as_json(value[:KEY_LENGTH]) if type(value) is str else MASK
 
 
 def _path(value: object) -> str:
     """Render a string of an aggregation expression: a field path or a variable is shown, all else is masked."""
     # Checked before the cached function is called, because the cache keeps its arguments in memory.
-    return _masked_path(value) if type(value) is str and value[:1] == "$" and len(value) <= _KEY_LENGTH else MASK
+    return _masked_path(value) if type(value) is str and value[:1] == "$" and len(value) <= KEY_LENGTH else MASK
 
 
 def _flag(value: object) -> str:

@@ -28,6 +28,7 @@ from opentelemetry_mongo_events._driver.versions import CODEC_OPTIONS
 from opentelemetry_mongo_events._query_text import extended_json as extended_json
 from opentelemetry_mongo_events._query_text.masking import (
     COMMAND,
+    KEY_LENGTH,
     MASK,
     MASKED_KEY,
     NAME,
@@ -133,7 +134,7 @@ def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple
         if kind in _LITERALS:
             if child is None or child.leaf is None:
                 parts.append(None)  # one part per key, so that different commands never have the same shape
-            elif child is NAME:
+            elif child is NAME and kind is str and len(value) <= KEY_LENGTH:  # else it is masked or cut
                 parts.append(value)
             else:
                 return None
