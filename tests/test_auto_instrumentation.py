@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.application import SCRIPT, console_spans, run_instrumented
 
 if TYPE_CHECKING:
@@ -86,3 +88,28 @@ def test_a_script_that_is_stopped_by_a_signal_leaves_its_spans(server: ScriptedS
 
     assert run.returncode != 0
     assert "find orders" in {span["name"] for span in console_spans(run.stdout)}
+
+
+PATCHES_FIRST = """
+import eventlet
+
+eventlet.monkey_patch()
+
+import os
+
+from pymongo import MongoClient
+
+with MongoClient(os.environ["MONGODB_URI"], serverSelectionTimeoutMS=5000) as client:
+    for _ in range(3):
+        eventlet.spawn(client.shop.orders.find_one).wait()
+"""
+
+
+def test_a_script_that_eventlet_patches_first_finds_its_servers(server: ScriptedServer, tmp_path: Path) -> None:
+    """It does not if PyMongo is imported before the patching, so `instrument()` must not import it."""
+    pytest.importorskip("eventlet", exc_type=ImportError)
+    run = run_on_console(server, tmp_path, PATCHES_FIRST, PYTHONWARNINGS="ignore")
+
+    assert run.returncode == 0, run.stderr
+    names = [span["name"] for span in console_spans(run.stdout)]
+    assert (names.count("find orders"), names.count("mongodb.client.discovery")) == (3, 1)
