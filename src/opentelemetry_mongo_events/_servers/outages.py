@@ -282,10 +282,9 @@ class _Periods:
         except BaseException:
             if topology.period is None:
                 self._current.pop(topology, None)
-                for each in self.open.copy():
-                    if each.topology is topology:
-                        self.open.pop(each, None)
-                        self.unlink(each)
+                for unfinished in [each for each in self.open.copy() if each.topology is topology]:
+                    self.open.pop(unfinished, None)
+                    self.unlink(unfinished)
             raise
         # A change on another thread may have found no period to end yet.
         if not topology.lacks_server:
