@@ -57,8 +57,10 @@ def live_through_all(
         primary.fail("find", close_connection=True)  # it is repeated, on a server that is Unknown for a moment
         client.shop.orders.find_one({})
         replica_set.step_down()
+        until(lambda: client.primary is None)
         until(lambda: ("RSPrimary", 0) in server_counts(metrics))
         replica_set.elect(second)
+        until(lambda: client.primary == second.address)
         client.shop.orders.insert_one({})
         until(lambda: spans.named(semconv.OUTAGE))
         until(lambda: metrics.points("mongodb.client.outage.duration"))
