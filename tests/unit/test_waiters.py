@@ -54,6 +54,12 @@ get_conn = POOL.get_conn
 aget_conn = POOL.aget_conn
 
 
+@pytest.fixture(autouse=True)
+def no_greenlets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test may have imported them, and each thread is one then."""
+    monkeypatch.delitem(sys.modules, "greenlet", raising=False)
+
+
 @pytest.fixture
 def waiters() -> Waiters:
     return Waiters(identity(POOL.address))
@@ -498,6 +504,34 @@ def test_the_greenlet_that_runs_is_found_by_its_frames(waiters: Waiters, monkeyp
     counts.append(waiters.count())
 
     assert counts == [1, 0]
+
+
+def test_a_greenlet_that_was_collected_waits_no_more(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "greenlet", types.SimpleNamespace(getcurrent=Greenlet))
+    waiters.begin()
+    gc.collect()
+
+    assert waiters.count() == 0
+    assert len(waiters._waiting) == 0
+
+
+@pytest.mark.parametrize("has_gil", [True, False])
+def test_a_greenlet_whose_thread_is_gone_waits_no_more(
+    has_gil: bool, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main greenlet of a thread may outlive it, and is not dead."""
+    current, mine = Greenlet(), Greenlet()
+    monkeypatch.setattr(waiters_module, "HAS_GIL", has_gil)
+    monkeypatch.setitem(sys.modules, "greenlet", types.SimpleNamespace(getcurrent=lambda: current))
+    thread = threading.Thread(target=waiters.begin)
+    thread.start()
+    thread.join()
+    monkeypatch.setitem(sys.modules, "greenlet", types.SimpleNamespace(getcurrent=lambda: mine))
+    counts: list[int] = []
+    get_conn(lambda: counts.append(waiters.count()))
+
+    assert counts == [0]
+    assert len(waiters._waiting) == 0
 
 
 def test_without_the_gil_all_are_counted_that_still_run(waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,13 +203,15 @@ def _stack(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[typ
     return _frames(task.gr_frame) if task.gr_frame is not None else _running(waiter, threads)
 
 
-def _running(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[types.FrameType]:
-    """Return the frames of a waiter that is running now: those of its thread.
+def _running(waiter: _Waiter, threads: dict[int, types.FrameType]) -> Iterator[types.FrameType] | None:
+    """Return the frames of a waiter that is running now: those of its thread; None if its thread is gone.
 
     gevent and eventlet replace the thread's id by one for each greenlet, so the thread may then be any of them.
     """
     if waiter.thread in threads:
         return _frames(threads[waiter.thread])
+    if threading.get_ident() in threads:  # ids are those of threads: the main greenlet may outlive its thread
+        return None
     return itertools.chain.from_iterable(map(_frames, threads.values()))
 
 
