@@ -46,6 +46,10 @@ _MAX_EVENTS: Final = 128
 # The driver publishes a heartbeat just before or just after it creates the description that results from it.
 _TOLERANCE: Final = 0.1
 
+# On a busy machine the heartbeat that ends a period is published later. Only the first one after a failure is an event,
+# so there is no other that this could include.
+_END_TOLERANCE: Final = 0.5
+
 # How often the background worker checks whether the client of a period was garbage-collected. It wakes earlier for a
 # period that is due.
 _CHECK_INTERVAL: Final = 0.5
@@ -225,7 +229,7 @@ class Period(OngoingPeriod):
     def _add_events(self, at: float, last: int, ended_by: Collection[int]) -> None:
         for background_event in sorted(self._events.copy(), key=lambda each: min(each.at, at)):
             has_ended_it = background_event.server in ended_by and background_event.name == names.HEARTBEAT_SUCCEEDED
-            if background_event.at <= at + (_TOLERANCE if has_ended_it else 0):
+            if background_event.at <= at + (_END_TOLERANCE if has_ended_it else 0):
                 background_event.add_to(self._span, min(self._stamp(background_event.at), last))
 
     def _measure(self, seconds: float) -> None:
