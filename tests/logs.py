@@ -6,7 +6,7 @@ from typing import Any
 
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 
-from opentelemetry_mongo_events._servers.outages import background_worker
+from opentelemetry_mongo_events._runtime.background import background_worker
 
 
 class Logs:

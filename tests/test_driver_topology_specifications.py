@@ -33,8 +33,9 @@ from pymongo.monitoring import (
 from pymongo.server_description import ServerDescription
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._servers.heartbeat_listener import HeartbeatEvents
-from opentelemetry_mongo_events._servers.outages import _periods, background_worker
+from opentelemetry_mongo_events._servers.outages import _periods
 from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
 from tests.clients import connect
 from tests.events import heartbeat_started, heartbeat_succeeded

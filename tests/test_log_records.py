@@ -15,9 +15,9 @@ from opentelemetry._logs import Logger, SeverityNumber
 from opentelemetry.sdk._logs import LogRecordProcessor
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
-from opentelemetry_mongo_events._servers.outages import background_worker
 from opentelemetry_mongo_events._telemetry import telemetry
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 from tests.clients import answers, connect
@@ -253,7 +253,10 @@ def test_so_many_records_wait_and_no_more(
 
     assert len(logs.records) == 1_001
     assert caplog.messages == [
-        "1,000 log records wait for the log pipeline: those that come meanwhile are dropped (this is logged once)"
+        (
+            "1,000 log records and failed server selections wait for the telemetry pipeline: those that come "
+            "meanwhile are dropped (this is logged once)"
+        )
     ]
 
 

@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._servers import outages
 from tests.broken import Picky
 from tests.clients import aconnect, answers, connect
@@ -64,7 +65,7 @@ def nothing_stays_open() -> Iterator[None]:
     until(
         lambda: (
             collected()
-            and (outages._periods.open, outages._periods.outages, outages.background_worker.thread) == ({}, {}, None)
+            and (outages._periods.open, outages._periods.outages, background_worker.thread) == ({}, {}, None)
         )
     )
     until(lambda: "opentelemetry_mongo_events" not in [thread.name for thread in threading.enumerate()])
@@ -757,7 +758,7 @@ def test_a_child_that_is_forked_while_the_first_span_starts_has_its_own_episodes
 
         assert in_child(child)
         slow.goes_on.set()
-    until(lambda: collected() and outages.background_worker.thread is None)
+    until(lambda: collected() and background_worker.thread is None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
@@ -770,7 +771,7 @@ def test_a_child_has_no_part_in_its_parents_outage(
         lose(server)
 
         def child() -> bool:
-            outages.background_worker.at_exit()
+            background_worker.at_exit()
             return spans.named(OUTAGE) == [] and outages._periods.open == {}
 
         assert in_child(child)

@@ -16,10 +16,11 @@ from opentelemetry_mongo_events._driver.client_internals import (
 )
 from opentelemetry_mongo_events._driver.listeners import QuietPoolListener
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners, are_active, usable_client_name
+from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.guard import Guard, guarded
 from opentelemetry_mongo_events._runtime.log import warn
 from opentelemetry_mongo_events._runtime.process import SharedLock
-from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, background_worker, end_all
+from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:

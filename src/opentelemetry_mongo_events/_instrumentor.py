@@ -9,7 +9,8 @@ import wrapt
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # untyped
 
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners
-from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, background_worker, end_all
+from opentelemetry_mongo_events._runtime.background import background_worker
+from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all
 from opentelemetry_mongo_events._telemetry.other_tracers import OtherTracers
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry_mongo_events._commands.open_commands import OpenCommands
 from opentelemetry_mongo_events._pools.listener import PoolEvents
 from opentelemetry_mongo_events._pools.state import PoolStates
+from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.process import instances
-from opentelemetry_mongo_events._servers.outages import _periods, background_worker
+from opentelemetry_mongo_events._servers.outages import _periods
 from tests.metrics import POOL
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def left_open() -> list[str]:
         for pool in states.pools()
         if (count := pool.waiters.count())
     ]
-    records = [f"{len(background_worker._waiting)} log records wait"] if background_worker._waiting else []
+    records = [f"{len(background_worker._waiting)} tasks wait"] if background_worker._waiting else []
     return [*commands, *episodes, *waiting, *records]
 
 

@@ -25,14 +25,15 @@ class Kept:
         self.is_open = False
         self.looks: list[float] = []
         self.done: list[str] = []
-        self.worker = BackgroundWorker(self._look, lambda: self.done.append("end"))
+        self.worker = BackgroundWorker()
+        self.worker.register(self._look, lambda: self.done.append("end"))
 
     def _look(self) -> float | None:
         self.looks.append(time.monotonic())
         return 0.1 if self.is_open else None
 
-    def emit(self, name: str) -> None:
-        self.worker.emit(lambda: self.done.append(name))
+    def submit(self, name: str) -> None:
+        self.worker.submit(name, lambda: self.done.append(name))
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_it_is_there_while_something_is_open(kept: Kept) -> None:
 
 def test_records_are_emitted_in_their_order(kept: Kept) -> None:
     for number in range(100):
-        kept.emit(str(number))
+        kept.submit(str(number))
     kept.worker.flush()
 
     assert kept.done == [str(number) for number in range(100)]
@@ -82,15 +83,15 @@ def test_there_is_nothing_to_wait_for_where_none_was_made(kept: Kept, no_more_th
 
 
 def test_at_exit_what_is_open_ends_first(kept: Kept, no_more_threads: None) -> None:
-    kept.emit("record")
+    kept.submit("record")
     kept.worker.at_exit()
 
     assert kept.done == ["end", "record"]
 
 
 def test_without_a_thread_they_are_emitted_where_it_is_waited_for_them(kept: Kept, no_more_threads: None) -> None:
-    kept.emit("one")
-    kept.emit("another")
+    kept.submit("one")
+    kept.submit("another")
     assert kept.done == []
     kept.worker.flush()
 
@@ -100,7 +101,7 @@ def test_without_a_thread_they_are_emitted_where_it_is_waited_for_them(kept: Kep
 
 def test_as_the_interpreter_is_torn_down_no_thread_begins(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "is_finalizing", lambda: True)
-    kept.emit("record")
+    kept.submit("record")
     assert (kept.worker.thread, kept.done) == (None, [])
 
     kept.worker.flush()
@@ -112,7 +113,7 @@ def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monk
         raise RuntimeError("daemon threads are disabled in this (sub)interpreter")
 
     monkeypatch.setattr(threading, "Thread", refused)
-    kept.emit("record")
+    kept.submit("record")
     kept.worker.at_exit()
 
     assert kept.done == ["end", "record"]
@@ -121,8 +122,8 @@ def test_where_no_daemon_may_be_records_are_emitted_at_the_exit(kept: Kept, monk
 def test_a_record_that_is_never_emitted_is_not_waited_for(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_FLUSH_TIMEOUT", 0.05)
     goes_on = threading.Event()
-    kept.worker.emit(goes_on.wait)
-    kept.emit("next")
+    kept.worker.submit("a task", goes_on.wait)
+    kept.submit("next")
     kept.worker.flush()
     assert kept.done == []
     goes_on.set()
@@ -135,8 +136,8 @@ def test_without_a_thread_records_that_take_long_are_not_waited_for(
     kept: Kept, no_more_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "_FLUSH_TIMEOUT", 0.01)
-    kept.worker.emit(lambda: time.sleep(0.02))
-    kept.emit("next")
+    kept.worker.submit("a task", lambda: time.sleep(0.02))
+    kept.submit("next")
     kept.worker.flush()
     assert kept.done == []
     kept.worker.flush()
@@ -148,12 +149,13 @@ def test_what_it_looks_after_may_wait_for_records(monkeypatch: pytest.MonkeyPatc
     done: list[str] = []
 
     def look() -> None:
-        worker.emit(lambda: done.append("record"))
+        worker.submit("a task", lambda: done.append("record"))
         worker.flush()
         done.append("looked")
-        monkeypatch.setattr(worker, "_check", lambda: None)
+        monkeypatch.setattr(worker, "_checks", [])
 
-    worker = BackgroundWorker(look, lambda: None)
+    worker = BackgroundWorker()
+    worker.register(look, lambda: None)
     worker.wake()
     until(lambda: worker.thread is None)
 
@@ -163,14 +165,14 @@ def test_what_it_looks_after_may_wait_for_records(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_was_ended_is_replaced(kept: Kept) -> None:
     goes_on = threading.Event()
-    kept.worker.emit(goes_on.wait)
+    kept.worker.submit("a task", goes_on.wait)
     thread = kept.worker.thread
     assert thread is not None
-    kept.worker.emit(sys.exit)
+    kept.worker.submit("a task", sys.exit)
     goes_on.set()
     thread.join(5)
     assert kept.worker.thread is None
-    kept.emit("next")
+    kept.submit("next")
     kept.worker.flush()
 
     assert kept.done == ["next"]
@@ -189,9 +191,9 @@ def test_a_thread_from_before_a_monkey_patch_is_replaced(kept: Kept, monkeypatch
     kept.worker.wake()
     before = kept.worker.thread
     assert before is not None
-    kept.emit("before")
+    kept.submit("before")
     monkeypatch.setattr(threading, "Lock", green_lock)
-    kept.emit("after")
+    kept.submit("after")
     kept.worker.flush()
     after = kept.worker.thread
     before.join(5)
@@ -205,12 +207,12 @@ def test_a_thread_from_before_a_monkey_patch_is_replaced(kept: Kept, monkeypatch
 
 def test_what_emits_a_record_emits_no_other(kept: Kept) -> None:
     def record() -> None:
-        kept.emit("because of it")
+        kept.submit("because of it")
         kept.done.append("record")
 
-    kept.worker.emit(record)
+    kept.worker.submit("a task", record)
     kept.worker.flush()
-    kept.emit("later")
+    kept.submit("later")
     kept.worker.flush()
 
     assert kept.done == ["record", "later"]
@@ -220,7 +222,7 @@ def test_a_record_that_comes_as_the_thread_is_about_to_end_is_emitted(kept: Kept
     class Workers(dict[str, Any]):
         def pop(self, *args: Any) -> Any:
             if not kept.done:
-                kept.emit("just in time")
+                kept.submit("just in time")
             return super().pop(*args)
 
     kept.worker._threads = Workers()
@@ -247,7 +249,7 @@ def test_a_record_that_comes_as_the_thread_has_just_ended_is_emitted(kept: Kept)
     kept.worker._threads = Workers()
     kept.worker.wake()
     assert ends.wait(5)
-    kept.emit("just too late")
+    kept.submit("just too late")
     until(lambda: kept.done)
 
 
@@ -258,12 +260,12 @@ def test_in_another_process_what_waited_is_the_parents(kept: Kept, monkeypatch: 
         reached.set()
         goes_on.wait(10)
 
-    kept.worker.emit(hold)
+    kept.worker.submit("a task", hold)
     assert reached.wait(5)
-    kept.emit("of the parent")
+    kept.submit("of the parent")
     # As a thread of the driver's in a child, before anybody told this one of the fork.
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    kept.emit("of the child")
+    kept.submit("of the child")
     kept.worker.forget()  # now it is told
     goes_on.set()
     until(lambda: kept.done)

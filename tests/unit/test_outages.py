@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
+from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._servers import outages
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
@@ -213,7 +214,7 @@ def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -
     end_all("uninstrumented", one.switch)
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented"]
 
-    outages.background_worker.at_exit()
+    background_worker.at_exit()
     assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented", "exit"]
 
 
@@ -227,7 +228,7 @@ def test_without_another_thread_it_ends_with_what_is_told(
     watch()
     world.begin_outage()
     watch()
-    assert outages.background_worker.thread is None
+    assert background_worker.thread is None
     world.serve_again()
 
     assert spans.one().status.status_code is StatusCode.OK
@@ -241,7 +242,7 @@ def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metr
     watch()
     watch()
     until(lambda: spans.names == ["mongodb.client.outage"])
-    until(lambda: outages.background_worker.thread is None)
+    until(lambda: background_worker.thread is None)
 
     assert attributes(spans.one())["error.type"] == "timeout"
     assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(10, abs=1e-6)

@@ -15,6 +15,7 @@ import pytest
 from opentelemetry_mongo_events._driver.identity import identity
 from opentelemetry_mongo_events._pools import waiters as waiters_module
 from opentelemetry_mongo_events._pools.waiters import Waiters
+from opentelemetry_mongo_events._runtime import stacks
 from tests.programs import run
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def test_one_that_begins_again_meanwhile_is_kept(waiters: Waiters, monkeypatch: 
         waiters.begin()
 
     waiters.begin()
-    monkeypatch.setattr(waiters_module, "_stack", gone)
+    monkeypatch.setattr(stacks.Runner, "frames", gone)
 
     assert waiters.count() == 0
     assert len(waiters._waiting) == 1
@@ -400,7 +401,7 @@ def test_counting_never_stands_still_where_garbage_is_collected() -> None:
 A_THREAD_THAT_ENDS_AS_IT_IS_LOOKED_AT = """
 import faulthandler, gc, sys, threading
 
-from opentelemetry_mongo_events._pools import waiters
+from opentelemetry_mongo_events._runtime import stacks
 
 faulthandler.enable()
 over, is_deep = threading.Event(), threading.Event()
@@ -427,7 +428,7 @@ gc.disable()
 thread = threading.Thread(target=go_down, args=(400,))
 thread.start()
 is_deep.wait()
-stack = waiters._frames(waiters._thread_frames()[thread.ident])
+stack = stacks.frames(stacks.thread_frames()[thread.ident])
 for _ in range(20):
     frame = next(stack)
 names = []
@@ -435,7 +436,7 @@ Garbage()
 gc.set_threshold(1, 1, 1)
 gc.enable()
 if sys.argv[1] == "variables":
-    waiters._attribute(frame, "f_locals")
+    stacks.attribute(frame, "f_locals")
 for frame in stack:
     names.append(frame.f_code.co_name)
 print(names.count("go_down") > 300, over.is_set())
@@ -452,7 +453,7 @@ def test_a_thread_may_end_as_its_stack_is_looked_at(what: str) -> None:
 AN_AUDIT_HOOK_THAT_REFUSES = """
 import gc, sys
 
-from opentelemetry_mongo_events._pools import waiters
+from opentelemetry_mongo_events._runtime import stacks
 
 def refuse(event, arguments):
     if event == "sys._current_frames":
@@ -460,7 +461,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 try:
-    waiters._thread_frames()
+    stacks.thread_frames()
 except RuntimeError:
     print(gc.isenabled())
 """
@@ -477,7 +478,7 @@ def test_the_garbage_collector_stays_on_where_nothing_can_be_seen() -> None:
 
     assert gc.isenabled()
     with pytest.raises(LookupError):
-        waiters_module._without_collection(look)
+        stacks._without_collection(look)
     assert gc.isenabled()
 
 
@@ -552,7 +553,7 @@ def test_where_frames_are_made_when_asked_for_nothing_is_collected_meanwhile(
     waiters: Waiters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Python 3.11."""
-    monkeypatch.setattr(waiters_module, "_FRAMES_ARE_CREATED_ON_ACCESS", True)
+    monkeypatch.setattr(stacks, "_FRAMES_ARE_CREATED_ON_ACCESS", True)
     looked: list[bool] = []
 
     def refuse() -> None:
@@ -560,14 +561,14 @@ def test_where_frames_are_made_when_asked_for_nothing_is_collected_meanwhile(
         raise RuntimeError
 
     assert gc.isenabled()
-    assert waiters_module._without_collection(gc.isenabled) is False
+    assert stacks._without_collection(gc.isenabled) is False
     with pytest.raises(RuntimeError):
-        waiters_module._without_collection(refuse)
+        stacks._without_collection(refuse)
     assert looked == [False]
     assert gc.isenabled()
     gc.disable()
     try:
-        assert waiters_module._without_collection(gc.isenabled) is False
+        assert stacks._without_collection(gc.isenabled) is False
         assert not gc.isenabled()
     finally:
         gc.enable()

@@ -1,6 +1,6 @@
-"""The background thread that checks open outages and emits log records, so that the driver never waits.
+"""The background thread that checks what is open and does what would make the driver wait.
 
-The thread exists only while something is open or a record is waiting.
+The thread exists only while something is open or a task is waiting.
 
 No blocking primitive is created at import, and none is kept for long: gevent and eventlet may patch `threading` at any
 later time (`opentelemetry-instrument` imports this package before the application's first line runs), and a primitive
@@ -28,7 +28,7 @@ from opentelemetry_mongo_events._runtime.process import track
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The number of log records that may wait.
+# The number of tasks that may wait.
 _LIMIT: Final = 1_000
 # Seconds.
 _FLUSH_TIMEOUT: Final = 5.0
@@ -37,7 +37,7 @@ _FLUSH_TIMEOUT: Final = 5.0
 _CURRENT: Final = "current"
 
 # A context variable, not a thread-local: a thread-local from before a monkey patch is shared by all greenlets.
-_is_emitting: ContextVar[bool] = ContextVar("opentelemetry_mongo_events_is_emitting", default=False)
+_is_working: ContextVar[bool] = ContextVar("opentelemetry_mongo_events_is_working", default=False)
 
 
 class _WorkerThread:
@@ -75,25 +75,19 @@ class BackgroundWorker:
     There is no lock: each step is a single operation of a dictionary or a deque. A finalizer or signal handler may
     call a method while it interrupts another call on the same thread.
 
-    Args:
-        check: Checks what is open. Runs on the background thread; never raises. Returns the seconds until the next
-            check is due, or None if nothing is open.
-        end_all: Ends what is open, at the exit of the interpreter; never raises.
-
     Attributes:
-        guard: Counts the records that could not be emitted.
+        guard: Counts the tasks that failed.
     """
 
-    def __init__(self, check: Callable[[], float | None], end_all: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.guard = Guard()
-        self._check = check
-        self._end_all = end_all
+        self._checks: list[tuple[Callable[[], float | None], Callable[[], None]]] = []
         self._dropped = itertools.count()
         self._process: int | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Reset after a fork: the waiting records are the parent's, and its thread does not exist in the child.
+        """Reset after a fork: the waiting tasks are the parent's, and its thread does not exist in the child.
 
         This happens once per process, at the first call: the driver starts threads in a child, and one of them may use
         this worker before the fork handler runs.
@@ -101,7 +95,7 @@ class BackgroundWorker:
         if self._process == os.getpid():
             return
         self._process = os.getpid()
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[tuple[str, Callable[[], object]]] = deque()
         self._threads: dict[str, _WorkerThread] = {}
 
     @property
@@ -110,22 +104,33 @@ class BackgroundWorker:
         worker = self._threads.get(_CURRENT)
         return None if worker is None else worker.thread
 
-    def emit(self, record: Callable[[], object]) -> None:
-        """Queue a log record to be emitted. Runs on any thread, without calling any other code; never raises.
-
-        Records are ignored while the log pipeline handles another one: if the pipeline uses MongoDB, each record would
-        lead to the next.
+    def register(self, check: Callable[[], float | None], end_all: Callable[[], None]) -> None:
+        """Register a check of something that may be open.
 
         Args:
-            record: Emits the record. Runs on the background thread, or on one that flushes if there is none.
+            check: Checks what is open. Runs on the background thread; never raises. Returns the seconds until the next
+                check is due, or None if nothing is open.
+            end_all: Ends what is open, at the exit of the interpreter; never raises.
         """
-        if _is_emitting.get():
+        self._checks.append((check, end_all))
+
+    def submit(self, name: str, task: Callable[[], object]) -> None:
+        """Queue a task. Runs on any thread, without calling any other code; never raises.
+
+        Tasks are ignored while the telemetry pipeline handles another one: if the pipeline uses MongoDB, each task
+        would lead to the next.
+
+        Args:
+            name: What the task does, for the log if it fails.
+            task: Runs on the background thread, or on one that flushes if there is none.
+        """
+        if _is_working.get():
             return
         self.forget()
         if len(self._waiting) < _LIMIT:
-            self._waiting.append(record)
+            self._waiting.append((name, task))
         elif next(self._dropped) == 0:
-            self._waiting.append(_warn_of_dropped_records)
+            self._waiting.append(("a warning", _warn_of_dropped_tasks))
         self.wake()
 
     def wake(self) -> None:
@@ -152,21 +157,22 @@ class BackgroundWorker:
                 return
 
     def flush(self) -> None:
-        """Wait until all records queued so far are emitted, for at most 5 seconds. Runs on any thread; never raises."""
-        if _is_emitting.get() or (self.thread is None and not self._waiting):
+        """Wait until all tasks queued so far are done, for at most 5 seconds. Runs on any thread; never raises."""
+        if _is_working.get() or (self.thread is None and not self._waiting):
             return
         done = threading.Event()
-        self._waiting.append(done.set)
+        self._waiting.append(("a flush", done.set))
         self.wake()
         thread = self.thread
         if thread is None or thread.ident == threading.get_ident() or sys.is_finalizing():
-            self._emit_on_this_thread()
+            self._work_on_this_thread()
         else:
             done.wait(_FLUSH_TIMEOUT)
 
     def at_exit(self) -> None:
-        """End what is open and emit the waiting records. Runs when the interpreter exits."""
-        self._end_all()
+        """End what is open and do the waiting tasks. Runs when the interpreter exits."""
+        for _, end_all in self._checks:
+            end_all()
         self.flush()
 
     def _start(self) -> None:
@@ -189,9 +195,10 @@ class BackgroundWorker:
     def _run(self, worker: _WorkerThread) -> None:
         try:
             while self._threads.get(_CURRENT) is worker:
-                seconds = self._check()
+                due = [check() for check, _ in self._checks]
+                seconds = min((each for each in due if each is not None), default=None)
                 for _ in range(len(self._waiting)):
-                    self._emit_next()
+                    self._work_on_next()
                 if seconds is None and not self._waiting:
                     # From here on `wake()` starts another thread; an earlier `wake()` has notified this one.
                     self._threads.pop(_CURRENT, None)
@@ -204,27 +211,32 @@ class BackgroundWorker:
             if self._threads.get(_CURRENT) is worker:
                 self._threads.pop(_CURRENT, None)
 
-    def _emit_on_this_thread(self) -> None:
+    def _work_on_this_thread(self) -> None:
         deadline = time.monotonic() + _FLUSH_TIMEOUT
-        while time.monotonic() < deadline and self._emit_next():
+        while time.monotonic() < deadline and self._work_on_next():
             pass
 
-    def _emit_next(self) -> bool:
-        """Emit the oldest waiting record. Returns False if there is none."""
+    def _work_on_next(self) -> bool:
+        """Do the oldest waiting task. Returns False if there is none."""
         try:
-            record = self._waiting.popleft()
+            name, task = self._waiting.popleft()
         except IndexError:
             return False
-        token = _is_emitting.set(True)
+        token = _is_working.set(True)
         try:
-            self.guard.run("a log record", record)
+            self.guard.run(name, task)
         finally:
-            _is_emitting.reset(token)
+            _is_working.reset(token)
         return True
 
 
-def _warn_of_dropped_records() -> None:
+def _warn_of_dropped_tasks() -> None:
     warn(
-        "%s log records wait for the log pipeline: those that come meanwhile are dropped (this is logged once)",
+        "%s log records and failed server selections wait for the telemetry pipeline: those that come meanwhile are "
+        "dropped (this is logged once)",
         f"{_LIMIT:,}",
     )
+
+
+background_worker: Final = BackgroundWorker()
+"""The background worker of this process. Which of its checks runs first is not defined."""

@@ -12,7 +12,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, SpanKind, set_span_in_contex
 from opentelemetry.trace.status import Status, StatusCode
 
 from opentelemetry_mongo_events._config import SPAN_EVENTS
-from opentelemetry_mongo_events._runtime.background import BackgroundWorker
+from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.process import track
@@ -454,10 +454,6 @@ def _check_periods() -> float | None:
     return max(_MIN_INTERVAL, min(_CHECK_INTERVAL, *remaining)) if remaining else None
 
 
-background_worker: Final = BackgroundWorker(_check_periods, lambda: end_all("exit"))
-"""Checks the open periods and emits log records, on a thread of its own."""
-
-
 def _check_period(period: Period) -> None:
     topology, now = period.topology, time.monotonic()
     if topology.is_gone:
@@ -479,3 +475,6 @@ def _continue(period: Period, now: float) -> None:
         lambda: Period(period.name, topology, telemetry, period.switch, at, period.unavailable_servers, period),
     )
     period.end(at, "timeout", continues=continues)
+
+
+background_worker.register(_check_periods, lambda: end_all("exit"))

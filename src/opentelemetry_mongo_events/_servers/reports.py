@@ -10,7 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
 from opentelemetry_mongo_events._config import SPAN_EVENTS
-from opentelemetry_mongo_events._servers.outages import background_worker
+from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
@@ -72,4 +72,4 @@ def report(
     if telemetry.logger is not None:
         period = None if topology is None else topology.period
         context = NO_PARENT if period is None else period.context
-        background_worker.emit(background_event.record(telemetry.logger, context))
+        background_worker.submit("a log record", background_event.record(telemetry.logger, context))
