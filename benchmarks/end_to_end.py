@@ -126,8 +126,21 @@ def finding(client: MongoClient[Any]) -> Work:
     return work
 
 
+def with_selections(work: Work) -> Work:
+    """Return the same work, done while a client of the process has its server selections instrumented."""
+    off = dict.fromkeys(("commands", "pools", "heartbeats", "topology"), False)
+    options: dict[str, Any] = {"tracer_provider": TracerProvider(shutdown_on_exit=False), **off}
+
+    def work_with_selections(loops: int) -> None:
+        listeners = event_listeners(**options)
+        work(loops)
+        listeners.clear()
+
+    return work_with_selections
+
+
 def main() -> None:
-    """Measure CPU time, then wall-clock time."""
+    """Measure CPU time, then wall-clock time; then what server selections cost."""
     loops, rounds = (20, 3) if parser(__doc__).parse_args().quick else (500, 31)
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("contrib")
     listeners: dict[str, list[Any]] = {
@@ -135,7 +148,10 @@ def main() -> None:
         "contrib (spans only)": [CommandTracer(tracer)],
         "SDK baseline": [SdkBaselineListener()],
         "ours": event_listeners(
-            tracer_provider=TracerProvider(shutdown_on_exit=False), meter_provider=measuring(), topology=False
+            tracer_provider=TracerProvider(shutdown_on_exit=False),
+            meter_provider=measuring(),
+            topology=False,
+            selections=False,  # they would make the driver log those of the other clients, too
         ),
     }
     with server() as port, contextlib.ExitStack() as clients:
@@ -146,6 +162,15 @@ def main() -> None:
         goals = (Goal("SDK baseline", 1.1),)
         compare("find_one, everything on: CPU", ways, goals, loops=loops, rounds=rounds)
         compare("find_one, everything on: wall", ways, goals, loops=loops, rounds=rounds, clock=time.perf_counter)
+        find = ways["no listener"]
+        compare(
+            "find_one, no other listener: CPU",
+            {"selections=False": find, "selections": with_selections(find)},
+            (Goal("selections=False", 1.1),),
+            of="selections",
+            loops=loops,
+            rounds=rounds,
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,16 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
     ("name", "arguments", "told"),
     [
         ("commands.py", ["--only", "masked text"], ["contrib (raw)", "SDK baseline", "ours / contrib (raw)"]),
-        ("end_to_end.py", [], ["find_one, everything on: CPU", "find_one, everything on: wall", "ours / SDK baseline"]),
+        (
+            "end_to_end.py",
+            [],
+            [
+                "find_one, everything on: CPU",
+                "find_one, everything on: wall",
+                "ours / SDK baseline",
+                "selections / selections=False",
+            ],
+        ),
         ("concurrency.py", [], ["ours / none open", "ours / one thread", "ours / one task"]),
         ("big_topologies.py", [], ["ours"]),
         ("memory.py", [], ["KB held", "1,000"]),
