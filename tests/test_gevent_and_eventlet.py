@@ -165,6 +165,7 @@ ticks.until(lambda: not closing.is_alive())
 ticks.on(0.2)
 """,
     "end": "say(longest=ticks.longest)",
+    "shut down": "from opentelemetry import trace; trace.get_tracer_provider().shutdown()",
 }
 
 

@@ -17,6 +17,7 @@ import pytest
 from tests.clients import connect
 from tests.pages import ROOT
 from tests.servers.processes import Process
+from tests.test_outages import OUTAGE
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def test_each_file_and_each_command_is_here() -> None:
         "telemetry.py", "main.py", "shop.py", "orders/apps.py", "orders/database.py", "orders/views.py", "tasks.py",
     }  # fmt: skip
     assert {*WEB, CELERY} == set(commands("web-frameworks-and-workers"))
-    assert GREEN_FILES.keys() == {"orders.py", "shop.py", "tasks.py", "green_orders.py"}
+    assert GREEN_FILES.keys() == {"orders.py", "shop.py", "gunicorn.conf.py", "tasks.py", "green_orders.py"}
     assert {*GREEN_WEB, *GREEN_CELERY, *GREEN_SCRIPTS} == set(commands("gevent-and-eventlet"))
 
 
@@ -247,6 +248,37 @@ def test_a_request_in_a_greenlet_is_the_parent_of_its_commands(command: str, ser
 
     assert (status, json.loads(answer)) == (200, [])
     assert trees(receiver.spans)["GET /orders"] == [["GET /orders", "  find orders, 0 rows"]]
+
+
+@pytest.mark.parametrize("command", GREEN_WEB)
+def test_a_worker_that_never_used_its_client_sends_its_spans(command: str, server: ScriptedServer) -> None:
+    from tests.otlp import Receiver
+
+    pytest.importorskip("gevent", exc_type=ImportError)
+    # The first name that gevent looks up is the receiver's, at the end: it takes a thread, which not every version of
+    # Python starts at its exit.
+    with Receiver() as receiver, Program(command, server.uri, receiver.endpoint, **GREEN_FILES) as program:
+        assert program.ask("/nowhere")[0] == 404
+        program.stop()
+
+    assert {span.name.partition(" ")[0] for span in receiver.spans} == {"GET"}
+
+
+@pytest.mark.parametrize("command", [f"{prefix}{GREEN_WEB[1]}" for prefix in ("", INSTRUMENT)])
+def test_an_outage_that_is_open_when_a_worker_ends_is_sent(command: str, server: ScriptedServer) -> None:
+    from tests.otlp import Receiver, attribute
+
+    pytest.importorskip("gevent", exc_type=ImportError)
+    shop = GREEN_FILES["shop.py"].replace('27017"', '27017", serverSelectionTimeoutMS=2000')
+    more = GREEN_FILES | {"shop.py": shop}
+    with Receiver() as receiver, Program(command, server.uri, receiver.endpoint, **more) as program:
+        assert program.ask("/orders")[0] == 200
+        server.stop()
+        assert program.ask("/orders")[0] == 500  # the driver tells of an outage within a second
+        program.stop()
+
+    outages = [span for span in receiver.spans if span.name == OUTAGE]
+    assert [attribute(span, "error.type") for span in outages] == ["uninstrumented"]
 
 
 @pytest.mark.parametrize("command", GREEN_CELERY)
