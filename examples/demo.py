@@ -1,6 +1,6 @@
 """Run the shop on an embedded server under `opentelemetry-instrument`, and show its traces as trees, and its metrics.
 
-In the night the server is killed, and comes back a second and a half later.
+In the night the server is killed, and comes back a second and a half later. One order fails, the next one waits.
 
 With `OTEL_EXPORTER_OTLP_ENDPOINT` set the traces go there in place of the terminal.
 """
@@ -38,10 +38,17 @@ DETAILS = {
     "db.response.returned_rows": "{} rows",
     "mongodb.client.write_errors": "{} write error(s)",
     "mongodb.client.attempt": "attempt {}",
+    "mongodb.client.server_selector": "{}",
 }
 
+SELECT = "select server"
 WAIT = "mongodb.client.connection.wait_time"
-# A wait that is worth telling, in seconds. To make a connection takes a few milliseconds.
+# The waits that are shown on a command.
+WAITS = {
+    WAIT: "for a connection",
+    "mongodb.client.server_selection.wait_time": "for a server",
+}
+# Shorter waits are not shown. To find the server or to create a connection takes a few milliseconds.
 LONG = 0.05
 
 # The metrics of the summary, with the attribute by which each is told.
@@ -53,6 +60,7 @@ MEASURED = {
     "mongodb.client.pool.cleared": None,
     "mongodb.client.heartbeat.duration": "error.type",
     "mongodb.client.server.changes": "mongodb.client.server.type",
+    "mongodb.client.server_selection.wait_time": "error.type",
     "mongodb.client.outage.duration": None,
 }
 
@@ -125,7 +133,11 @@ def shop_environment(uri: str) -> dict[str, str]:
     # The development environment holds the other instrumentation of PyMongo too; ours would stand down for it.
     return (
         environment()
-        | {"MONGODB_URI": uri, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo"}
+        | {
+            "MONGODB_URI": uri,
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo",
+            "OTEL_PYTHON_MONGO_EVENTS_SELECTIONS": "true",
+        }
         | kept
         | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}  # the exporter that is installed
     )
@@ -146,7 +158,9 @@ def remark(trace: list[Span]) -> str | None:
     if "mongodb.client.discovery" in names:
         return "The client finds its server."
     if "mongodb.client.outage" in names:
-        return "An outage and its end: what happened, and which command it hit."
+        return "An outage: what happened, which command failed, and which request had to wait."
+    if any(waited_in_outage(span) for span in trace):
+        return "A request in the outage: it waited until the server was back."
     if any(each.get("error.type") == "11000" for each in attributes):
         return "A duplicate key: the server calls its reply ok, and the span is an error."
     if any(each.get(WAIT, 0) > LONG for each in attributes):
@@ -154,6 +168,15 @@ def remark(trace: list[Span]) -> str | None:
     if any(each.get("db.operation.name") == "getMore" for each in attributes):
         return "A normal request: a cursor, and the rest of it."
     return None
+
+
+def waited_in_outage(span: Span) -> bool:
+    """Whether a span is a selection that waited long, for a server that the client had found before."""
+    return (
+        span["name"] == SELECT
+        and span["attributes"]["mongodb.client.topology.type"] != "Unknown"
+        and seconds(span) > LONG
+    )
 
 
 def tree(trace: list[Span], spans: list[Span]) -> Tree:
@@ -202,18 +225,23 @@ def moment(stamp: str) -> datetime:
     return datetime.fromisoformat(stamp.replace("Z", "+00:00"))
 
 
+def seconds(span: Span) -> float:
+    """How long a span took."""
+    return (moment(span["end_time"]) - moment(span["start_time"])).total_seconds()
+
+
 def label(span: Span, names: dict[str, str]) -> Text:
     """A span in a line: its name, how long it took, and what is worth knowing of it."""
-    start, end = moment(span["start_time"]), moment(span["end_time"])
     line = Text.assemble(
         (span["name"], "bold" if is_command(span) else "bold cyan"),
-        (f"  {(end - start).total_seconds() * 1000:.1f} ms", "dim"),
+        (f"  {seconds(span) * 1000:.1f} ms", "dim"),
     )
     for name, text in DETAILS.items():
         if name in span["attributes"]:
             line.append(f"  {text.format(span['attributes'][name])}", "green")
-    if (waited := span["attributes"].get(WAIT, 0)) > LONG:
-        line.append(f"  waited {waited * 1000:.0f} ms for a connection", "bold yellow")
+    for name, awaited in WAITS.items():
+        if (waited := span["attributes"].get(name, 0)) > LONG:
+            line.append(f"  waited {waited * 1000:.0f} ms {awaited}", "bold yellow")
     if span["status"]["status_code"] == "ERROR":
         line.append(f"  ERROR {span['status'].get('description', '')}", "bold red")
     for link in span["links"]:
@@ -224,10 +252,10 @@ def label(span: Span, names: dict[str, str]) -> Text:
 
 def summary(metrics: dict[str, Any]) -> Table:
     """The metrics: of a histogram how many values there were, their mean and the greatest; of all else the sum."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="dim")  # it has to fit 80 columns
     table.add_column("metric", no_wrap=True)
     table.add_column("of", style="green", no_wrap=True)
-    for column in ("count", "mean, ms", "longest, ms"):
+    for column in ("count", "mean, ms", "max, ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, told_by in MEASURED.items():
         groups: dict[str, list[dict[str, Any]]] = {}
@@ -248,7 +276,7 @@ def summary(metrics: dict[str, Any]) -> Table:
 
 def is_command(span: Span) -> bool:
     """Whether a span is a MongoDB command."""
-    return "db.operation.name" in span["attributes"]
+    return bool(span["kind"] == "SpanKind.CLIENT")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def pictures() -> Iterator[Path]:
 def drawing(prometheus: Prometheus, since: float, until: float) -> bytes:
     """The panels, two in a row."""
     times = [since + second for second in range(0, int(until - since), INTERVAL)]
-    figure = Figure(figsize=(9, 9.6), dpi=170, facecolor="#F4F5F5")
+    figure = Figure(figsize=(9, 12.8), dpi=170, facecolor="#F4F5F5")
     grid = figure.subplots(len(SHOWN) // 2, 2)
-    figure.subplots_adjust(left=0.075, right=0.98, top=0.965, bottom=0.09, wspace=0.2, hspace=0.55)
+    figure.subplots_adjust(left=0.075, right=0.98, top=0.974, bottom=0.068, wspace=0.2, hspace=0.55)
     for axes, title in zip(grid.flat, SHOWN, strict=True):
         draw(axes, panel(title), prometheus, times)
     png = io.BytesIO()

@@ -34,7 +34,7 @@ def day(provider: MeterProvider) -> None:
             event_listeners=event_listeners(meter_provider=provider),
             heartbeatFrequencyMS=1000,
             maxPoolSize=4,
-            serverSelectionTimeoutMS=1000,
+            serverSelectionTimeoutMS=900,
             waitQueueTimeoutMS=500,
         ) as client,
     ):

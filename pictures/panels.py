@@ -18,6 +18,8 @@ SHOWN: Final = (
     "Commands per second, by operation",
     "Servers by type",
     "Failed heartbeats per second",
+    "Server selections that waited or failed",
+    "Wait for a server, p95",
     "Pools in use",
     "Requests that wait for a connection",
     "Wait for a connection",

@@ -62,7 +62,8 @@ def failover(jaeger: Jaeger) -> tuple[str, str]:
         until(lambda: failed.count >= 4)
         replica_set.elect(next_primary)
         ordering.result()
-        return trace_of(jaeger, OUTAGE), trace_of(jaeger, "POST /orders", "insert orders", "insert orders")
+        order_names = ("POST /orders", "insert orders", "select server", "insert orders")
+        return trace_of(jaeger, OUTAGE), trace_of(jaeger, *order_names)
 
 
 def wait(jaeger: Jaeger) -> str:

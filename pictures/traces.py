@@ -41,7 +41,7 @@ def pictures() -> Iterator[Path]:
         yield keep("outage", shown.picture())
 
         shown = TracePage(browser, jaeger, order)
-        detail = shown.open_span(2)
+        detail = shown.open_span(3)
         shown.open_tags(detail, "mongodb.client.attempt")
         shown.open_references(detail)
         yield keep("retried-write", shown.picture())

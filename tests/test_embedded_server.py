@@ -81,7 +81,7 @@ def test_the_demo_shows_its_traces() -> None:
     )
     assert any(line.startswith("└── insert users  ") and line.endswith("ERROR 11000") for line in lines)
     outage = next(number for number, line in enumerate(lines) if line.startswith("mongodb.client.outage  "))
-    assert lines[outage].endswith("  -> insert orders")
+    assert lines[outage].endswith("  -> insert orders  -> select server")
     told = "\n".join(lines[outage + 1 : lines.index("", outage)])
     assert told.startswith("├──      0 ms  ")
     assert "heartbeat.failed" in told
@@ -103,6 +103,19 @@ def test_the_demo_shows_its_traces() -> None:
     assert re.search(r"^mongodb\.client\.pool\.cleared +1 *$", measured, re.MULTILINE)
     assert re.search(r"^ +AutoReconnect +\d+ ", measured, re.MULTILINE)
     assert re.search(r"^mongodb\.client\.outage\.duration +1 ", measured, re.MULTILINE)
+    assert "…" not in measured
+    assert re.search(r"^mongodb\.client\.server_selection\.wait_time +[12] ", measured, re.MULTILINE)
+    check_the_request_that_waited(lines)
+
+
+def check_the_request_that_waited(lines: list[str]) -> None:
+    """The wait is a span of its own, which is linked with the outage; its command has the wait, too."""
+    (remark,) = (number for number, line in enumerate(lines) if line.startswith("A request in the outage"))
+    request, selection, command = lines[remark + 1 : remark + 4]
+    assert request.startswith("POST /orders  ")
+    assert selection.startswith("├── select server  ")
+    assert selection.endswith(" ms  writable  -> mongodb.client.outage")
+    assert re.fullmatch(r"└── insert orders  \d+\.\d ms  waited \d+ ms for a server", command)
 
 
 def test_what_is_measured_is_what_was_done(shop: Any, spans: Spans, metrics: Metrics) -> None:

@@ -29,7 +29,8 @@ def uri() -> Iterator[str]:
 def run(script: str, uri: str, folder: Path) -> tuple[str, list[dict[str, object]]]:
     """What a program says, and its spans."""
     text = scripts(PAGE)[script].replace("mongodb://localhost:27017", uri)
-    process = run_instrumented(text, uri, folder, "--traces_exporter", "console")
+    selections = {"OTEL_PYTHON_MONGO_EVENTS_SELECTIONS": "true"}  # as the reader has it
+    process = run_instrumented(text, uri, folder, "--traces_exporter", "console", **selections)
     assert (process.returncode, process.stderr) == (0, "")
     return process.stdout.partition("{")[0], list(console_spans(process.stdout))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pymongo.errors import PyMongoError
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._telemetry import semconv
@@ -23,6 +23,7 @@ from tests.integration.conftest import running
 from tests.pools import held
 from tests.servers.processes import Prometheus, promtool
 from tests.servers.scripted import ScriptedReplicaSet
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,7 @@ RULE_TESTS = DEPLOY / "prometheus" / "mongodb-client.test.yml"
 
 DURATION = "db_client_operation_duration_seconds"
 WAIT = "db_client_connection_wait_time_seconds"
+SELECTION = "mongodb_client_server_selection_wait_time_seconds"
 
 
 def expressions(dashboard: Path) -> list[Any]:
@@ -86,7 +88,7 @@ def scraping(exposed: Exposed) -> Iterator[Prometheus]:
 
 @pytest.fixture(scope="module")
 def measured(exposed: Exposed) -> list[Any]:
-    return event_listeners(meter_provider=exposed.provider, topology=True)
+    return event_listeners(meter_provider=exposed.provider, topology=True, selections=True)
 
 
 @pytest.mark.usefixtures("prometheus")
@@ -167,6 +169,34 @@ def test_what_waits_and_what_is_used_shows_while_it_is_so(scraping: Prometheus, 
         scraping.wait_for(f"sum({WAIT}_count{{{pool}}}) - sum({WAIT}_bucket{{{pool}, le='0.1'}}) == 3")
 
 
+def test_server_selections_that_waited_or_failed(scraping: Prometheus, measured: list[Any]) -> None:
+    with (
+        ScriptedReplicaSet(2, name="selections") as replica_set,
+        connect(replica_set.uri, event_listeners=measured, serverSelectionTimeoutMS=1000) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        primary, _ = replica_set.members
+        until(lambda: client.primary == primary.address)  # no command waits for the discovery
+        client.admin.command("ping")
+        replica_set.step_down()
+        until(lambda: client.primary is None)
+        failing = [threads.submit(client.admin.command, "ping") for _ in range(2)]
+        for each in failing:
+            assert isinstance(each.exception(), ServerSelectionTimeoutError)
+        waiting = threads.submit(client.admin.command, "ping")
+        time.sleep(0.2)
+        replica_set.elect(primary)
+        waiting.result()
+
+        of_the_set = 'job="shop", mongodb_client_replica_set="selections"'
+        scraping.wait_for(
+            f"{SELECTION}_count{{{of_the_set}}}",
+            lambda answer: values(answer, "error_type") == {"ServerSelectionTimeoutError": 2, "": 1},
+        )
+        short = scraping.query(f"{SELECTION}_bucket{{{of_the_set}, le='0.1'}}")
+        assert values(short, "error_type") == {"ServerSelectionTimeoutError": 0, "": 0}
+
+
 @pytest.fixture(scope="module")
 def bad_times(measured: list[Any]) -> Iterator[None]:
     """An application whose set loses its primary, whose pool is too small, and whose commands fail now and then."""
@@ -223,8 +253,9 @@ def test_each_expression_of_the_dashboard_returns_data(expression: str, scraping
 
 @pytest.mark.usefixtures("bad_times")
 def test_the_rules_are_evaluated_without_an_error(scraping: Prometheus) -> None:
-    # It isn't there for long enough to be more than pending.
-    scraping.wait_for('ALERTS{alertname="MongoDBCommandsFail", alertstate="pending"}')
+    # They aren't there for long enough to be more than pending.
+    for alert in ("MongoDBCommandsFail", "MongoDBServerSelectionsFail"):
+        scraping.wait_for(f'ALERTS{{alertname="{alert}", alertstate="pending"}}')
 
     names = re.findall(r"alert: (\w+)", RULES.read_text())
     assert {rule["name"]: rule["health"] for rule in scraping.rules()} == dict.fromkeys(names, "ok")

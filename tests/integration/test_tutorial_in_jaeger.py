@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PAGE = "docs/tutorial.md"
 OUTAGE = "mongodb.client.outage"
+SELECT = "select server"
 
 
 class Reader:
@@ -40,6 +41,7 @@ class Reader:
             "OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.otlp_http_endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "100",  # milliseconds
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo",
+            "OTEL_PYTHON_MONGO_EVENTS_SELECTIONS": "true",
         }
         self._folder = folder
         for name, text in scripts(PAGE).items():
@@ -136,12 +138,24 @@ def run_through_an_outage(reader: Reader, server: FerretDB) -> list[str]:
         until(lambda: any(line.startswith("imported") for line in said))
         (outage,) = reader.traces(OUTAGE)[-1].values()
     listening.join()
+
+    def waiting() -> list[dict[str, dict[str, Any]]]:
+        return [each for each in reader.traces("POST /import") if {SELECT, "insert orders"} <= each.keys()]
+
+    until(waiting)
     failed = [
         each["insert orders"]["spanID"]
         for each in reader.traces("POST /import")
         if "insert orders" in each and tags(each["insert orders"]).get("error.type") == "AutoReconnect"
     ]
-    assert references(outage, "FOLLOWS_FROM") == failed
+    (request,) = waiting()
+    selection = request[SELECT]
+    assert references(outage, "FOLLOWS_FROM") == [*failed, selection["spanID"]]
+    assert references(selection, "FOLLOWS_FROM") == [outage["spanID"]]
+    assert references(selection, "CHILD_OF") == [request["POST /import"]["spanID"]]
+    assert tags(selection)["mongodb.client.server_selector"] == "writable"
+    waited = tags(request["insert orders"])["mongodb.client.server_selection.wait_time"]
+    assert waited == pytest.approx(selection["duration"] / 1e6, abs=0.001)
     events = [field["value"] for log in outage["logs"] for field in log["fields"] if field["key"] == "event"]
     assert events.count("mongodb.client.server.changed") == 2
     assert {"mongodb.client.pool.cleared", "mongodb.client.heartbeat.failed"} <= set(events)
