@@ -52,6 +52,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     # With listeners for topologies a client's close waits up to half a second: a test that wants them says so.
     monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY", "false")
+    # A client that is used for the first time waits for its server, and that may take long enough for a span.
+    monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_SELECTIONS", "false")
 
 
 @pytest.fixture(autouse=True)

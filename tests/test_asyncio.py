@@ -281,7 +281,7 @@ def test_a_client_can_be_made_where_no_loop_runs(
         for client in clients:
             await client.admin.command("ping")
         await asyncio.to_thread(server.stop)
-        await eventually(lambda: len(outages.outages) == observed)
+        await eventually(lambda: len(outages._periods.open) == observed)
         for client in clients:
             await client.close()
 

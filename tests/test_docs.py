@@ -37,7 +37,18 @@ SNIPPETS = [
 ]
 
 
-NO_NAMES = {"DISCOVERY", "IDLE", "INTERRUPTED", "MONGODB", "OTHER", "OUTAGE", "SCHEMA_URL", "SCOPE", "USED"}
+NO_NAMES = {
+    "DISCOVERY",
+    "IDLE",
+    "INTERRUPTED",
+    "MONGODB",
+    "OTHER",
+    "OUTAGE",
+    "SCHEMA_URL",
+    "SCOPE",
+    "SELECT_SERVER",
+    "USED",
+}
 
 
 def is_event(constant: str) -> bool:
@@ -65,12 +76,13 @@ def old() -> set[str]:
 
 def test_each_attribute_is_in_the_reference_and_no_other() -> None:
     spans = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Attributes")]
+    selections = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Server selections")]
     metrics = [cells[0].strip("`") for cells in rows("docs/metrics.md", "## Attributes")]
 
     events = [cells[0].strip("`") for cells in rows("docs/outages.md", "## Attributes")]
 
-    assert sorted({*spans, *metrics, *events}) == sorted(emitted() - old())
-    for page in (spans, metrics, events):
+    assert sorted({*spans, *selections, *metrics, *events}) == sorted(emitted() - old())
+    for page in (spans, selections, metrics, events):
         assert len(page) == len(set(page))
 
 

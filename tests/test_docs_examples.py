@@ -116,6 +116,7 @@ def test_what_is_asked_first_shows_the_listeners_that_the_page_names(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY")
+    monkeypatch.delenv("OTEL_PYTHON_MONGO_EVENTS_SELECTIONS")
     page = "docs/troubleshooting.md"
     run(page, "client.options.event_listeners", server.uri)
 

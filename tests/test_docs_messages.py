@@ -92,7 +92,14 @@ def test_nothing_is_told_in_another_way() -> None:
     }
     named = {call.func.id for _, call, _ in calls() if isinstance(call.func, ast.Name)}
 
-    assert {module for module, name in imports if name in ("logging", "warnings")} == {"log"}
+    assert {module for module, name in imports if name in ("logging", "warnings")} == {"log", "selection_log"}
     assert named.isdisjoint({"print", "getLogger"})
+    # That one hands on what the driver logs, on the driver's logger.
+    driver = [ast.unparse(call.func) for module, call, _ in calls() if module == "selection_log"]
+    logging = {"critical", "debug", "error", "exception", "getLogger", "info", "log", "suppress", "warning"}
+    assert sorted(each for each in driver if each.rpartition(".")[2] in logging) == [
+        "logging.getLogger",
+        "type(logger).debug",
+    ]
     logs = [call.func for module, call, _ in calls() if module == "log"]
     assert sorted(each.attr for each in logs if isinstance(each, ast.Attribute)) == ["getLogger", "suppress", "warning"]

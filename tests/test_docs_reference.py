@@ -18,7 +18,7 @@ import opentelemetry_mongo_events
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._config import _SWITCHES, ENVIRONMENT_PREFIX, OPTIONS, Config
 from opentelemetry_mongo_events._driver import command_names
-from opentelemetry_mongo_events._servers import errors, outages
+from opentelemetry_mongo_events._servers import errors, outages, selection_listener
 from opentelemetry_mongo_events._telemetry import other_tracers, semconv
 from tests.pages import PAGES, ROOT, column, rows, table
 
@@ -38,7 +38,13 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"([\d,]+) failed attempts are remembered", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_servers.state:_MAX_FAILURES"),
     ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_servers.state:_MAX_EVENTS"),
-    ("docs/how-it-works.md", r"([\d,]+) log records may wait", "_runtime.background:_LIMIT"),
+    ("docs/how-it-works.md", r"and the last ([\d,]+) selections that waited", "_servers.state:_MAX_DELAYS"),
+    ("docs/how-it-works.md", r"([\d,]+) server selections may wait", "_servers.selection_listener:_LIMIT"),
+    ("docs/how-it-works.md", r"begin to wait while ([\d,]+) others do", "_servers.selection_listener:_LIMIT"),
+    ("docs/how-it-works.md", r"tasks every ([\d.]+) seconds", "_servers.selection_listener:_CHECK_INTERVAL"),
+    ("docs/how-it-works.md", r"if that takes more than ([\d.]+) %", "_servers.selection_listener:_MAX_CHECK_SHARE"),
+    ("docs/how-it-works.md", r"for at most ([\d.]+) seconds, and then", "_servers.outages:_MAX_WAIT_FOR_SELECTIONS"),
+    ("docs/how-it-works.md", r"([\d,]+) log records and failed selections may", "_runtime.background:_LIMIT"),
     ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pools.state:_MAX_POOLS"),
     ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"names only \(([\d,]+) of commands", "_query_text.text:_texts_of_shapes._limit"),
@@ -52,12 +58,18 @@ NUMBERS: Final = [
     ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_servers.outages:_MAX_EVENTS"),
     ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_WINDOW"),
     ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_servers.outages:_MAX_LINKS"),
+    ("docs/outages.md", r"succeeded or failed: at most ([\d,]+) of those", "_servers.outages:_MAX_LINKS"),
+    ("docs/outages.md", r"waits up to ([\d.]+) seconds more", "_servers.outages:_MAX_WAIT_FOR_SELECTIONS"),
     ("docs/outages.md", r"([\d,]+) of them may wait for it", "_runtime.background:_LIMIT"),
     ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_runtime.background:_FLUSH_TIMEOUT"),
     ("docs/outages.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
     ("docs/outages.md", r"topologies of more than ([\d,]+) servers", "_servers.topology_listener:_MAX_SERVERS"),
     ("docs/spans.md", r"At most ([\d,]+) characters", "_commands.description:_SUMMARY_LENGTH"),
     ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands.listener:_REMEMBERED"),
+    ("docs/spans.md", r"that waited for at least ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
+    ("docs/metrics.md", r"for less than the ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
+    ("docs/troubleshooting.md", r"that waited for at least ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
+    ("docs/troubleshooting.md", r"More than ([\d,]+) selections wait", "_servers.selection_listener:_LIMIT"),
     ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_commands.open_commands:LIMIT"),
     ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
     ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_driver.client_internals:_LOCK_TIMEOUT"),
@@ -82,7 +94,7 @@ def number(what: str) -> float:
 def test_a_number_is_that_of_the_code(page: str, sentence: str, what: str) -> None:
     (told,) = re.findall(sentence, flat(page))
 
-    value = number(what) * (1000 if " ms" in sentence else 1)
+    value = number(what) * (1000 if " ms" in sentence else 100 if " %" in sentence else 1)
     assert float(WORDS.get(told, told).replace(",", "")) == value
 
 
@@ -198,6 +210,13 @@ def test_each_end_of_a_discovery_or_an_outage_is_in_the_reference() -> None:
     head, *lines = table("docs/outages.md", "## Discoveries and outages", 1)
     assert head == ["`error.type`", "why it ended"]
     assert ends == {cells[0].strip("`") for cells in lines}
+
+
+def test_each_error_of_a_server_selection_is_in_the_reference() -> None:
+    head, *lines = table("docs/spans.md", "## Server selections", 1)
+
+    assert head == ["`error.type`", "why it failed"]
+    assert [cells[0].strip("`") for cells in lines] == [selection_listener._TIMEOUT, semconv.INTERRUPTED]
 
 
 def test_the_sensitive_commands_are_all_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,15 +15,17 @@ from opentelemetry.trace import SpanKind, StatusCode
 from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._runtime.background import background_worker
+from opentelemetry_mongo_events._servers.selection_listener import _selections
 from opentelemetry_mongo_events._telemetry import semconv
 from opentelemetry_mongo_events._telemetry.instruments import Instruments
 from tests.clients import connect
 from tests.pages import ROOT, column, rows
-from tests.spans import attributes
+from tests.spans import attributes, end, linked, span_id, start
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from opentelemetry.sdk.trace import ReadableSpan
     from pymongo import MongoClient
@@ -59,9 +62,8 @@ def live_through_all(
         replica_set.step_down()
         until(lambda: client.primary is None)
         until(lambda: ("RSPrimary", 0) in server_counts(metrics))
-        replica_set.elect(second)
-        until(lambda: client.primary == second.address)
-        client.shop.orders.insert_one({})
+        wait_for_a_primary(client, lambda: replica_set.elect(second))
+        assert client.primary == second.address
         until(lambda: spans.named(semconv.OUTAGE))
         until(lambda: metrics.points("mongodb.client.outage.duration"))
         return metrics.collected()  # before the client is closed, and its pools with it
@@ -79,6 +81,19 @@ def send_each_kind(client: MongoClient[Any], replica_set: ScriptedReplicaSet) ->
         client.shop.command("count", "orders")
     with client.start_session() as session, session.start_transaction():
         client.shop.orders.insert_one({}, session=session)
+
+
+def wait_for_a_primary(client: MongoClient[Any], elect: Callable[[], None]) -> None:
+    """One command gives up, the next one is sent when there is a primary again."""
+    with pymongo.timeout(0.2), contextlib.suppress(PyMongoError):
+        client.shop.orders.insert_one({})
+    background_worker.flush()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(client.shop.orders.insert_one, {})
+        until(lambda: _selections.open)
+        time.sleep(0.05)  # a short wait has no span
+        elect()
+        waiting.result()
 
 
 def wait_in_vain(client: MongoClient[Any], replica_set: ScriptedReplicaSet) -> None:
@@ -114,18 +129,22 @@ class Life(NamedTuple):
 
 @pytest.fixture
 def life(replica_set: ScriptedReplicaSet, spans: Spans, metrics: Metrics) -> Life:
-    listeners = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
+    listeners = event_listeners(
+        tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True, selections=True
+    )
     measured = live_through_all(replica_set, spans, metrics, listeners)
     return Life(spans.finished, measured)
 
 
 def commands(life: Life) -> list[ReadableSpan]:
-    return [span for span in life.spans if "db.operation.name" in attributes(span)]
+    return [
+        span for span in life.spans if "db.operation.name" in attributes(span) and span.name != semconv.SELECT_SERVER
+    ]
 
 
-def assert_types_are_those_of(page: str, told: Iterable[tuple[str, Any]]) -> None:
+def assert_types_are_those_of(page: str, told: Iterable[tuple[str, Any]], heading: str = "## Attributes") -> None:
     """Each attribute of the page was seen, and no other, and each value is of the type that the page says."""
-    types = {name: TYPES[kind] for name, kind in column(page, "## Attributes", "type").items()}
+    types = {name: TYPES[kind] for name, kind in column(page, heading, "type").items()}
     seen: dict[str, set[type]] = {}
     for name, value in told:
         seen.setdefault(name, set()).add(type(value))
@@ -167,6 +186,41 @@ def test_the_span_of_a_failed_checkout(life: Life) -> None:
         assert attributes(span)["error.type"] == span.status.description
 
 
+def test_the_span_of_a_server_selection(life: Life) -> None:
+    page, heading = "docs/spans.md", "## Server selections"
+    selections = [span for span in life.spans if span.name == semconv.SELECT_SERVER]
+    told = [(name, value) for span in selections for name, value in attributes(span).items()]
+    assert_types_are_those_of(page, told, heading)
+
+    when = column(page, heading, "when")
+    errors = {cells[0].strip("`") for cells in rows(page, heading, 1)}
+    for span in selections:
+        present = attributes(span).keys()
+        assert {name for name, condition in when.items() if condition == "always"} <= present
+        assert span.kind is SpanKind.INTERNAL
+        assert ("error.type" in present) == (span.status.status_code is StatusCode.ERROR)
+        assert ("error.type" in present) != ("server.address" in present)
+        assert ("server.port" in present) == ("server.address" in present)
+        assert attributes(span).get("error.type") in {None, *errors}
+        assert span.status.description is None
+
+
+def test_a_server_selection_is_linked_as_it_is_said_to_be(life: Life) -> None:
+    outage = max((span for span in life.spans if span.name == semconv.OUTAGE), key=start)
+    waited = [span for span in life.spans if span.name == semconv.SELECT_SERVER and start(span) > start(outage)]
+    (command,) = [
+        span
+        for span in commands(life)
+        if "mongodb.client.server_selection.wait_time" in attributes(span) and start(span) > start(outage)
+    ]
+
+    assert len(waited) == 2
+    assert {span_id(span) for span in waited} <= set(linked(outage))
+    assert all(linked(span) == [span_id(outage)] for span in waited)
+    assert span_id(outage) not in linked(command)
+    assert max(end(span) for span in waited) <= start(command)
+
+
 def test_the_attributes_of_events_and_episodes(life: Life) -> None:
     episodes = [span for span in life.spans if span.name in EPISODES]
     assert {span.name for span in episodes} == set(EPISODES)
@@ -187,6 +241,7 @@ def test_the_severities_of_events(replica_set: ScriptedReplicaSet, spans: Spans,
         meter_provider=metrics.provider,
         logger_provider=logs.provider,
         topology=True,
+        selections=True,
         events="log",
     )
     live_through_all(replica_set, spans, metrics, listeners)

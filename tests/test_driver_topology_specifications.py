@@ -492,14 +492,13 @@ def test_the_discovery_is_a_span(life: Life, spans: Spans) -> None:
 def test_nothing_stays_open(life: Life, metrics: Metrics) -> None:
     life.go_on()
     assert dict(_periods.open) == {}
-    assert dict(_periods.outages) == {}
 
     if not life.close():
         # The driver tells nothing of it. It is known when nothing is left of the client.
         life.client = None
         gc.collect()
 
-    states = life.topology_events._servers
+    states = life.topology_events.servers
     assert [server.attributes for server in states.servers()] == []
     assert states.topologies() == []
     assert metrics.points("mongodb.client.server.count") == []

@@ -221,13 +221,15 @@ def test_commands_can_be_switched_off(
         ("pools", ["PoolEvents"]),
         ("heartbeats", ["HeartbeatEvents"]),
         ("topology", ["TopologyEvents"]),
+        ("selections", ["SelectionEvents"]),
     ],
 )
 def test_what_is_off_has_no_listener(
     signal: str, its_own: list[str], instrumentor: MongoEventsInstrumentor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY")
-    signals = ["commands", "pools", "heartbeats", "topology"]
+    monkeypatch.delenv("OTEL_PYTHON_MONGO_EVENTS_SELECTIONS")
+    signals = ["commands", "pools", "heartbeats", "topology", "selections"]
     everything = kinds(event_listeners())
     only: Any = {each: each == signal for each in signals}
     without: Any = {signal: False}

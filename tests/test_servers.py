@@ -26,7 +26,14 @@ from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.state import ServerState, ServerStates, TopologyState, note_failure
 from opentelemetry_mongo_events._telemetry.telemetry import Switch
 from tests.clients import aconnect, answers, connect
-from tests.events import ADDRESS, heartbeat_failed, heartbeat_started, heartbeat_succeeded, topology_changed
+from tests.events import (
+    ADDRESS,
+    TOPOLOGY_ID,
+    heartbeat_failed,
+    heartbeat_started,
+    heartbeat_succeeded,
+    topology_changed,
+)
 from tests.forks import in_child
 from tests.spans import event, events
 from tests.waiting import collected, eventually, until
@@ -253,7 +260,7 @@ def test_what_a_listener_sees_twice_is_told_once(
 def test_it_is_known_how_often_a_client_looks_after_its_servers(server: ScriptedServer, watching: list[Any]) -> None:
     with connect(server.uri, event_listeners=watching, heartbeatFrequencyMS=90_000) as client:
         client.admin.command("ping")
-        until(lambda: [each.heartbeat_frequency for each in watching[-1]._servers.topologies()] == [90.0])
+        until(lambda: [each.heartbeat_frequency for each in watching[-1].servers.topologies()] == [90.0])
 
 
 def test_nothing_is_told_while_it_is_off(
@@ -403,3 +410,13 @@ def test_what_happened_as_a_topology_was_told_is_handed_over(monkeypatch: pytest
 
     assert [incident.name for incident in topology.events] == ["first", "second"]
     assert not server.events
+
+
+def test_a_topology_is_prepared_before_its_first_event_arrives() -> None:
+    states = ServerStates(Switch())
+    description = topology_changed(2).new_description
+    topology = states.prepare(TOPOLOGY_ID, description)
+
+    assert states.prepare(TOPOLOGY_ID, description) is topology
+    assert (len(topology.members), topology.is_new, topology.is_discovered) == (2, True, False)
+    assert {server.topology for server in states.servers()} == {topology}

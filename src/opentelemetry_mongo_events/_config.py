@@ -98,12 +98,16 @@ class Config:
 
     Attributes:
         commands: Whether commands are instrumented: spans and metrics. If not, no command listener is registered.
+        command_spans: Whether commands get spans. If not, they are only measured, and no other instrumentation is
+            warned about: the option for clients whose commands PyMongo itself traces.
         pools: Whether connection pools are instrumented: metrics, and a span for each failed checkout. If not, no pool
             listener is registered, except the one that command spans require.
         heartbeats: Whether heartbeats are instrumented: metrics, and an event for each failed heartbeat. If not, no
-            heartbeat listener is registered.
+            heartbeat listener is registered, except the one that server selections require.
         topology: Whether servers and topologies are instrumented: metrics, an event for each change, and spans for
             discoveries and outages. If not, no topology listener is registered.
+        selections: Whether server selections are instrumented: a span for each one that failed or had to wait, and a
+            metric. If not, the driver's log of selections is not listened to.
         events: Where background events are reported (failed heartbeats, cleared pools, changes of servers and
             topologies). `span` adds them to the spans of commands, discoveries and outages, `log` emits them as log
             records, `both` does both and `none` neither.
@@ -112,15 +116,19 @@ class Config:
         query_text: What the span of a command shows of it. `masked`: its keys, with `?` in place of data. `raw`: its
             values and the messages of errors, too. `off`: neither.
         query_text_max_length: The maximum length of that text, in characters. 0 is equivalent to `off`.
-        exclude_commands: The names of commands without spans, as MongoDB spells them (`ping`, `endSessions`). Accepts
-            any iterable of names, or a comma-separated string; stored as a frozenset.
-        require_parent_span: Whether commands and failed checkouts get a span only if there is a parent span.
+        exclude_commands: The names of commands without spans, as MongoDB spells them (`ping`, `endSessions`), which
+            includes the selections of their servers. Accepts any iterable of names, or a comma-separated string; stored
+            as a frozenset.
+        require_parent_span: Whether commands, failed checkouts and server selections get a span only if there is a
+            parent span.
     """
 
     commands: bool = _option(True, _switch, "true or false is")
+    command_spans: bool = _option(True, _switch, "true or false is")
     pools: bool = _option(True, _switch, "true or false is")
     heartbeats: bool = _option(True, _switch, "true or false is")
     topology: bool = _option(True, _switch, "true or false is")
+    selections: bool = _option(True, _switch, "true or false is")
     events: str = _option("span", _one_of("span", "log", "both", "none"), "span, log, both or none is")
     episode_timeout: float = _option(60.0, _seconds, "a number of seconds above 0 is")
     query_text: str = _option(MASKED, _one_of(MASKED, RAW, OFF), "masked, raw or off is")

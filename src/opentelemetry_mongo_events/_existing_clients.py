@@ -124,7 +124,7 @@ def _add_listeners(client: ClientInternals, signals: SignalListeners, wanted: se
     checked_out = _CheckedOutConnections(Guard())
     if "pools" in wanted and client.has_connections_out:
         client.append([checked_out])  # the driver must call it before the other pool listeners
-    for signal in ("commands", "pools"):
+    for signal in ("commands", "pools", "selections"):
         if signal in wanted:
             client.append(signals.listeners(signal))
     if not wanted.isdisjoint(("commands", "pools")):

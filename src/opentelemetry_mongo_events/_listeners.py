@@ -94,7 +94,7 @@ def usable_client_name(client_name: object) -> str | None:
     return name
 
 
-SIGNALS: Final = ("commands", "pools", "heartbeats", "topology")
+SIGNALS: Final = ("commands", "pools", "heartbeats", "topology", "selections")
 """What can be instrumented, by option name, in the order in which the driver is to call the listeners."""
 
 
@@ -166,3 +166,8 @@ class SignalListeners:
         from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
 
         return [TopologyEvents(self.servers, Guard())]
+
+    def _selections(self) -> list[Listener]:
+        from opentelemetry_mongo_events._servers.selection_listener import SelectionEvents
+
+        return [SelectionEvents(self.servers)]

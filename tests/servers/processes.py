@@ -55,6 +55,8 @@ def free_port() -> int:
 def environment() -> dict[str, str]:
     """Return this process's environment without what would instrument or configure a server started from it.
 
+    A program's first selection may wait long enough for a span, or not: a test that wants those says so.
+
     A program run by ``opentelemetry-instrument`` passes its settings on in ``OTEL_*``, and its own start-up code in
     ``PYTHONPATH``. FerretDB takes every flag from ``FERRETDB_*`` too.
     """
@@ -64,6 +66,7 @@ def environment() -> dict[str, str]:
         for entry in kept.pop("PYTHONPATH", "").split(os.pathsep)
         if entry and Path(entry).parts[-3:] != ("opentelemetry", "instrumentation", "auto_instrumentation")
     ]
+    kept["OTEL_PYTHON_MONGO_EVENTS_SELECTIONS"] = "false"
     return {**kept, "PYTHONPATH": os.pathsep.join(python_path)} if python_path else kept
 
 

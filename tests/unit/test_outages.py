@@ -22,11 +22,9 @@ from opentelemetry_mongo_events._servers.outages import (
     begin_outage,
     end,
     end_all,
-    link_to_outage,
-    mark_recovering,
     watch,
 )
-from opentelemetry_mongo_events._servers.state import Failure, ServerStates, TopologyState, note_failure
+from opentelemetry_mongo_events._servers.state import Delay, Failure, ServerStates, TopologyState, note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 from tests.spans import Spans, attributes, events, linked, seconds, span_id
@@ -74,7 +72,7 @@ class World:
 @pytest.fixture
 def world(spans: Spans, metrics: Metrics) -> Iterator[World]:
     yield World(spans, metrics)
-    assert (outages._periods.open, outages._periods.outages) == ({}, {})
+    assert outages._periods.open == {}
 
 
 def test_what_caused_it_and_what_ended_it_are_part_of_it(world: World, spans: Spans) -> None:
@@ -134,18 +132,70 @@ def test_it_has_no_link_to_what_failed_when_it_was_over(world: World, spans: Spa
     assert seconds(spans.one()) == 0
 
 
-def test_commands_link_to_it_until_a_server_can_be_used(world: World, spans: Spans) -> None:
-    assert link_to_outage(HERE) is None
-    mark_recovering(world.topology)  # of nothing
+def test_it_is_known_for_what_waited_meanwhile(world: World, spans: Spans) -> None:
+    def during(since: float, at: float) -> int | None:
+        context = world.topology.period_during(world.now + since, world.now + at)
+        return None if context is None else context.span_id
+
+    assert during(0, 1) is None
     world.begin_outage()
-    assert link_to_outage(None) is link_to_outage(("db.example", int("27017"))) is None
-    link = link_to_outage(ELSEWHERE)
-    mark_recovering(world.topology)
-    assert link_to_outage(ELSEWHERE) is None
+    (period,) = outages._periods.open
+    assert period.span_context is not None
+    this = period.span_context.span_id
+    assert [during(-2, -1), during(-1, 0), during(1, 2)] == [None, this, this]
+    world.serve_again()
+    assert [during(-2, -1), during(-1, 0), during(0.5, 2), during(1.5, 2)] == [None, this, this, None]
+    assert span_id(spans.one()) == this
+
+
+def test_it_links_to_the_first_selections_that_waited_for_it(world: World, spans: Spans) -> None:
+    def wait(since: float, at: float) -> int:
+        span = spans.tracer.start_span("select server")
+        world.topology.note_delay(Delay(world.now + since, world.now + at, span.get_span_context()))
+        return span.get_span_context().span_id
+
+    wait(-2, -1)
+    known_late = wait(-1, 0.5)
+    world.begin_outage()
+    waited = [wait(0, 1) for _ in range(20)]
+    wait(1.5, 2)
     world.serve_again()
 
-    assert link is not None
-    assert link.context.span_id == span_id(spans.one())
+    assert linked(spans.one()) == [known_late, *waited[:15]]
+
+
+def test_a_selection_that_began_when_it_was_over_has_no_link(world: World, spans: Spans) -> None:
+    world.begin_outage()
+    span = spans.tracer.start_span("select server")
+    world.topology.note_delay(Delay(world.now + 1.5, world.now + 2, span.get_span_context()))
+    world.serve_again()
+
+    assert linked(spans.one()) == []
+
+
+def test_a_checkout_that_timed_out_before_is_part_of_it_where_the_server_was_unresponsive(
+    world: World, spans: Spans
+) -> None:
+    def time_out(at: float) -> int:
+        span = spans.tracer.start_span("checkout")
+        note_failure(HERE, span.get_span_context(), is_timeout=True)
+        world.here.failures[-1] = world.here.failures[-1]._replace(at=world.now + at)
+        return span.get_span_context().span_id
+
+    time_out(-3)
+    world.begin_outage()
+    world.serve_again()
+    assert linked(spans.one()) == []
+
+    spans.clear()
+    world.topology.is_available = False
+    world.here.unresponsive = (world.now - 2, world.now)
+    time_out(-2.5)
+    unanswered = time_out(-1)
+    world.begin_outage()
+    during = time_out(1)
+    world.serve_again(2)
+    assert linked(spans.one()) == [unanswered, during]
 
 
 def test_a_topology_goes_through_one_thing_at_a_time(world: World, spans: Spans) -> None:
@@ -330,7 +380,7 @@ def test_an_outage_without_a_span_goes_on_and_is_measured(
         outages._continue(episode, world.now + 1)
         assert attributes(spans.one())["error.type"] == "timeout"
         (unseen,) = outages._periods.open
-        assert link_to_outage(HERE) is None
+        assert unseen.span_context is None
     # The next one links to nothing: what it goes on with has no span.
     outages._continue(unseen, world.now + 2)
     world.serve_again()
@@ -347,7 +397,7 @@ def test_a_span_that_is_not_recorded_is_measured(
     unsampled = Made(ALWAYS_OFF)
     world = World(unsampled, metrics)
     world.begin_outage()
-    assert link_to_outage(HERE) is None
+    assert world.topology.period_during(world.now, world.now) is None
     world.serve_again()
 
     assert unsampled.names == []
@@ -363,14 +413,6 @@ def test_what_happens_to_a_server_that_is_gone_is_not_kept(world: World) -> None
     assert (list(server.events), list(world.topology.events)) == ([], [])
     assert TopologyState not in [type(each.topology) for each in world.states.servers() if each is server]
     world.topology.is_available = True
-
-
-def test_commands_on_a_server_that_is_gone_dont_link_to_it(world: World) -> None:
-    world.begin_outage()
-    assert link_to_outage(ELSEWHERE) is not None
-    world.states.close_server(ELSEWHERE)
-    assert link_to_outage(ELSEWHERE) is None
-    world.serve_again()
 
 
 def test_what_failed_before_a_recovery_has_no_part_in_the_next_outage(world: World, spans: Spans) -> None:
@@ -421,7 +463,7 @@ def test_outages_of_many_clients_that_come_and_go_are_each_told_once(spans: Span
 
     assert failed == []
     assert outages._periods.guard.failures == failures_before
-    assert (outages._periods.open, outages._periods.outages, outages._periods._current) == ({}, {}, {})
+    assert (outages._periods.open, outages._periods._current) == ({}, {})
     assert len(spans.named(names.OUTAGE)) == clients * count
     assert metrics.one("mongodb.client.outage.duration").count == clients * count
 
@@ -471,9 +513,56 @@ def test_an_outage_that_is_interrupted_as_it_begins_leaves_nothing(
     monkeypatch.setattr(outages._periods, "_current", Interrupted())
     with pytest.raises(KeyboardInterrupt):
         world.begin_outage()
-    assert (outages._periods.open, outages._periods.outages, outages._periods._current) == ({}, {}, {})
+    assert (outages._periods.open, outages._periods._current) == ({}, {})
     monkeypatch.setattr(outages._periods, "_current", {})
     world.begin_outage()
     world.serve_again()
 
     assert spans.names == [names.OUTAGE]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What still waits when it is over.
+
+
+def test_its_span_waits_for_the_selections_that_waited_for_it(world: World, spans: Spans) -> None:
+    selection = object()
+    world.begin_outage()
+    world.topology.waiting[selection] = None
+    world.serve_again()
+    assert (spans.names, list(outages._periods.open)) == ([], [])
+
+    span = spans.tracer.start_span("select server")
+    world.topology.note_delay(Delay(world.now, world.now + 1, span.get_span_context()))
+    del world.topology.waiting[selection]
+    outage = spans.wait_for(names.OUTAGE)
+    assert linked(outage) == [span.get_span_context().span_id]
+    assert seconds(outage) == 1.0
+
+
+def test_its_span_does_not_wait_for_long(world: World, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "_MAX_WAIT_FOR_SELECTIONS", 0.1)
+    world.begin_outage()
+    world.topology.waiting[object()] = None
+    world.serve_again()
+
+    outage = spans.wait_for(names.OUTAGE)
+    assert (seconds(outage), outage.status.status_code) == (1.0, StatusCode.OK)
+
+
+@pytest.mark.parametrize("is_its_own", [True, False])
+def test_its_span_waits_for_nothing_when_the_instrumentation_is_removed(
+    is_its_own: bool, world: World, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_worker, "wake", lambda: None)  # nobody else looks after it
+    world.begin_outage()
+    (period,) = outages._periods.open
+    world.topology.waiting[object()] = None
+    world.serve_again()
+    end_all("uninstrumented", world.switch if is_its_own else Switch())
+    assert spans.names == [names.OUTAGE] * is_its_own
+
+    end_all("exit")
+    outages._finish(period)
+    assert spans.names == [names.OUTAGE]
+    assert seconds(spans.one()) == 1.0

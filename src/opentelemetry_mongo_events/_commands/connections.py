@@ -11,11 +11,13 @@ from opentelemetry_mongo_events._commands.held_connections import hold, release
 from opentelemetry_mongo_events._driver.listeners import QuietPoolListener
 from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS, duration
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
+from opentelemetry_mongo_events._servers.selections import take_delay
 
 if TYPE_CHECKING:
     from pymongo.monitoring import (
         ConnectionCheckedInEvent,
         ConnectionCheckedOutEvent,
+        ConnectionCheckOutFailedEvent,
         ConnectionCheckOutStartedEvent,
         ConnectionClosedEvent,
         ConnectionCreatedEvent,
@@ -52,7 +54,13 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
     @guarded
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
         """Record that the current thread or task has checked out a connection."""
-        hold(self._open, event.address, event.connection_id).wait_time = duration(event, _checkout_started.get())
+        held = hold(self._open, event.address, event.connection_id)
+        held.wait_time = duration(event, _checkout_started.get())
+        held.selection_wait_time = take_delay(event.address)
+
+    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
+        """Forget the selection of the server: no command follows."""
+        take_delay(None)
 
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:

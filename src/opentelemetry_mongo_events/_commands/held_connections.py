@@ -41,6 +41,8 @@ class HeldConnection:
         server_connection_id: The server's id of the connection; None until a command has reported it.
         command: The command in progress.
         wait_time: The seconds that the checkout took; None if that is unknown or a command has reported it.
+        selection_wait_time: The seconds that the selection of the server waited before; None if it didn't wait, or a
+            command has reported it.
     """
 
     __slots__ = (
@@ -49,6 +51,7 @@ class HeldConnection:
         "identity",
         "is_establishing",
         "owner",
+        "selection_wait_time",
         "server_connection_id",
         "wait_time",
     )
@@ -61,6 +64,7 @@ class HeldConnection:
         self.server_connection_id: int | None = None
         self.command: HeldCommand | None = None
         self.wait_time: float | None = None
+        self.selection_wait_time: float | None = None
 
 
 # A tuple, not a list: a task starts with a copy of its parent's context, but must not change its parent's connections.

@@ -45,7 +45,6 @@ from opentelemetry_mongo_events._runtime.bounded_dict import BoundedDict
 from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._runtime.process import peers
 from opentelemetry_mongo_events._servers.errors import is_loss_of_server
-from opentelemetry_mongo_events._servers.outages import link_to_outage, outages
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID, WAIT_TIME
@@ -171,9 +170,11 @@ class CommandEvents(NeverCopied, CommandListener):
             needs_check = identifier in table.by_id or table.duplicates or len(table.by_id) >= LIMIT
             if needs_check and (self._is_open_on(held, identifier) or not table.has_room()):
                 return
-            wait_time = None
+            wait_time = selection_wait_time = None
             if held is not None:
                 wait_time, held.wait_time = held.wait_time, None  # only the first command on a connection reports it
+                if held.selection_wait_time is not None:
+                    selection_wait_time, held.selection_wait_time = held.selection_wait_time, None
 
             command, (_, address, server_connection_id) = event.command, identifier
             collection = command.get(command_name)
@@ -197,7 +198,9 @@ class CommandEvents(NeverCopied, CommandListener):
                     attributes[DRIVER_CONNECTION_ID] = held.connection_id
                     if wait_time is not None:
                         attributes[WAIT_TIME] = wait_time
-                if outages or self._failed_attempts or command_name == "getMore":
+                    if selection_wait_time is not None:
+                        attributes[names.SELECTION_WAIT_TIME] = selection_wait_time
+                if self._failed_attempts or command_name == "getMore":
                     predecessors = self._find_predecessors(event, attributes)
                 try:
                     span = telemetry.tracer.start_span(
@@ -246,11 +249,10 @@ class CommandEvents(NeverCopied, CommandListener):
             outcome, seconds = SUCCEEDED, None
             try:
                 outcome = reply_outcome(event.command_name, event.reply)
+                if outcome.error is not None:
+                    self._note_failure(command, outcome)
                 if command.span is not None and (
-                    outcome.cursor
-                    or outcome.error is not None
-                    or command.continued_cursor is not None
-                    or command.txn_number is not None
+                    outcome.cursor or command.continued_cursor is not None or command.txn_number is not None
                 ):
                     self._remember(command, command.span, outcome, event)
                 if command.metric_attributes is not None:
@@ -270,13 +272,14 @@ class CommandEvents(NeverCopied, CommandListener):
             give_up(self._open)
         command = self._open.take_current(command_id(event))
         if command is None:
+            self._note_failure_without_span(event)
             return
         outcome, seconds = FAILED, None
         try:
             outcome = failure_outcome(event.command_name, event.failure, raised_for(event.failure))
+            self._note_failure(command, outcome)
             span = command.span
             if span is not None:
-                self._note_failure(command, span, outcome)
                 self._remember_cursor(command, span, 0)
                 self._remember_attempt(command, span, event)
             seconds = event.duration_micros / 1e6
@@ -303,7 +306,10 @@ class CommandEvents(NeverCopied, CommandListener):
     ) -> bool:
         """Return whether this listener is to start a span for the command."""
         config = telemetry.config
-        if telemetry.other_tracers is not None and telemetry.other_tracers.found(get_current_span(context)):
+        if not config.command_spans:
+            return False
+        # The span that is current, even if the command is to have no parent: the driver's own is current as it starts.
+        if telemetry.other_tracers is not None and telemetry.other_tracers.found(get_current_span()):
             return False
         if has_other_listeners and not SPANS.take(_claim_key(identifier), self._open):
             return False
@@ -323,10 +329,9 @@ class CommandEvents(NeverCopied, CommandListener):
         return connection is not None and (held is None or held.connection_id == connection.connection_id)
 
     def _find_predecessors(self, event: CommandStartedEvent, attributes: Attributes) -> _Predecessors:
-        """Find what the command continues (an outage, a failed attempt, a cursor), and add the attributes for it."""
+        """Find what the command continues (a failed attempt, a cursor), and add the attributes for it."""
         command_name, command, address = event.command_name, event.command, event.connection_id
-        outage = link_to_outage(address)
-        links = [] if outage is None else [outage]
+        links = []
         attempt = 1
         failed_attempt = self._failed_attempts.pop(
             (event.operation_id, command_name, transaction_number(command)), None
@@ -344,11 +349,9 @@ class CommandEvents(NeverCopied, CommandListener):
         return _Predecessors(links, attempt, cursor)
 
     def _remember(self, command: OpenCommand, span: Span, outcome: Outcome, event: CommandSucceededEvent) -> None:
-        """Remember the span if later commands, or an outage, may link to it."""
+        """Remember the span if later commands may link to it."""
         if outcome.cursor or command.continued_cursor is not None:
             self._remember_cursor(command, span, outcome.cursor)
-        if outcome.error is not None:
-            self._note_failure(command, span, outcome)
         # The driver retries a write only if it has a transaction number, regardless of the label.
         if command.txn_number is not None and is_retryable_write_error(event.reply):
             self._remember_attempt(command, span, event)
@@ -374,10 +377,23 @@ class CommandEvents(NeverCopied, CommandListener):
             attempt = (span.get_span_context(), command.attempt)
             self._failed_attempts.put((event.operation_id, event.command_name, command.txn_number), attempt)
 
-    def _note_failure(self, command: OpenCommand, span: Span, outcome: Outcome) -> None:
-        """Remember a failure that indicates an unavailable server, to which an outage may link."""
+    def _note_failure(self, command: OpenCommand, outcome: Outcome) -> None:
+        """Remember a failure that indicates an unavailable server, to which an outage may link.
+
+        If the command has no span, because another instrumentation traces it, the outage links to the caller's span.
+        """
         if is_loss_of_server(outcome.attributes):
+            span = get_current_span(command.context) if command.span is None else command.span
             note_failure(command.command_id[1], span.get_span_context())
+
+    def _note_failure_without_span(self, event: CommandFailedEvent) -> None:
+        """Remember the failure of a command that is neither traced nor measured, as `_note_failure` does."""
+        telemetry = self._switch.of("commands")
+        if telemetry is None or not telemetry.tracer_check or not is_instrumentation_enabled():
+            return
+        outcome = failure_outcome(event.command_name, event.failure, raised_for(event.failure))
+        if is_loss_of_server(outcome.attributes):
+            note_failure(event.connection_id, get_current_span().get_span_context())
 
     def _close(
         self,

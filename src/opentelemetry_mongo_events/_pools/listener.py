@@ -223,8 +223,8 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         )
         try:
             span.set_status(Status(StatusCode.ERROR, reason))
-            if reason != "poolClosed" and span.get_span_context().trace_flags.sampled:
-                note_failure(pool.identity.address, span.get_span_context())
+            if reason != "poolClosed":
+                note_failure(pool.identity.address, span.get_span_context(), is_timeout=reason == "timeout")
         finally:
             span.end(ended)
 

@@ -110,11 +110,12 @@ class BackgroundWorker:
         Args:
             check: Checks what is open. Runs on the background thread; never raises. Returns the seconds until the next
                 check is due, or None if nothing is open.
-            end_all: Ends what is open, at the exit of the interpreter; never raises.
+            end_all: Ends what is open, at the exit of the interpreter; never raises. What was registered last is ended
+                first, and its tasks are done before the next one is called.
         """
         self._checks.append((check, end_all))
 
-    def submit(self, name: str, task: Callable[[], object]) -> None:
+    def submit(self, name: str, task: Callable[[], object]) -> bool:
         """Queue a task. Runs on any thread, without calling any other code; never raises.
 
         Tasks are ignored while the telemetry pipeline handles another one: if the pipeline uses MongoDB, each task
@@ -123,15 +124,20 @@ class BackgroundWorker:
         Args:
             name: What the task does, for the log if it fails.
             task: Runs on the background thread, or on one that flushes if there is none.
+
+        Returns:
+            Whether it was queued: False if it is ignored, or if too many tasks wait.
         """
         if _is_working.get():
-            return
+            return False
         self.forget()
-        if len(self._waiting) < _LIMIT:
+        has_room = len(self._waiting) < _LIMIT
+        if has_room:
             self._waiting.append((name, task))
         elif next(self._dropped) == 0:
             self._waiting.append(("a warning", _warn_of_dropped_tasks))
         self.wake()
+        return has_room
 
     def wake(self) -> None:
         """Make the thread check what is open now, and start it if there is none. Runs on any thread."""
@@ -171,9 +177,9 @@ class BackgroundWorker:
 
     def at_exit(self) -> None:
         """End what is open and do the waiting tasks. Runs when the interpreter exits."""
-        for _, end_all in self._checks:
+        for _, end_all in reversed(self._checks):
             end_all()
-        self.flush()
+            self.flush()
 
     def _start(self) -> None:
         # Starting fails if there are too many threads, if the interpreter is about to exit, or if it does not allow
@@ -239,4 +245,4 @@ def _warn_of_dropped_tasks() -> None:
 
 
 background_worker: Final = BackgroundWorker()
-"""The background worker of this process. Which of its checks runs first is not defined."""
+"""The background worker of this process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from pymongo.errors import NetworkTimeout
 from pymongo.monitoring import (
     ServerHeartbeatFailedEvent,
     ServerHeartbeatListener,
@@ -16,7 +17,7 @@ from opentelemetry_mongo_events._driver.versions import is_cancelled_heartbeat
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.errors import error_attributes
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
-from opentelemetry_mongo_events._servers.outages import begin_discovery, mark_recovering, watch
+from opentelemetry_mongo_events._servers.outages import begin_discovery, watch
 from opentelemetry_mongo_events._servers.reports import report
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
@@ -73,8 +74,6 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
         reply = event.reply
         is_usable = topology.can_use(reply) if topology is not None else reply.is_writable or reply.is_readable
         server.answered_at = time.monotonic() if is_usable else None
-        if topology is not None and is_usable:
-            mark_recovering(topology)
         telemetry = self._measure(event, server, {})
         if server.is_failing is not False:
             server.is_failing = False
@@ -89,6 +88,8 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
         if not server.finish_heartbeat():
             return
         telemetry = self._measure(event, server, {names.ERROR_TYPE: type(event.reply).__name__})
+        if isinstance(event.reply, NetworkTimeout):
+            server.note_timeout(event.duration)
         server.is_failing = True
         server.answered_at = None
         self._report(names.HEARTBEAT_FAILED, event, server, telemetry)

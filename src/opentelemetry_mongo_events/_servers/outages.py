@@ -6,7 +6,7 @@ The driver reports the changes that begin and end them up to a second late. The 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from opentelemetry.trace import INVALID_SPAN, Link, SpanKind, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
@@ -16,7 +16,7 @@ from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.process import track
-from opentelemetry_mongo_events._servers.state import OngoingPeriod
+from opentelemetry_mongo_events._servers.state import OngoingPeriod, PastPeriod
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
-    from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._servers.events import BackgroundEvent
-    from opentelemetry_mongo_events._servers.state import Failure, ServerState, TopologyState
+    from opentelemetry_mongo_events._servers.state import Delay, Failure, ServerState, TopologyState
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
@@ -55,6 +54,9 @@ _END_TOLERANCE: Final = 0.5
 _CHECK_INTERVAL: Final = 0.5
 _MIN_INTERVAL: Final = 0.01
 
+# A period that is over waits so many seconds for the selections that waited for it, to link to their spans.
+_MAX_WAIT_FOR_SELECTIONS: Final = 0.5
+
 # PyMongo up to 4.8 doesn't report that a client was closed, but its heartbeats stop.
 _MAX_SILENCE: Final = 60.0
 
@@ -80,6 +82,7 @@ class Period(OngoingPeriod):
 
     __slots__ = (
         "_addresses",
+        "_delays",
         "_events",
         "_failures",
         "_span",
@@ -89,7 +92,6 @@ class Period(OngoingPeriod):
         "_window",
         "began",
         "name",
-        "started",
         "switch",
         "telemetry",
         "topology",
@@ -120,6 +122,7 @@ class Period(OngoingPeriod):
         # A dictionary, as an ordered set: an event that arrives while the period begins may be added twice.
         self._events: dict[BackgroundEvent, None] = {}
         self._failures: list[Failure] = []
+        self._delays: list[Delay] = []
         self._unclaimed = [True]
         attributes: Attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type}
         if topology.replica_set is not None:
@@ -128,6 +131,7 @@ class Period(OngoingPeriod):
             attributes |= unavailable_servers[0].attributes
         links = [Link(previous._span.get_span_context())] if previous is not None and previous._has_span else []
         self._span: Span = INVALID_SPAN
+        self.span_context = None
         # If a sampler or a span processor raises, there is no span, but the outage is still measured.
         _periods.guard.run("the start of a discovery or outage", self._start, attributes, links)
         self.context = set_span_in_context(self._span, NO_PARENT)
@@ -136,6 +140,8 @@ class Period(OngoingPeriod):
         self._span = self.telemetry.tracer.start_span(
             self.name, NO_PARENT, SpanKind.INTERNAL, attributes, links, start_time=self._start_nanoseconds
         )
+        if self._span.is_recording():
+            self.span_context = self._span.get_span_context()
 
     def claim_end(self) -> bool:
         """Claim the right to end the period: returns True to the first caller only, on whichever thread it runs."""
@@ -153,11 +159,6 @@ class Period(OngoingPeriod):
     def due(self) -> float:
         """When it will have lasted for `episode_timeout`."""
         return self.started + self.telemetry.config.episode_timeout
-
-    @property
-    def link(self) -> Link | None:
-        """A link to its span; None if the span isn't recorded."""
-        return Link(self._span.get_span_context()) if self._span.is_recording() else None
 
     @property
     def recovery(self) -> tuple[float, int] | None:
@@ -183,8 +184,16 @@ class Period(OngoingPeriod):
     def add_failure(self, server: ServerState, failure: Failure) -> None:
         """Add a command or a checkout that failed during the outage or shortly before. Called on any thread."""
         is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - self._window
+        if failure.is_timeout and failure.at < self.started:
+            # The pool was full. That is a part of the outage only if the server was unresponsive already.
+            is_part = is_part and server.was_unresponsive(failure.at, self.started - _TOLERANCE)
         if is_part and len(self._failures) < _MAX_LINKS and failure not in self._failures:
             self._failures.append(failure)
+
+    def add_delay(self, delay: Delay) -> None:
+        """Add a server selection that waited during the period. Called on any thread."""
+        if delay.at >= self.started and len(self._delays) < _MAX_LINKS and delay not in self._delays:
+            self._delays.append(delay)
 
     def end(
         self, at: float, error: str | None = None, *, ended_by: Collection[int] = (), continues: bool = False
@@ -225,6 +234,9 @@ class Period(OngoingPeriod):
         for failure in self._failures.copy():
             if failure.at <= at:
                 self._span.add_link(failure.span_context)
+        for delay in self._delays.copy():
+            if delay.since <= at:
+                self._span.add_link(delay.span_context)
 
     def _add_events(self, at: float, last: int, ended_by: Collection[int]) -> None:
         for background_event in sorted(self._events.copy(), key=lambda each: min(each.at, at)):
@@ -242,6 +254,22 @@ class Period(OngoingPeriod):
         return self._start_nanoseconds + max(0, int((at - self.started) * 1e9))
 
 
+class _Ending(NamedTuple):
+    """How a period ended.
+
+    Attributes:
+        at: When it ended, by `time.monotonic()`.
+        error: Why it ended, if not because a server is available again.
+        ended_by: The `id()`s of the addresses of the servers that ended it.
+        due: When its span has to end, even if a selection still waits.
+    """
+
+    at: float
+    error: str | None
+    ended_by: Collection[int]
+    due: float
+
+
 class _Periods:
     """The open periods of this process.
 
@@ -252,19 +280,18 @@ class _Periods:
     Attributes:
         guard: Counts and logs failures, such as those of a span processor.
         open: The open periods, as an ordered set.
-        outages: The open outages, by the `id()` of the address of each of their servers.
+        ending: The periods that are over, but whose spans still wait for selections.
     """
 
     def __init__(self) -> None:
         self.guard = Guard()
-        self.outages: dict[int, Period] = {}
         self.forget()
 
     def forget(self) -> None:
         """Forget all periods: after a fork they belong to the parent process."""
         self.open: dict[Period, None] = {}
+        self.ending: dict[Period, _Ending] = {}
         self._current: dict[TopologyState, object] = {}
-        self.outages.clear()
 
     def begin(self, topology: TopologyState, create: Callable[[], Period]) -> bool:
         """Open a period, unless the topology has one already or is available.
@@ -288,7 +315,6 @@ class _Periods:
                 self._current.pop(topology, None)
                 for unfinished in [each for each in self.open.copy() if each.topology is topology]:
                     self.open.pop(unfinished, None)
-                    self.unlink(unfinished)
             raise
         # A change on another thread may have found no period to end yet.
         if not topology.lacks_server:
@@ -299,14 +325,13 @@ class _Periods:
 
     def _add(self, period: Period) -> None:
         topology = period.topology
-        if period.name == names.OUTAGE:
-            # Before the next lines: once another thread can see the period it may end it, and removes these entries.
-            self.outages.update(dict.fromkeys(list(topology.members), period))
         self.open[period] = None
         self._current[topology] = topology.period = period
         for server in period.unavailable_servers if period.name == names.OUTAGE else ():
             for failure in server.failures.copy():
                 period.add_failure(server, failure)
+        for delay in topology.delays.copy():
+            period.add_delay(delay)
         for background_event in topology.events.copy():
             period.note(background_event)
 
@@ -331,20 +356,10 @@ class _Periods:
         topology.period = None
         self._current.pop(topology, None)  # from here on another period may begin
         self.open.pop(period, None)
-        self.unlink(period)
         return period
-
-    def unlink(self, period: Period) -> None:
-        """Stop new commands from linking to an outage. Called on any thread."""
-        for address, each in self.outages.copy().items():
-            if each is period:
-                self.outages.pop(address, None)
 
 
 _periods: Final = _Periods()
-
-outages: Final = _periods.outages
-"""The open outages, by the `id()` of the address of each of their servers. It is always the same dictionary."""
 
 
 def begin_discovery(topology: TopologyState, telemetry: Telemetry, switch: Switch, started: float) -> None:
@@ -394,20 +409,28 @@ def end(topology: TopologyState, at: float, error: str | None = None, *, ended_b
         ended_by: The `id()`s of the addresses of the servers that ended it.
     """
     period = _periods.take(topology)
-    if period is not None:
-        if background_worker.thread is not None:
-            background_worker.wake()
-        _periods.guard.run("the end of a discovery or outage", period.end, at, error, ended_by=ended_by)
+    if period is None:
+        return
+    topology.past_period = PastPeriod(period.started, at, period.span_context)
+    _periods.ending[period] = _Ending(at, error, ended_by, time.monotonic() + _MAX_WAIT_FOR_SELECTIONS)
+    if topology.waiting:
+        background_worker.wake()
+        return
+    if background_worker.thread is not None:
+        background_worker.wake()
+    _finish(period)
 
 
-def mark_recovering(topology: TopologyState) -> None:
-    """Stop new commands from linking to a topology's outage: a heartbeat has found a server that is available again.
-
-    The driver reports the change, which ends the outage, up to a second later.
-    """
-    period = _periods.current(topology)
-    if period is not None and period.name == names.OUTAGE:
-        _periods.unlink(period)
+def _finish(period: Period) -> None:
+    """End the span of a period that is over, unless another thread has done so."""
+    ending = _periods.ending.pop(period, None)
+    if ending is None:
+        return
+    for delay in period.topology.delays.copy():
+        period.add_delay(delay)
+    _periods.guard.run(
+        "the end of a discovery or outage", period.end, ending.at, ending.error, ended_by=ending.ended_by
+    )
 
 
 def end_all(error: str, switch: Switch | None = None) -> None:
@@ -426,15 +449,9 @@ def end_all(error: str, switch: Switch | None = None) -> None:
                 end(period.topology, time.monotonic(), error)
             else:
                 end(period.topology, recovery[0], ended_by=recovery[1:])
-
-
-def link_to_outage(address: Address | None) -> Link | None:
-    """Return a link to the open outage of a server's topology, or None."""
-    period = outages.get(id(address))
-    # Once the topology has removed a server, another client's address may have the same `id()`.
-    if period is None or id(address) not in period.topology.members:
-        return None
-    return period.link
+    for period in list(_periods.ending):
+        if switch is None or period.switch is switch:
+            _finish(period)
 
 
 def watch() -> None:
@@ -450,6 +467,11 @@ def _check_periods() -> float | None:
     """Check all open periods; return in how many seconds to check again, or None if none is open."""
     for period in list(_periods.open):
         _periods.guard.run("the check of a discovery or outage", _check_period, period)
+    for period, ending in list(_periods.ending.copy().items()):
+        if not period.topology.waiting or time.monotonic() >= ending.due:
+            _finish(period)
+    if _periods.ending:
+        return _MIN_INTERVAL
     remaining = [period.due - time.monotonic() for period in list(_periods.open)]
     return max(_MIN_INTERVAL, min(_CHECK_INTERVAL, *remaining)) if remaining else None
 

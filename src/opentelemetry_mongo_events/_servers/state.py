@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MAX_FAILURES: Final = 16
 _MAX_EVENTS: Final = 128
+_MAX_DELAYS: Final = 16
 
 
 class OngoingPeriod(ABC):
@@ -38,11 +39,15 @@ class OngoingPeriod(ABC):
 
     Attributes:
         context: The context that contains its span, for log records and measurements.
+        span_context: The context of its span; None if the span isn't recorded.
+        started: When its span started, by `time.monotonic()`.
     """
 
-    __slots__ = ("context",)
+    __slots__ = ("context", "span_context", "started")
 
     context: Context
+    span_context: SpanContext | None
+    started: float
 
     @abstractmethod
     def note(self, background_event: BackgroundEvent) -> None:
@@ -52,17 +57,51 @@ class OngoingPeriod(ABC):
     def add_failure(self, server: ServerState, failure: Failure) -> None:
         """Add a command or a checkout that failed on a server. Called on any thread."""
 
+    @abstractmethod
+    def add_delay(self, delay: Delay) -> None:
+        """Add a server selection that waited. Called on any thread."""
+
 
 class Failure(NamedTuple):
     """A command or a checkout that failed because its server became unavailable.
 
     Attributes:
         at: When it failed, by `time.monotonic()`.
-        span_context: The context of its span.
+        span_context: The context of its span, or of the caller's span if the command has none.
+        is_timeout: Whether it is a checkout that timed out: the server may be unresponsive, or the pool just full.
     """
 
     at: float
     span_context: SpanContext
+    is_timeout: bool = False
+
+
+class Delay(NamedTuple):
+    """A server selection that waited for a server.
+
+    Attributes:
+        since: When the wait began, by `time.monotonic()`.
+        at: When it ended.
+        span_context: The context of its span.
+    """
+
+    since: float
+    at: float
+    span_context: SpanContext
+
+
+class PastPeriod(NamedTuple):
+    """A discovery or an outage that is over.
+
+    Attributes:
+        started: When its span started, by `time.monotonic()`.
+        at: When it ended.
+        span_context: The context of its span; None if the span wasn't recorded.
+    """
+
+    started: float
+    at: float
+    span_context: SpanContext | None
 
 
 class ServerState:
@@ -82,6 +121,8 @@ class ServerState:
         failures: The last commands and checkouts that failed on it.
         events: Its background events from before its topology was known.
         unavailable_since: When it became unavailable; None if it is available.
+        unresponsive: From when until when its last heartbeats timed out, or when the driver considered it lost because
+            a checkout had timed out; None if neither has happened.
         topology: Its topology; None until that is known. The driver reports it up to a second late.
         others: The switches of other listeners that received its heartbeats first.
     """
@@ -100,6 +141,7 @@ class ServerState:
         "round_trip",
         "topology",
         "unavailable_since",
+        "unresponsive",
     )
 
     def __init__(self, identity: Identity) -> None:
@@ -114,6 +156,7 @@ class ServerState:
         self.failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
         self.events: deque[BackgroundEvent] = deque(maxlen=_MAX_EVENTS)
         self.unavailable_since: float | None = None
+        self.unresponsive: tuple[float, float] | None = None
         self.topology: TopologyState | None = None
         self.others: Sequence[Switch] = ()
 
@@ -127,6 +170,16 @@ class ServerState:
         """The attributes of its events: those of its metrics, and of its topology once that is known."""
         topology = self.topology
         return self.attributes | ({} if topology is None else topology.attributes)
+
+    def note_timeout(self, seconds: float) -> None:
+        """Note that a heartbeat of this duration has timed out, before `is_failing` is updated."""
+        now = time.monotonic()
+        since = self.unresponsive[0] if self.unresponsive is not None and self.is_failing else now - seconds
+        self.unresponsive = (since, now)
+
+    def was_unresponsive(self, at: float, until: float) -> bool:
+        """Whether it was unresponsive at one time, and has been so until another or later."""
+        return self.unresponsive is not None and self.unresponsive[0] <= at and self.unresponsive[1] >= until
 
     def finish_heartbeat(self) -> bool:
         """Note that a heartbeat has ended.
@@ -173,7 +226,10 @@ class TopologyState:
         is_discovered: Whether it has been available once, so that its discovery is over.
         is_new: Whether its opening is still to be reported.
         events: Recent background events of the topology and its servers.
+        waiting: The server selections that wait now, as an ordered set.
+        delays: The last server selections that waited.
         period: The open discovery or outage; None if there is none.
+        past_period: The last discovery or outage that is over; None before that.
         last_seen: When its last event arrived, by `time.monotonic()`.
         heartbeat_frequency: The driver's interval between two heartbeats of a server, in seconds; 0 if it isn't known.
         others: The switches of other listeners that saw the topology first.
@@ -183,6 +239,7 @@ class TopologyState:
     __slots__ = (
         "_description",
         "_had_writable",
+        "delays",
         "events",
         "heartbeat_frequency",
         "is_available",
@@ -192,6 +249,7 @@ class TopologyState:
         "last_seen",
         "members",
         "others",
+        "past_period",
         "period",
         "replica_set",
         "reported",
@@ -199,6 +257,7 @@ class TopologyState:
         "settings",
         "topology_id",
         "type",
+        "waiting",
     )
 
     def __init__(self, topology_id: ObjectId, others: Sequence[Switch]) -> None:
@@ -216,7 +275,10 @@ class TopologyState:
         self.is_discovered = False
         self.is_new = True
         self.events: deque[BackgroundEvent] = deque(maxlen=_MAX_EVENTS)
+        self.waiting: dict[object, None] = {}
+        self.delays: deque[Delay] = deque(maxlen=_MAX_DELAYS)
         self.period: OngoingPeriod | None = None
+        self.past_period: PastPeriod | None = None
         self.last_seen = time.monotonic()
         self.heartbeat_frequency = 0.0
         self.others = others
@@ -240,12 +302,15 @@ class TopologyState:
         ):
             counts["RSPrimary"] += 0
         self.servers = counts
-        # A client that is garbage-collected publishes no event, but its settings are collected with it.
+        self.set_settings(description)
+        self._had_writable |= any(server.is_writable for server in servers)
+        self.is_available = description.has_writable_server() or any(self.can_use(server) for server in servers)
+
+    def set_settings(self, description: TopologyDescription) -> None:
+        """Refer to the client's settings: a client that is collected publishes no event, but they are collected too."""
         settings = getattr(description, "_topology_settings", None)
         self.settings = None if settings is None else weakref.ref(settings)
         self.heartbeat_frequency = getattr(settings, "heartbeat_frequency", 0.0)
-        self._had_writable |= any(server.is_writable for server in servers)
-        self.is_available = description.has_writable_server() or any(self.can_use(server) for server in servers)
 
     def can_use(self, server: ServerDescription | Hello[Any]) -> bool:
         """Whether a server makes the topology available: it is writable, or readable if none was ever writable."""
@@ -257,6 +322,22 @@ class TopologyState:
         period = self.period
         if period is not None:
             period.note(background_event)
+
+    def note_delay(self, delay: Delay) -> None:
+        """Keep a selection for the discovery or outage that is open now, or that turns out later to have begun."""
+        self.delays.append(delay)
+        period = self.period
+        if period is not None:
+            period.add_delay(delay)
+
+    def period_during(self, since: float, at: float) -> SpanContext | None:
+        """Return the span context of the last discovery or outage between two times; None if there is none."""
+        period, past = self.period, self.past_period
+        if period is not None and period.started <= at:
+            return period.span_context
+        if past is not None and past.started <= at and past.at >= since:
+            return past.span_context
+        return None
 
     def recover(self, at: float) -> None:
         """Note that it is available again since `at`: earlier losses and failures don't belong to its next outage."""
@@ -365,6 +446,18 @@ class ServerStates:
         server.identity.owner = topology.settings
         return server
 
+    def prepare(self, topology_id: ObjectId, description: TopologyDescription) -> TopologyState:
+        """Return the topology with this id. If it is new, add it and its servers, which have yet to be reported.
+
+        So its discovery begins with the first heartbeat, and not up to a second later with the driver's first event.
+        """
+        topology = self.topology(topology_id)
+        if topology.settings is None:
+            topology.set_settings(description)
+            for server in description.server_descriptions().values():
+                self.join(server.address, topology)
+        return topology
+
     def take_over(self, topology_id: ObjectId, description: TopologyDescription) -> None:
         """Add the topology of an existing client, and its servers, without reporting them as new."""
         topology = self.topology(topology_id)
@@ -413,16 +506,20 @@ class ServerStates:
                 self._topologies.pop(topology_id, None)
 
 
-def note_failure(address: Address | None, span_context: SpanContext) -> None:
+def note_failure(address: Address | None, span_context: SpanContext, *, is_timeout: bool = False) -> None:
     """Note that a command or a checkout failed because its server became unavailable; an outage may link to it.
 
     Called on the thread, or in the task, that called the driver.
 
     Args:
         address: The server's address.
-        span_context: The context of the span of the command or checkout.
+        span_context: The context of the span of the command or checkout, or of the caller's span. It is ignored if it
+            is not sampled.
+        is_timeout: Whether it is a checkout that timed out.
     """
-    failure = Failure(time.monotonic(), span_context)
+    if not span_context.trace_flags.sampled:
+        return
+    failure = Failure(time.monotonic(), span_context, is_timeout)
     for states in instances(ServerStates):
         server = states.known(address)
         if server is None:

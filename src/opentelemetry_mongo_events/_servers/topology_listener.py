@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 # queue holds 100.
 _MAX_SERVERS: Final = 25
 
+# Seconds. The driver publishes that a checkout has failed just before it considers the server lost.
+_TOLERANCE: Final = 0.1
+
 
 class TopologyEvents(NeverCopied, TopologyListener):
     """Tracks which servers a client has, and their types.
@@ -50,24 +53,26 @@ class TopologyEvents(NeverCopied, TopologyListener):
     They never raise.
 
     Args:
-        servers: The state of the servers and topologies.
         guard: Counts and logs the failures of this listener.
+
+    Attributes:
+        servers: The state of the servers and topologies.
     """
 
     def __init__(self, servers: ServerStates, guard: Guard) -> None:
         self.guard = guard
-        self._servers = servers
+        self.servers = servers
         self._warned = False
 
     @guarded
     def opened(self, event: TopologyOpenedEvent) -> None:
         """Add the topology, so that the first listener that sees it is the one that reports it."""
-        self._servers.topology(event.topology_id)
+        self.servers.topology(event.topology_id)
 
     @guarded
     def description_changed(self, event: TopologyDescriptionChangedEvent) -> None:
         """Update the topology's state, and report what changed."""
-        topology = self._servers.topology(event.topology_id)
+        topology = self.servers.topology(event.topology_id)
         before, after = event.previous_description, event.new_description
         if topology.has_description(after):
             return  # the client has this listener twice
@@ -75,13 +80,13 @@ class TopologyEvents(NeverCopied, TopologyListener):
         difference = difference_between(before, after)
         was_available = topology.is_available
         topology.update(after)
-        opened = [self._servers.join(server.address, topology) for server in difference.opened]
+        opened = [self.servers.join(server.address, topology) for server in difference.opened]
         unavailable = self._update_availability(topology, difference)
         if telemetry is not None:
             self._discover(topology, telemetry, opened, difference)
             # A topology's type becomes unknown again only when its client is closed.
             if was_available and not topology.is_available and after.topology_type_name != "Unknown":
-                begin_outage(topology, telemetry, self._servers.switch, difference.when.at, unavailable)
+                begin_outage(topology, telemetry, self.servers.switch, difference.when.at, unavailable)
         _TopologyChange(topology, telemetry, difference.when).report(before, after, difference)
         if topology.is_available:
             if not was_available:
@@ -90,30 +95,32 @@ class TopologyEvents(NeverCopied, TopologyListener):
             end(topology, difference.when.at, ended_by=[id(new.address) for _, new in difference.changed])
         watch()
         for server in difference.closed:
-            self._servers.close_server(server.address)
+            self.servers.close_server(server.address)
         if len(topology.members) > _MAX_SERVERS:
             self._warn(len(topology.members))
 
     @guarded
     def closed(self, event: TopologyClosedEvent) -> None:
         """Forget the topology, and end its open discovery or outage."""
-        topology = self._servers.topology(event.topology_id)
+        topology = self.servers.topology(event.topology_id)
         if not topology.is_new:  # a client that is closed twice publishes this event twice
             _TopologyChange(topology, self._telemetry(topology)).report_closed()
-        self._servers.close_topology(event.topology_id)
+        self.servers.close_topology(event.topology_id)
         end(topology, time.monotonic(), "closed")
 
     def _update_availability(self, topology: TopologyState, difference: Difference) -> list[ServerState]:
         """Note which servers became unavailable or available; return all that are unavailable."""
         for before, after in difference.changed:
-            server = self._servers.join(after.address, topology)
+            server = self.servers.join(after.address, topology)
             if topology.can_use(after):
                 server.unavailable_since = None
             elif topology.can_use(before):
                 server.unavailable_since = difference.when.at
+                if type(after.error).__name__ == "WaitQueueTimeoutError":  # up to PyMongo 4.10
+                    server.unresponsive = (difference.when.at - _TOLERANCE, difference.when.at)
         for closed in difference.closed:
             if topology.can_use(closed):
-                self._servers.server(closed.address).unavailable_since = difference.when.at
+                self.servers.server(closed.address).unavailable_since = difference.when.at
         return [server for server in topology.members.copy().values() if server.unavailable_since is not None]
 
     def _discover(
@@ -124,7 +131,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
         # Behind a load balancer there is nothing to discover.
         if heartbeats or (difference.changed and topology.type != "LoadBalanced"):
             started = min(heartbeats, default=difference.when.at)
-            begin_discovery(topology, telemetry, self._servers.switch, started)
+            begin_discovery(topology, telemetry, self.servers.switch, started)
 
     def _warn(self, servers: int) -> None:
         if self._warned:
@@ -140,7 +147,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
 
     def _telemetry(self, topology: TopologyState) -> Telemetry | None:
         """Return where to report a topology, or None."""
-        return None if topology.is_reported_by_another else self._servers.switch.of("topology")
+        return None if topology.is_reported_by_another else self.servers.switch.of("topology")
 
 
 class _TopologyChange:

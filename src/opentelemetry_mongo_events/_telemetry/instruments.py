@@ -103,11 +103,16 @@ class Instruments:
             names.MONGODB_CLIENT_HEARTBEAT_DURATION,
             "Duration of heartbeats; one that was awaited lasts as long as the server waited for news",
         )
-        self.outage_duration = meter.create_histogram(
-            names.MONGODB_CLIENT_OUTAGE_DURATION,
-            "s",
-            "How long a client had no server that it could write to",
-            explicit_bucket_boundaries_advisory=_OUTAGE_BUCKETS,
+
+        def long_seconds(name: str, description: str) -> metrics.Histogram:
+            return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_OUTAGE_BUCKETS)
+
+        self.outage_duration = long_seconds(
+            names.MONGODB_CLIENT_OUTAGE_DURATION, "How long a client had no server that it could write to"
+        )
+        self.selection_wait_time = long_seconds(
+            names.MONGODB_CLIENT_SERVER_SELECTION_WAIT_TIME,
+            "Time that server selections waited for a suitable server; those that found one at once are not included",
         )
         for name, (unit, description) in SUMS.items():
             meter.create_observable_up_down_counter(name, [functools.partial(self._observe, name)], unit, description)

@@ -53,9 +53,9 @@ class OtherTracers:
             return
         self._warned.add(other)
         warn(
-            "%s traces MongoDB commands already, so opentelemetry-mongo-events makes no command spans. To choose "
-            "these, %s. To choose those, and silence this, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=mongo_events, or "
-            "only the option commands=False",
+            "%s traces MongoDB commands already, so opentelemetry-mongo-events creates no command spans. To get these "
+            "instead, %s. To keep things as they are without this warning, set the option command_spans=False "
+            "(OTEL_PYTHON_MONGO_EVENTS_COMMAND_SPANS=false)",
             other,
             how_to_disable,
         )

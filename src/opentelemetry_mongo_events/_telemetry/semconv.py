@@ -66,6 +66,7 @@ __all__ = [
     "MONGODB_CLIENT_SERVER_CHANGES",
     "MONGODB_CLIENT_SERVER_COUNT",
     "MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME",
+    "MONGODB_CLIENT_SERVER_SELECTION_WAIT_TIME",
     "MONGODB_CLIENT_TOPOLOGY_CHANGES",
     "NETWORK_TRANSPORT",
     "OLD_COLLECTION",
@@ -83,6 +84,8 @@ __all__ = [
     "RETURNED_ROWS",
     "SCHEMA_URL",
     "SCOPE",
+    "SELECTION_WAIT_TIME",
+    "SELECT_SERVER",
     "SERVER_ADDRESS",
     "SERVER_CHANGED",
     "SERVER_CLOSED",
@@ -90,6 +93,7 @@ __all__ = [
     "SERVER_OPENED",
     "SERVER_PORT",
     "SERVER_PREVIOUS_TYPE",
+    "SERVER_SELECTOR",
     "SERVER_TYPE",
     "TOPOLOGY_CHANGED",
     "TOPOLOGY_CLOSED",
@@ -135,7 +139,9 @@ ERROR_MESSAGE: Final = "mongodb.client.error.message"
 HEARTBEAT_AWAITED: Final = "mongodb.client.heartbeat.awaited"
 HEARTBEAT_DURATION: Final = "mongodb.client.heartbeat.duration"
 REPLICA_SET: Final = "mongodb.client.replica_set"
+SELECTION_WAIT_TIME: Final = "mongodb.client.server_selection.wait_time"
 SERVER_PREVIOUS_TYPE: Final = "mongodb.client.server.previous_type"
+SERVER_SELECTOR: Final = "mongodb.client.server_selector"
 SERVER_TYPE: Final = "mongodb.client.server.type"
 TOPOLOGY_ID: Final = "mongodb.client.topology.id"
 TOPOLOGY_PREVIOUS_TYPE: Final = "mongodb.client.topology.previous_type"
@@ -162,7 +168,11 @@ MONGODB_CLIENT_POOL_CLEARED: Final = "mongodb.client.pool.cleared"
 MONGODB_CLIENT_SERVER_CHANGES: Final = "mongodb.client.server.changes"
 MONGODB_CLIENT_SERVER_COUNT: Final = "mongodb.client.server.count"
 MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME: Final = "mongodb.client.server.round_trip_time"
+MONGODB_CLIENT_SERVER_SELECTION_WAIT_TIME: Final = "mongodb.client.server_selection.wait_time"
 MONGODB_CLIENT_TOPOLOGY_CHANGES: Final = "mongodb.client.topology.changes"
+
+# Span of a server selection.
+SELECT_SERVER: Final = "select server"
 
 # Spans of a client as a whole.
 DISCOVERY: Final = "mongodb.client.discovery"

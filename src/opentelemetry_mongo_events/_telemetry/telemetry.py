@@ -122,7 +122,7 @@ def telemetry_from(keywords: Mapping[str, Any], *, other_tracers: OtherTracers |
         response_hook,
         failed_hook,
         other_tracers,
-        bool(other_tracers or config.exclude_commands or config.require_parent_span),
+        bool(other_tracers or config.exclude_commands or config.require_parent_span or not config.command_spans),
     )
 
 

@@ -1,0 +1,274 @@
+"""The listener for server selections: instruments those that wait for a server.
+
+The driver logs a selection on the thread that called it, see `selection_log`. It logs nothing if the wait is cancelled,
+interrupted or ended by another exception. So each waiting selection is stored with its thread or task, and the
+background worker checks whether that is still in the driver's selection.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+import weakref
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.context import get_current
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from pymongo.monitoring import (
+    ServerHeartbeatFailedEvent,
+    ServerHeartbeatListener,
+    ServerHeartbeatStartedEvent,
+    ServerHeartbeatSucceededEvent,
+)
+
+from opentelemetry_mongo_events._driver.selection_log import listeners_of, observe
+from opentelemetry_mongo_events._driver.values import plain_text
+from opentelemetry_mongo_events._driver.versions import runs_in_background
+from opentelemetry_mongo_events._runtime.background import background_worker
+from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied
+from opentelemetry_mongo_events._runtime.process import HAS_GIL, take_over, track
+from opentelemetry_mongo_events._runtime.stacks import frames, thread_frames
+from opentelemetry_mongo_events._servers.selections import Selection, set_delay
+from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
+from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Mapping, Sequence
+
+    from opentelemetry_mongo_events._servers.state import ServerStates, TopologyState
+    from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
+
+# The number of waiting selections that are instrumented at the same time.
+_LIMIT: Final = 10_000
+
+# The seconds between two checks of the waiting selections, and which share of the time the checks may take.
+_CHECK_INTERVAL: Final = 0.5
+_MAX_CHECK_SHARE: Final = 0.05
+
+# The function of the driver's topology that waits.
+_LOOP: Final = "_select_servers_loop"
+
+# The name of the driver's exception when no server is found in time.
+_TIMEOUT: Final = "ServerSelectionTimeoutError"
+
+
+class SelectionEvents(NeverCopied, ServerHeartbeatListener):
+    """Marks a client whose server selections are instrumented.
+
+    The driver's log of selections is the same for all clients. From a message the listeners of its client can be found,
+    and with this one among them the selection is instrumented. It is a heartbeat listener because the driver does the
+    least for those; it ignores their events.
+
+    Args:
+        servers: The state of the servers and topologies.
+    """
+
+    def __init__(self, servers: ServerStates) -> None:
+        self._servers = servers
+        self._in_use: Telemetry | None = None
+        if observe(_selections):
+            _selections.add(self)
+
+    def started(self, event: ServerHeartbeatStartedEvent) -> None:
+        """Ignore the event."""
+
+    def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
+        """Ignore the event."""
+
+    def failed(self, event: ServerHeartbeatFailedEvent) -> None:
+        """Ignore the event."""
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """Where to report selections; None if they aren't instrumented, or no SDK is installed."""
+        telemetry = self._servers.switch.telemetry
+        if telemetry is not self._in_use:
+            self._in_use = None
+            if telemetry is not None and telemetry.config.selections:
+                has_sdk = telemetry.tracer_check or telemetry.instruments.provider_check
+                self._in_use = telemetry if has_sdk else None
+        return self._in_use
+
+    def topology(self, fields: Mapping[str, Any], listeners: Sequence[object]) -> TopologyState | None:
+        """Return the state of a client's topology; None if its changes aren't reported.
+
+        Args:
+            fields: The fields of the log message.
+            listeners: All listeners of the client. One that was created without a running event loop has no topology
+                listener.
+        """
+        servers = self._servers
+        is_reported = servers.switch.of("topology") is not None and any(
+            isinstance(each, TopologyEvents) and each.servers is servers for each in listeners
+        )
+        return servers.prepare(fields["clientId"], fields["topologyDescription"]) if is_reported else None
+
+
+# A weak reference: a task that the driver creates meanwhile keeps its copy of the context as long as it exists.
+_current: ContextVar[weakref.ref[Selection] | None] = ContextVar(
+    "opentelemetry_mongo_events_current_selection", default=None
+)
+
+
+class _Selections:
+    """The waiting server selections of this process.
+
+    There is no lock, because each step is one operation of a dictionary. Whoever removes a selection from `open` ends
+    it.
+
+    Attributes:
+        guard: Counts and logs failures.
+        open: The waiting selections, as an ordered set.
+    """
+
+    def __init__(self) -> None:
+        self.guard = Guard()
+        self._listeners: dict[weakref.ref[SelectionEvents], None] = {}
+        self._last_active: Callable[[], SelectionEvents | None] = lambda: None
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all selections: after a fork they belong to the parent process."""
+        self.open: dict[Selection, None] = {}
+
+    def add(self, listener: SelectionEvents) -> None:
+        """Add the listener of a client, for as long as it exists."""
+        self._listeners[weakref.ref(listener, lambda gone: self._listeners.pop(gone, None))] = None
+
+    def is_active(self) -> bool:
+        """Whether the selections of any client are instrumented."""
+        # Since PyMongo 4.18 this is asked several times per selection.
+        listener = self._last_active()
+        if listener is not None and listener.telemetry is not None:
+            return True
+        for reference in list(self._listeners):
+            listener = reference()
+            if listener is not None and listener.telemetry is not None:
+                self._last_active = reference
+                return True
+        return False
+
+    def is_waiting(self) -> bool:
+        """Whether a selection waits in the current thread, task or greenlet."""
+        return self._current() is not None
+
+    def started(self, _: Mapping[str, Any]) -> None:
+        """End an earlier wait of the same thread or task: it was interrupted, which the driver doesn't log."""
+        self._end_earlier()
+
+    def waiting(self, fields: Mapping[str, Any]) -> None:
+        """Begin a wait, if the client has a listener.
+
+        A selection inside of another one, by the application's own `server_selector`, is not instrumented.
+        """
+        if not self._end_earlier() or len(self.open) >= _LIMIT or not is_instrumentation_enabled():
+            return
+        take_over()
+        listeners = listeners_of(fields["topologyDescription"])
+        for listener in listeners:
+            if isinstance(listener, SelectionEvents) and (telemetry := listener.telemetry) is not None:
+                break
+        else:
+            return
+        context = get_current()
+        if context and runs_in_background():
+            context = NO_PARENT
+        selection = Selection(fields, telemetry, listener.topology(fields, listeners), context)
+        track(self)
+        try:
+            self.open[selection] = None
+            _current.set(weakref.ref(selection))
+        finally:  # even if a signal handler raises: the selection has to be ended
+            background_worker.wake()
+
+    def succeeded(self, fields: Mapping[str, Any]) -> None:
+        """End a wait: a server was selected."""
+        selection = self._current()
+        if selection is None or selection.client_id != fields["clientId"] or not self._take(selection):
+            return
+        at = time.monotonic()
+        address = (plain_text(fields["serverHost"]) or "", fields["serverPort"])
+        if selection.precedes_command:
+            set_delay(max(0.0, at - selection.since), address)
+        selection.end(at, address=address, replica_set=fields["topologyDescription"].replica_set_name)
+
+    def failed(self, fields: Mapping[str, Any]) -> None:
+        """End a wait, or a selection that was not allowed to wait: no server was found in time."""
+        if self._current() is None:
+            self.waiting(fields)
+        selection = self._current()
+        if selection is not None and selection.client_id == fields["clientId"]:
+            self._end_later(selection, time.monotonic(), _TIMEOUT)
+
+    def end_all(self) -> None:
+        """End all waits as interrupted. Called at the exit of the interpreter; never raises."""
+        for selection in list(self.open):
+            self._end_later(selection, time.monotonic(), names.INTERRUPTED)
+
+    def check(self) -> float | None:
+        """End the waits that were cancelled or interrupted. Runs on the background thread; never raises.
+
+        Returns:
+            The seconds until the next check; None if no selection waits.
+        """
+        if not self.open:
+            return None
+        started = time.monotonic()
+        self.guard.run("the check of server selections", self._check, started)
+        return max(_CHECK_INTERVAL, (time.monotonic() - started) / _MAX_CHECK_SHARE)
+
+    def _check(self, now: float) -> None:
+        waiting = [selection for selection in list(self.open) if now - selection.since >= _CHECK_INTERVAL]
+        threads = thread_frames() if waiting else {}
+        for selection in waiting:
+            stack = selection.runner.frames(threads)
+            # Without the GIL it isn't possible to find out whether it has left the driver's selection.
+            if stack is None or (HAS_GIL and not any(map(_is_loop, stack))):
+                self._end_later(selection, now, names.INTERRUPTED)
+
+    def _end_earlier(self) -> bool:
+        """End an earlier wait of the same thread or task. Returns False if that selection contains the current one."""
+        selection = self._current()
+        if selection is not None:
+            if _is_nested():
+                return False
+            self._end_later(selection, time.monotonic(), names.INTERRUPTED)
+        return True
+
+    def _current(self) -> Selection | None:
+        """Return the selection that waits in the current thread, task or greenlet."""
+        reference = _current.get()
+        if reference is None:  # the usual case
+            return None
+        selection = reference()
+        return selection if selection in self.open else None
+
+    def _take(self, selection: Selection) -> bool:
+        """Remove a selection. Returns False if another thread has removed it."""
+        return self.open.pop(selection, self) is None
+
+    def _end_later(self, selection: Selection, at: float, error: str) -> None:
+        """End a wait on the background worker's thread: the driver holds a lock, or the wait is another thread's."""
+        if self._take(selection) and not background_worker.submit(
+            "a server selection", functools.partial(selection.end, at, error)
+        ):
+            selection.leave_topology()
+
+
+def _is_loop(frame: types.FrameType) -> bool:
+    """Whether a frame is the driver's, and waits for a server."""
+    return frame.f_code.co_name == _LOOP and frame.f_globals.get("__name__", "").startswith("pymongo.")
+
+
+def _is_nested() -> bool:
+    """Whether the current selection runs inside of another one."""
+    return sum(map(_is_loop, frames(sys._getframe()))) > 1
+
+
+_selections: Final = _Selections()
+
+background_worker.register(_selections.check, _selections.end_all)
