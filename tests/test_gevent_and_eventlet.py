@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pymongo
 import pytest
 from opentelemetry._logs import Logger
 
@@ -131,6 +132,13 @@ ticks.on(0.2)
 say(server="stop")
 ticks.until(lambda: not client.topology_description.has_readable_server())
 ticks.on(1)
+""",
+    "kill": """
+spawn = (sys.modules.get("gevent") or sys.modules["eventlet"]).spawn
+waiting = spawn(client.admin.command, "count")
+ticks.on(0.2)
+waiting.kill()
+ticks.on(0.7)
 """,
     "find": """
 answers.clear()
@@ -338,6 +346,24 @@ def test_a_greenlet_ticks_on_when_the_instrumentor_goes_off_in_an_outage(
     after = lived.said[lived.said.index({"uninstruments": True}) + 1 :]
     assert {each.get("span") for each in after} <= {None, OUTAGE, "ping admin"}  # one that was open by then
     assert [each for each in after if each.get("span") == "ping admin"][1:] == []
+    assert lived.error == alone(library)
+
+
+@pytest.mark.skipif(pymongo.version_tuple < (4, 7), reason="PyMongo 4.7 logs its server selections")
+@pytest.mark.parametrize(("library", "order"), EXTREMES)
+def test_a_greenlet_ticks_on_while_others_wait_for_a_server(
+    library: str, order: str, server: ScriptedServer, tmp_path: Path
+) -> None:
+    made = [*parts(library, ORDERS[order]), "work", "lose", "kill", "find", "close", "end"]
+    lived = live(server, tmp_path, *made, variables={"OTEL_PYTHON_MONGO_EVENTS_SELECTIONS": "true"})
+
+    check(lived)
+    check_episodes(lived, server)
+    selections = [(span["attributes"], span["status"]) for span in lived.spans("select server")]
+    ended = [(told["db.operation.name"], told.get("error.type"), status) for told, status in selections]
+    assert ended.count(("count", "interrupted", "ERROR")) == 1
+    assert ("ping", None, "UNSET") in ended
+    assert any("mongodb.client.server_selection.wait_time" in span["attributes"] for span in lived.spans("ping admin"))
     assert lived.error == alone(library)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import pymongo
 import pytest
 
-from tests.spans import Spans, table_of
+from opentelemetry_mongo_events import event_listeners
+from tests.spans import Spans, attributes, seconds, table_of
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -37,6 +39,29 @@ async def test_commands_are_children_of_the_task_that_awaits_them(
         for name in ("insert", "find", "getMore"):
             assert spans.one(f"{name} c{number}").parent == parent
     assert len(table_of(listeners)) == 0
+
+
+@pytest.mark.skipif(pymongo.version_tuple < (4, 7), reason="PyMongo 4.7 logs its server selections")
+async def test_a_task_that_waits_for_a_server_is_the_parent_of_the_wait(server: ScriptedServer, spans: Spans) -> None:
+    listeners = event_listeners(tracer_provider=spans.provider, selections=True)
+    client = motor_asyncio.AsyncIOMotorClient(server.uri, event_listeners=listeners, heartbeatFrequencyMS=500)
+    try:
+        await client.admin.command("ping")
+        await asyncio.to_thread(server.stop)
+        await eventually(lambda: not client.delegate.topology_description.has_readable_server())
+        spans.clear()
+        with spans.tracer.start_as_current_span("request"):
+            waiting = asyncio.ensure_future(client.shop.orders.find_one({}))
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(server.start)
+            await waiting
+    finally:
+        client.close()
+
+    selection = spans.one("select server")
+    assert selection.parent == spans.one("request").context == spans.one("find orders").parent
+    waited = attributes(spans.one("find orders"))["mongodb.client.server_selection.wait_time"]
+    assert waited == pytest.approx(seconds(selection), abs=0.001)
 
 
 async def test_its_clients_are_instrumented_too(

@@ -111,8 +111,6 @@ class Selection:
         self.runner = Runner(current_task())
         self._telemetry = telemetry
         self._topology = topology
-        if topology is not None:
-            topology.waiting[self] = None
         self._context = context
         self._operation = plain_text(fields["operation"]) or names.OTHER
         self._replica_set: str | None = description.replica_set_name
@@ -122,6 +120,8 @@ class Selection:
             names.SERVER_SELECTOR: _selector_name(fields["selector"]),
             names.TOPOLOGY_TYPE: description.topology_type_name,
         }
+        if topology is not None:
+            topology.waiting[self] = None
 
     @property
     def precedes_command(self) -> bool:
