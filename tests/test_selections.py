@@ -18,7 +18,7 @@ from opentelemetry.context import attach, detach
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode
 from pymongo import ReadPreference
-from pymongo.errors import PyMongoError, ServerSelectionTimeoutError, WaitQueueTimeoutError
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 from pymongo.hello import Hello
 from pymongo.monitoring import TopologyClosedEvent, TopologyDescriptionChangedEvent, TopologyOpenedEvent
 from pymongo.server_description import ServerDescription
@@ -418,7 +418,7 @@ def test_an_outage_links_to_a_checkout_whose_timeout_made_the_driver_lose_the_se
     unknown, healthy, lost = (
         ServerDescription(ADDRESS),
         ServerDescription(ADDRESS, Hello({"ok": 1, "maxWireVersion": 21, "helloOk": True})),
-        ServerDescription(ADDRESS, error=WaitQueueTimeoutError("the pool is full")),
+        ServerDescription(ADDRESS, error=pymongo.errors.WaitQueueTimeoutError("the pool is full")),
     )
     first, second, third = (
         TopologyDescription(TOPOLOGY_TYPE.Single, {ADDRESS: server}, None, None, None, None)
