@@ -558,7 +558,7 @@ def test_uninstrument_undoes_both(
         ({}, ["buildInfo admin"]),
         ({"exclude_commands": "buildInfo"}, ["ping admin"]),
         ({"exclude_commands": None}, ["buildInfo admin"]),
-        ({"config": Config()}, ["ping admin", "buildInfo admin"]),
+        ({"config": Config(selections=False)}, ["ping admin", "buildInfo admin"]),
         ({"tracer_provider": trace.NoOpTracerProvider()}, []),
     ],
 )

@@ -382,7 +382,14 @@ def test_a_program_that_ends_in_an_outage_ends_at_once(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the driver itself doesn't take well: threads that began before the patching, or that aren't patched. There it
-# loses an error or two on stderr, with this package or without it.
+# loses an error or two on stderr, with this package or without it. So does each thread that is older than the patching,
+# when it ends: Python looks it up under another id by then.
+
+
+def check_tracebacks(lived: Lived) -> None:
+    """That none of the errors on stderr was raised in this package."""
+    assert f"{_ROOT / 'src'}" not in lived.error
+
 
 OF_BOTH_KINDS = {
     "a client is made, then patch": ("import", "set up", "instrument", "client", "patch"),
@@ -408,7 +415,7 @@ def test_a_client_whose_threads_are_older_than_the_patching_is_observed(
     check(lived)
     check_episodes(lived, server, is_discovered="instrument" in OF_BOTH_KINDS[order])
     check_commands(lived)
-    assert "opentelemetry_mongo_events" not in lived.error
+    check_tracebacks(lived)
 
 
 @pytest.mark.parametrize("order", ["patch, then import", "instrument, then patch"])

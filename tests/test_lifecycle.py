@@ -274,7 +274,8 @@ def test_a_config_is_taken_as_a_whole(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_COMMANDS", "false")
-    instrumentor.instrument(tracer_provider=spans.provider, config=Config(exclude_commands=frozenset({"ping"})))
+    config = Config(exclude_commands=frozenset({"ping"}), selections=False)
+    instrumentor.instrument(tracer_provider=spans.provider, config=config)
     with connect(server.uri) as client:
         client.admin.command("ping")
         client.shop.orders.find_one({})
