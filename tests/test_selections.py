@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import logging
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import pymongo
 import pytest
 from opentelemetry.context import attach, detach
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from pymongo import ReadPreference
 from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
@@ -26,23 +29,22 @@ from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from opentelemetry_mongo_events._driver import selection_log
+from opentelemetry_mongo_events._runtime import background
 from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._servers import selection_listener
 from opentelemetry_mongo_events._servers.selection_listener import _selections
-from opentelemetry_mongo_events._servers.selections import set_delay, take_delay
+from opentelemetry_mongo_events._servers.selections import begin_checkout, set_delay, take_delay
 from opentelemetry_mongo_events._servers.state import note_failure
 from tests.clients import aconnect, connect
-from tests.events import ADDRESS, TOPOLOGY_ID, check_out_failed
+from tests.events import ADDRESS, TOPOLOGY_ID
 from tests.forks import in_child
 from tests.programs import PREAMBLE, run
-from tests.spans import Spans, attributes, connections_of, end, linked, seconds, span_id, start, trace_id
+from tests.spans import Spans, attributes, end, linked, seconds, span_id, start, trace_id
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from opentelemetry.sdk.trace import ReadableSpan
 
     from tests.metrics import Metrics
     from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
@@ -262,19 +264,22 @@ def test_an_application_that_asks_for_the_servers_address_waits_without_a_comman
     assert WAIT_TIME not in attributes(spans.one("ping admin"))
 
 
-def test_a_checkout_that_fails_takes_the_wait_with_it() -> None:
-    listeners = event_listeners()
-    connections = connections_of(listeners)
-    set_delay(1.5, ADDRESS)
-    connections.connection_check_out_failed(check_out_failed("timeout"))
-    assert take_delay(ADDRESS) is None
+def test_a_wait_belongs_to_the_checkout_that_follows() -> None:
+    begin_checkout(ADDRESS)
+    assert take_delay() is None
 
     set_delay(1.5, ADDRESS)
-    assert take_delay(("another.example", 27017)) is None
-    assert take_delay(ADDRESS) is None
+    begin_checkout(ADDRESS)
+    assert (take_delay(), take_delay()) == (1.5, None)
 
     set_delay(1.5, ADDRESS)
-    assert (take_delay(ADDRESS), take_delay(ADDRESS)) == (1.5, None)
+    begin_checkout(("another.example", 27017))
+    assert take_delay() is None
+
+    set_delay(1.5, ADDRESS)
+    begin_checkout(ADDRESS)  # and is cancelled
+    begin_checkout(ADDRESS)
+    assert take_delay() is None
 
 
 @pytest.mark.skipif(pymongo.version_tuple < (4, 18), reason="before 4.18 a selection that may not wait logs nothing")
@@ -764,6 +769,7 @@ def test_it_ends_once(server: ScriptedServer, selecting: list[Any], spans: Spans
             (selection,) = _selections.open
             _selections.end_all()
             _selections._end_later(selection, time.monotonic(), "never")
+            _selections._end_interrupted(selection, time.monotonic())
             server.start()
             pinging.result(10)
         background_worker.flush()
@@ -798,6 +804,136 @@ def test_a_program_that_ends_meanwhile(server: ScriptedServer) -> None:
 
     assert (ended.code, ended.error) == (0, "")
     assert ended.lines[-2:] == [f"{SELECT}: interrupted", f"{OUTAGE}: exit"]
+
+
+def in_a_loop(call: Any) -> Any:
+    """Call something as the driver's own function does that waits for a server."""
+    made: dict[str, Any] = {"__name__": "pymongo.topology"}
+    exec("def _select_servers_loop(call):\n    return call()", made)  # for its name and its module
+    return made["_select_servers_loop"](call)
+
+
+def test_what_a_signal_handler_selects_does_not_end_the_wait_around_it(
+    server: ScriptedServer, selecting: list[Any], spans: Spans
+) -> None:
+    with connect(server.uri, event_listeners=selecting, **PATIENT) as client:
+        client.admin.command("ping")
+        spans.clear()
+        fields = {
+            "topologyDescription": client.topology_description,
+            "clientId": client._topology._topology_id,
+            "selector": object(),
+            "operation": "insert",
+            "serverHost": "127.0.0.1",
+            "serverPort": server.port,
+        }
+
+        def select() -> None:
+            _selections.started(fields)
+            _selections.waiting(fields)
+            in_a_loop(lambda: _selections.started(fields))
+            in_a_loop(lambda: _selections.waiting(fields))
+            in_a_loop(lambda: _selections.failed(fields))
+            _selections.succeeded(fields)
+            assert len(_selections.open) == 1
+            time.sleep(0.02)
+
+        in_a_loop(select)
+        _selections.succeeded(fields)
+
+    selection = spans.one(SELECT)
+    assert attributes(selection)["mongodb.client.server_selector"] == "_OTHER"
+    assert attributes(selection)["server.port"] == server.port
+    assert seconds(selection) >= 0.02
+
+
+@asynchronous
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.11 lets tasks share a context")
+async def test_tasks_that_share_a_context(server: ScriptedServer, selecting: list[Any], spans: Spans) -> None:
+    client = aconnect(server.uri, event_listeners=selecting, **PATIENT)
+    await client.admin.command("ping")
+    await asyncio.to_thread(server.stop)
+    await eventually(lambda: not client.topology_description.has_readable_server())
+    spans.clear()
+    shared: Any = {"context": copy_context()}
+    both = [asyncio.get_running_loop().create_task(client.admin.command("count"), **shared) for _ in range(2)]
+    await eventually(lambda: len(_selections.open) == 2)
+    await asyncio.sleep(0.1)
+    await asyncio.to_thread(server.start)
+    await asyncio.gather(*both)
+    await client.close()
+
+    assert [attributes(each).get(ERROR) for each in selections_of(spans, "count")] == [None, None]
+
+
+@asynchronous
+async def test_so_many_that_are_cancelled_at_once_are_all_recorded(
+    server: ScriptedServer, selecting: list[Any], spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "_LIMIT", 5)
+    client = aconnect(server.uri, event_listeners=selecting, **PATIENT)
+    await client.admin.command("ping")
+    await asyncio.to_thread(server.stop)
+    await eventually(lambda: not client.topology_description.has_readable_server())
+    spans.clear()
+    tasks = [asyncio.create_task(client.admin.command("count")) for _ in range(50)]
+    await eventually(lambda: len(_selections.open) == 50)
+    await asyncio.sleep(0.13)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await eventually(lambda: not _selections.open)
+    await asyncio.to_thread(background_worker.flush)
+    await asyncio.to_thread(server.start)
+    await client.close()
+
+    assert len(selections_of(spans, "count")) == 50
+
+
+def test_it_is_looked_after_at_intervals_whatever_wakes_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(_selections, "_check", looks.append)
+    monkeypatch.setattr(_selections, "_next_check", 0.0)
+    unseen: Any = object()
+    monkeypatch.setitem(_selections.open, unseen, None)
+    due = [_selections.check() for _ in range(3)]
+    monkeypatch.undo()
+
+    assert len(looks) == 1
+    assert all(each is not None and 0.3 < each <= 0.5 for each in due)
+
+
+class Curious(SpanProcessor):
+    """Uses MongoDB whenever a selection ends."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.count = 0
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.name == SELECT:
+            self.count += 1
+            with contextlib.suppress(Exception):
+                self.client.admin.command("ping")
+
+
+def test_a_span_processor_that_uses_mongodb_makes_no_endless_loop(
+    server: ScriptedServer, selecting: list[Any], spans: Spans
+) -> None:
+    closed = connect(server.uri, event_listeners=selecting, serverSelectionTimeoutMS=50)
+    closed.admin.command("ping")
+    closed.close()
+    with connect(server.uri, event_listeners=selecting, **IMPATIENT) as client:
+        client.admin.command("ping")
+        lose(client, server)
+        curious = Curious(closed)
+        spans.provider.add_span_processor(curious)
+        fail(client)
+        time.sleep(1.5)
+        server.start()
+    until(lambda: background_worker.thread is None)
+
+    assert curious.count <= 3
 
 
 def test_a_selection_inside_of_another_one_is_left_out(replica_set: ScriptedReplicaSet, spans: Spans) -> None:
@@ -987,6 +1123,42 @@ def test_a_level_that_is_set_later_counts(server: ScriptedServer, selecting: lis
         logger.removeHandler(handler)
 
     assert [message for _, message, *_ in handler.told] == ["Server selection started", "Server selection succeeded"]
+
+
+def test_a_logger_whose_methods_take_no_other_arguments(
+    server: ScriptedServer, selecting: list[Any], logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+
+    class Structured(logging.Logger):
+        def debug(self, msg: object, *args: object) -> None:  # type: ignore[override]  # as applications do
+            logged.append(str(msg))
+
+    monkeypatch.setattr(logger, "__class__", Structured)
+    logger.setLevel(logging.DEBUG)
+    with connect(server.uri, event_listeners=selecting, **PATIENT) as client:
+        client.admin.command("ping")
+
+    assert any("Server selection succeeded" in message for message in logged)
+
+
+def test_only_the_driver_gets_another_answer(
+    server: ScriptedServer, selecting: list[Any], logger: logging.Logger
+) -> None:
+    logger.setLevel(logging.WARNING)
+    handler = Records()
+    handler.emit = handler.told.append  # type: ignore[method-assign, assignment]  # all of them
+    logger.addHandler(handler)
+    try:
+        with connect(server.uri, event_listeners=selecting, **PATIENT) as client:
+            client.admin.command("ping")
+            assert not logger.isEnabledFor(logging.DEBUG)
+            logger.log(logging.DEBUG, "by its level")
+            logging.LoggerAdapter(logger, {}).debug("by an adapter")
+    finally:
+        logger.removeHandler(handler)
+
+    assert handler.told == []
 
 
 def test_a_message_of_another_kind_is_left_alone(

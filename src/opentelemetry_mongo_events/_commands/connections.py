@@ -11,13 +11,12 @@ from opentelemetry_mongo_events._commands.held_connections import hold, release
 from opentelemetry_mongo_events._driver.listeners import QuietPoolListener
 from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS, duration
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
-from opentelemetry_mongo_events._servers.selections import take_delay
+from opentelemetry_mongo_events._servers.selections import begin_checkout, take_delay
 
 if TYPE_CHECKING:
     from pymongo.monitoring import (
         ConnectionCheckedInEvent,
         ConnectionCheckedOutEvent,
-        ConnectionCheckOutFailedEvent,
         ConnectionCheckOutStartedEvent,
         ConnectionClosedEvent,
         ConnectionCreatedEvent,
@@ -56,11 +55,7 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
         """Record that the current thread or task has checked out a connection."""
         held = hold(self._open, event.address, event.connection_id)
         held.wait_time = duration(event, _checkout_started.get())
-        held.selection_wait_time = take_delay(event.address)
-
-    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
-        """Forget the selection of the server: no command follows."""
-        take_delay(None)
+        held.selection_wait_time = take_delay()
 
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
@@ -84,6 +79,7 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
             command.interrupt()
 
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
-        """Record when the current thread or task started to wait for a connection."""
+        """Record when the current thread or task started to wait for a connection, and how long for its server."""
+        begin_checkout(event.address)
         if not POOL_EVENTS_HAVE_DURATIONS:
             _checkout_started.set(time.perf_counter())

@@ -17,6 +17,7 @@ from pymongo import version_tuple
 
 from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard
 from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._runtime.process import SharedLock
 
 if TYPE_CHECKING:
     import types
@@ -68,12 +69,14 @@ class _Log:
         is_observed: Whether the logger has been overridden.
         has_warned: Whether a logger that can't be overridden has been logged.
         guard: Counts and logs the failures of the observer.
+        lock: Held while the logger is overridden.
     """
 
     def __init__(self) -> None:
         self.is_observed = False
         self.has_warned = False
         self.guard = Guard()
+        self.lock = SharedLock()
 
 
 _log: Final = _Log()
@@ -86,8 +89,13 @@ def observe(observer: SelectionObserver) -> bool:
         Whether they are sent: False if this version of PyMongo logs none, or, with a warning, if the log differs from
         what this module supports.
     """
-    if version_tuple < (4, 7) or _log.is_observed:
-        return _log.is_observed
+    if version_tuple < (4, 7):
+        return False
+    with _log.lock():
+        return _log.is_observed or _observe(observer)
+
+
+def _observe(observer: SelectionObserver) -> bool:
     logger = logging.getLogger(_LOGGER)
     message_class = _message_class(logger)
     if message_class is None:
@@ -134,18 +142,22 @@ def _override(logger: logging.Logger, message_class: type, observer: SelectionOb
     }
 
     def is_enabled_for(level: int) -> bool:
-        # The class is looked at each time: it may be changed later.
-        return (level == logging.DEBUG and is_wanted(sys._getframe(1).f_back)) or bool(
+        # Only the driver gets another answer. The class is looked at each time: it may be changed later.
+        return (level == logging.DEBUG and is_wanted(sys._getframe(1))) or bool(
             type(logger).isEnabledFor(logger, level)
         )
 
-    def is_wanted(caller: types.FrameType | None) -> bool:
-        if _ASKS_AT_START and observer.is_active() and (caller is None or caller.f_code.co_name != _SELECTED):
-            return True
+    def is_wanted(asking: types.FrameType) -> bool:
+        if not asking.f_globals.get("__name__", "").startswith("pymongo."):
+            return False
+        if _ASKS_AT_START and observer.is_active():
+            caller = asking.f_back
+            if caller is None or caller.f_code.co_name != _SELECTED:
+                return True
         # A wait that began ends, even if messages are no longer wanted.
         return observer.is_waiting()
 
-    def debug(message: object, *args: Any, stacklevel: int = 1, **kwargs: Any) -> None:
+    def debug(message: object, *args: Any, **kwargs: Any) -> None:
         if type(message) is message_class:
             try:
                 fields = message._kwargs  # type: ignore[attr-defined]  # checked before
@@ -155,7 +167,10 @@ def _override(logger: logging.Logger, message_class: type, observer: SelectionOb
             except FAILURES as error:
                 _log.guard.failed("a server selection", error)
         if type(logger).isEnabledFor(logger, logging.DEBUG):
-            type(logger).debug(logger, message, *args, stacklevel=stacklevel + 1, **kwargs)
+            log = type(logger).debug
+            if log is logging.Logger.debug:  # a subclass may not know the argument
+                kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+            log(logger, message, *args, **kwargs)
 
     vars(logger).update(debug=debug, isEnabledFor=is_enabled_for)
 

@@ -139,6 +139,19 @@ class BackgroundWorker:
         self.wake()
         return has_room
 
+    @property
+    def is_working(self) -> bool:
+        """Whether the current thread, task or greenlet does a task: what it causes itself is not to be recorded."""
+        return _is_working.get()
+
+    def run(self, name: str, task: Callable[[], object]) -> None:
+        """Do a task on the current thread. Never raises."""
+        token = _is_working.set(True)
+        try:
+            self.guard.run(name, task)
+        finally:
+            _is_working.reset(token)
+
     def wake(self) -> None:
         """Make the thread check what is open now, and start it if there is none. Runs on any thread."""
         track(self)
@@ -228,11 +241,7 @@ class BackgroundWorker:
             name, task = self._waiting.popleft()
         except IndexError:
             return False
-        token = _is_working.set(True)
-        try:
-            self.guard.run(name, task)
-        finally:
-            _is_working.reset(token)
+        self.run(name, task)
         return True
 
 

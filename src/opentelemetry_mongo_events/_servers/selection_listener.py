@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import time
 import weakref
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import get_current
@@ -29,7 +29,7 @@ from opentelemetry_mongo_events._driver.versions import runs_in_background
 from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied
 from opentelemetry_mongo_events._runtime.process import HAS_GIL, take_over, track
-from opentelemetry_mongo_events._runtime.stacks import frames, thread_frames
+from opentelemetry_mongo_events._runtime.stacks import current_task, frames, thread_frames
 from opentelemetry_mongo_events._servers.selections import Selection, set_delay
 from opentelemetry_mongo_events._servers.topology_listener import TopologyEvents
 from opentelemetry_mongo_events._telemetry import semconv as names
@@ -48,9 +48,14 @@ _LIMIT: Final = 10_000
 # The seconds between two checks of the waiting selections, and which share of the time the checks may take.
 _CHECK_INTERVAL: Final = 0.5
 _MAX_CHECK_SHARE: Final = 0.05
+_MIN_INTERVAL: Final = 0.01
 
-# The function of the driver's topology that waits.
+# Seconds until a process in which no selections are instrumented is asked again whether they are.
+_SEARCH_INTERVAL: Final = 0.01
+
+# The functions of the driver's topology that wait, and that log that a server was selected.
 _LOOP: Final = "_select_servers_loop"
+_SELECTION: Final = frozenset({_LOOP, "select_server"})
 
 # The name of the driver's exception when no server is found in time.
 _TIMEOUT: Final = "ServerSelectionTimeoutError"
@@ -108,12 +113,6 @@ class SelectionEvents(NeverCopied, ServerHeartbeatListener):
         return servers.prepare(fields["clientId"], fields["topologyDescription"]) if is_reported else None
 
 
-# A weak reference: a task that the driver creates meanwhile keeps its copy of the context as long as it exists.
-_current: ContextVar[weakref.ref[Selection] | None] = ContextVar(
-    "opentelemetry_mongo_events_current_selection", default=None
-)
-
-
 class _Selections:
     """The waiting server selections of this process.
 
@@ -134,9 +133,12 @@ class _Selections:
     def forget(self) -> None:
         """Forget all selections: after a fork they belong to the parent process."""
         self.open: dict[Selection, None] = {}
+        self._by_runner: dict[int, Selection] = {}
+        self._next_check = self._next_search = 0.0
 
     def add(self, listener: SelectionEvents) -> None:
         """Add the listener of a client, for as long as it exists."""
+        self._next_search = 0.0
         self._listeners[weakref.ref(listener, lambda gone: self._listeners.pop(gone, None))] = None
 
     def is_active(self) -> bool:
@@ -145,11 +147,14 @@ class _Selections:
         listener = self._last_active()
         if listener is not None and listener.telemetry is not None:
             return True
+        if time.monotonic() < self._next_search:
+            return False
         for reference in list(self._listeners):
             listener = reference()
             if listener is not None and listener.telemetry is not None:
                 self._last_active = reference
                 return True
+        self._next_search = time.monotonic() + _SEARCH_INTERVAL
         return False
 
     def is_waiting(self) -> bool:
@@ -167,6 +172,8 @@ class _Selections:
         """
         if not self._end_earlier() or len(self.open) >= _LIMIT or not is_instrumentation_enabled():
             return
+        if background_worker.is_working:  # the telemetry pipeline uses MongoDB: each selection would lead to the next
+            return
         take_over()
         listeners = listeners_of(fields["topologyDescription"])
         for listener in listeners:
@@ -181,14 +188,15 @@ class _Selections:
         track(self)
         try:
             self.open[selection] = None
-            _current.set(weakref.ref(selection))
+            self._by_runner[selection.key] = selection
         finally:  # even if a signal handler raises: the selection has to be ended
             background_worker.wake()
 
     def succeeded(self, fields: Mapping[str, Any]) -> None:
         """End a wait: a server was selected."""
         selection = self._current()
-        if selection is None or selection.client_id != fields["clientId"] or not self._take(selection):
+        # The loop of this selection has ended. If there is one, this selection is inside of another one.
+        if selection is None or selection.client_id != fields["clientId"] or _loops() > 0 or not self._take(selection):
             return
         at = time.monotonic()
         address = (plain_text(fields["serverHost"]) or "", fields["serverPort"])
@@ -201,13 +209,13 @@ class _Selections:
         if self._current() is None:
             self.waiting(fields)
         selection = self._current()
-        if selection is not None and selection.client_id == fields["clientId"]:
+        if selection is not None and selection.client_id == fields["clientId"] and not _is_nested():
             self._end_later(selection, time.monotonic(), _TIMEOUT)
 
     def end_all(self) -> None:
         """End all waits as interrupted. Called at the exit of the interpreter; never raises."""
         for selection in list(self.open):
-            self._end_later(selection, time.monotonic(), names.INTERRUPTED)
+            self._end_interrupted(selection, time.monotonic())
 
     def check(self) -> float | None:
         """End the waits that were cancelled or interrupted. Runs on the background thread; never raises.
@@ -218,17 +226,20 @@ class _Selections:
         if not self.open:
             return None
         started = time.monotonic()
-        self.guard.run("the check of server selections", self._check, started)
-        return max(_CHECK_INTERVAL, (time.monotonic() - started) / _MAX_CHECK_SHARE)
+        if started >= self._next_check:  # the worker may have been woken for another reason
+            self.guard.run("the check of server selections", self._check, started)
+            ended = time.monotonic()
+            self._next_check = ended + max(_CHECK_INTERVAL, (ended - started) / _MAX_CHECK_SHARE)
+        return max(_MIN_INTERVAL, self._next_check - time.monotonic())
 
     def _check(self, now: float) -> None:
         waiting = [selection for selection in list(self.open) if now - selection.since >= _CHECK_INTERVAL]
-        threads = thread_frames() if waiting else {}
+        # Twice: a task that begins to run while others are looked at is not found where it was.
+        for _ in range(2):
+            threads = thread_frames() if waiting else {}
+            waiting = [selection for selection in waiting if not _is_selecting(selection, threads)]
         for selection in waiting:
-            stack = selection.runner.frames(threads)
-            # Without the GIL it isn't possible to find out whether it has left the driver's selection.
-            if stack is None or (HAS_GIL and not any(map(_is_loop, stack))):
-                self._end_later(selection, now, names.INTERRUPTED)
+            self._end_interrupted(selection, now)
 
     def _end_earlier(self) -> bool:
         """End an earlier wait of the same thread or task. Returns False if that selection contains the current one."""
@@ -241,18 +252,25 @@ class _Selections:
 
     def _current(self) -> Selection | None:
         """Return the selection that waits in the current thread, task or greenlet."""
-        reference = _current.get()
-        if reference is None:  # the usual case
+        if not self.open:  # the usual case
             return None
-        selection = reference()
+        task = current_task()
+        selection = self._by_runner.get(threading.get_ident() if task is None else id(task))
         return selection if selection in self.open else None
 
     def _take(self, selection: Selection) -> bool:
         """Remove a selection. Returns False if another thread has removed it."""
+        if self._by_runner.get(selection.key) is selection:
+            self._by_runner.pop(selection.key, None)
         return self.open.pop(selection, self) is None
 
+    def _end_interrupted(self, selection: Selection, at: float) -> None:
+        """End a wait as interrupted, on the background worker's thread or at the exit of the interpreter."""
+        if self._take(selection):
+            background_worker.run("a server selection", functools.partial(selection.end, at, names.INTERRUPTED))
+
     def _end_later(self, selection: Selection, at: float, error: str) -> None:
-        """End a wait on the background worker's thread: the driver holds a lock, or the wait is another thread's."""
+        """End a wait on the background worker's thread, as the driver holds a lock now."""
         if self._take(selection) and not background_worker.submit(
             "a server selection", functools.partial(selection.end, at, error)
         ):
@@ -261,12 +279,32 @@ class _Selections:
 
 def _is_loop(frame: types.FrameType) -> bool:
     """Whether a frame is the driver's, and waits for a server."""
-    return frame.f_code.co_name == _LOOP and frame.f_globals.get("__name__", "").startswith("pymongo.")
+    return frame.f_code.co_name == _LOOP and _is_drivers(frame)
+
+
+def _is_selection(frame: types.FrameType) -> bool:
+    """Whether a frame is the driver's, and selects a server."""
+    return frame.f_code.co_name in _SELECTION and _is_drivers(frame)
+
+
+def _is_drivers(frame: types.FrameType) -> bool:
+    return bool(frame.f_globals.get("__name__", "").startswith("pymongo."))
+
+
+def _loops() -> int:
+    """Return how many selections wait on the current stack."""
+    return sum(map(_is_loop, frames(sys._getframe())))
 
 
 def _is_nested() -> bool:
-    """Whether the current selection runs inside of another one."""
-    return sum(map(_is_loop, frames(sys._getframe()))) > 1
+    """Whether the current selection, which is in its loop, runs inside of another one."""
+    return _loops() > 1
+
+
+def _is_selecting(selection: Selection, threads: dict[int, types.FrameType]) -> bool:
+    """Whether a thread or task is still in the driver's selection. Without the GIL: whether it still exists."""
+    stack = selection.runner.frames(threads)
+    return stack is not None and (not HAS_GIL or any(map(_is_selection, stack)))
 
 
 _selections: Final = _Selections()

@@ -45,6 +45,7 @@ class _Delay(NamedTuple):
 
 
 _delay: ContextVar[_Delay | None] = ContextVar("opentelemetry_mongo_events_selection_delay", default=None)
+_checkout_delay: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_delay", default=None)
 
 
 def set_delay(seconds: float, address: Address) -> None:
@@ -57,20 +58,30 @@ def set_delay(seconds: float, address: Address) -> None:
     _delay.set(_Delay(seconds, address))
 
 
-def take_delay(address: Address | None) -> float | None:
-    """Return, once, how many seconds the current thread or task has waited for the selection of a server.
+def begin_checkout(address: Address) -> None:
+    """Note that the current thread or task begins to check out a connection.
 
-    Args:
-        address: The server to which a connection was checked out; None if the checkout failed.
-
-    Returns:
-        The seconds, rounded to microseconds; None if the last selection there didn't wait, or selected another server.
+    The driver does so right after it has selected the server. What was kept before belongs to a checkout that was
+    cancelled.
     """
     delay = _delay.get()
-    if delay is None:
-        return None
-    _delay.set(None)
-    return round(delay.seconds, 6) if delay.address == address else None
+    if delay is not None:
+        _delay.set(None)
+    elif _checkout_delay.get() is None:  # the usual case
+        return
+    _checkout_delay.set(round(delay.seconds, 6) if delay is not None and delay.address == address else None)
+
+
+def take_delay() -> float | None:
+    """Return, once, how many seconds the selection of the server waited before the current thread's or task's checkout.
+
+    Returns:
+        The seconds, rounded to microseconds; None if it didn't wait.
+    """
+    seconds = _checkout_delay.get()
+    if seconds is not None:
+        _checkout_delay.set(None)
+    return seconds
 
 
 class Selection:
@@ -85,6 +96,7 @@ class Selection:
     Attributes:
         client_id: The driver's id of the client's topology.
         runner: The thread or task that waits.
+        key: Identifies the thread or task while it exists.
         since: When the wait began, by `time.monotonic()`.
     """
 
@@ -98,6 +110,7 @@ class Selection:
         "_telemetry",
         "_topology",
         "client_id",
+        "key",
         "runner",
         "since",
     )
@@ -108,7 +121,9 @@ class Selection:
         description = fields["topologyDescription"]
         self.since, self._nanoseconds = moment()
         self.client_id = fields["clientId"]
-        self.runner = Runner(current_task())
+        task = current_task()
+        self.runner = Runner(task)
+        self.key = self.runner.thread if task is None else id(task)
         self._telemetry = telemetry
         self._topology = topology
         self._context = context
