@@ -60,7 +60,7 @@ NUMBERS: Final = [
     ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_servers.outages:_MAX_LINKS"),
     ("docs/outages.md", r"succeeded or failed: at most ([\d,]+) of those", "_servers.outages:_MAX_LINKS"),
     ("docs/outages.md", r"waits up to ([\d.]+) seconds more", "_servers.outages:_MAX_WAIT_FOR_SELECTIONS"),
-    ("docs/outages.md", r"([\d,]+) of them may wait for it", "_runtime.background:_LIMIT"),
+    ("docs/outages.md", r"At most ([\d,]+) log records and failed selections wait", "_runtime.background:_LIMIT"),
     ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_runtime.background:_FLUSH_TIMEOUT"),
     ("docs/outages.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
     ("docs/outages.md", r"topologies of more than ([\d,]+) servers", "_servers.topology_listener:_MAX_SERVERS"),

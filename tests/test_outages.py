@@ -259,7 +259,7 @@ def test_a_command_that_finds_the_step_down_is_linked_from_the_outage(
     changed = event(outage, "server.changed")
     assert changed["error.type"] == "NotPrimaryError"
     assert "mongodb.client.error.message" not in changed  # it quotes the server's reply
-    assert start(outage) <= end(failed) + 5_000_000
+    assert start(outage) <= end(failed) + 50_000_000  # its own time, not that at which the driver reports it
     assert "heartbeat.failed" not in events(outage)
 
 

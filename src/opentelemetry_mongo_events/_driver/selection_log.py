@@ -167,10 +167,9 @@ def _override(logger: logging.Logger, message_class: type, observer: SelectionOb
             except FAILURES as error:
                 _log.guard.failed("a server selection", error)
         if type(logger).isEnabledFor(logger, logging.DEBUG):
-            log = type(logger).debug
-            if log is logging.Logger.debug:  # a subclass may not know the argument
+            if type(logger).debug is logging.Logger.debug:  # a subclass may not know the argument
                 kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
-            log(logger, message, *args, **kwargs)
+            type(logger).debug(logger, message, *args, **kwargs)
 
     vars(logger).update(debug=debug, isEnabledFor=is_enabled_for)
 
