@@ -78,6 +78,7 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
             give_up(self._open)
             command.interrupt()
 
+    @guarded
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
         """Record when the current thread or task started to wait for a connection, and how long for its server."""
         begin_checkout(event.address)
