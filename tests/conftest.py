@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib.util
 import inspect
 import os
@@ -35,6 +36,29 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     # What a shell starts in the background ignores it, and so would the programs that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _limit(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    _limit(item)  # again: pytest has cancelled it if the test failed
+
+
+def pytest_runtest_logfinish() -> None:
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _limit(item: pytest.Item) -> None:
+    """End a process that stands still for long: pytest-timeout interrupts a test once, and not what follows."""
+    marker = item.get_closest_marker("timeout")
+    seconds = float(marker.args[0]) if marker and marker.args else item.config.getoption("timeout")
+    seconds = float(item.config.getini("timeout")) if seconds is None else seconds
+    if seconds:
+        faulthandler.dump_traceback_later(2 * seconds + 30, exit=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ from opentelemetry.context import attach, detach
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
-from pymongo import ReadPreference
+from pymongo import ReadPreference, common
 from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 from pymongo.hello import Hello
 from pymongo.monitoring import TopologyClosedEvent, TopologyDescriptionChangedEvent, TopologyOpenedEvent
@@ -866,16 +866,35 @@ async def test_tasks_that_share_a_context(server: ScriptedServer, selecting: lis
     assert [attributes(each).get(ERROR) for each in selections_of(spans, "count")] == [None, None]
 
 
+class NoServer:
+    """A `server_selector` that finds no server after `lose()`.
+
+    Nothing wakes those that wait for a server then. A task that is cancelled just as it wakes up may leave the driver's
+    lock locked for good, with or without this package (seen with Python 3.11.7), or ignore the cancellation.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_lost = False
+        self._monkeypatch = monkeypatch
+
+    def lose(self) -> None:
+        self.is_lost = True
+        self._monkeypatch.setattr(common, "MIN_HEARTBEAT_INTERVAL", 20)
+
+    def __call__(self, servers: Any) -> Any:
+        return [] if self.is_lost else servers
+
+
 @asynchronous
 async def test_so_many_that_are_cancelled_at_once_are_all_recorded(
-    server: ScriptedServer, selecting: list[Any], spans: Spans, monkeypatch: pytest.MonkeyPatch
+    replica_set: ScriptedReplicaSet, selecting: list[Any], spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "_LIMIT", 5)
-    client = aconnect(server.uri, event_listeners=selecting, **PATIENT)
+    choose = NoServer(monkeypatch)
+    client = aconnect(replica_set.uri, event_listeners=selecting, server_selector=choose)
     await client.admin.command("ping")
-    await asyncio.to_thread(server.stop)
-    await eventually(lambda: not client.topology_description.has_readable_server())
     spans.clear()
+    choose.lose()
     tasks = [asyncio.create_task(client.admin.command("count")) for _ in range(50)]
     await eventually(lambda: len(_selections.open) == 50)
     await asyncio.sleep(0.13)
@@ -884,7 +903,7 @@ async def test_so_many_that_are_cancelled_at_once_are_all_recorded(
     await asyncio.gather(*tasks, return_exceptions=True)
     await eventually(lambda: not _selections.open)
     await asyncio.to_thread(background_worker.flush)
-    await asyncio.to_thread(server.start)
+    choose.is_lost = False
     await client.close()
 
     assert len(selections_of(spans, "count")) == 50
@@ -992,12 +1011,14 @@ async def test_tasks_wait_beside_each_other(server: ScriptedServer, selecting: l
 
 @asynchronous
 @pytest.mark.parametrize("how", ["cancel", "wait_for"])
-async def test_a_task_that_was_cancelled(how: str, server: ScriptedServer, selecting: list[Any], spans: Spans) -> None:
-    client = aconnect(server.uri, event_listeners=selecting, **PATIENT)
+async def test_a_task_that_was_cancelled(
+    how: str, replica_set: ScriptedReplicaSet, selecting: list[Any], spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = NoServer(monkeypatch)
+    client = aconnect(replica_set.uri, event_listeners=selecting, server_selector=choose)
     await client.admin.command("ping")
-    await asyncio.to_thread(server.stop)
-    await eventually(lambda: not client.topology_description.has_readable_server())
     spans.clear()
+    choose.lose()
     if how == "cancel":
         pinging = asyncio.ensure_future(client.admin.command("ping"))
         await eventually(lambda: len(_selections.open) == 1)
@@ -1009,7 +1030,7 @@ async def test_a_task_that_was_cancelled(how: str, server: ScriptedServer, selec
             await asyncio.wait_for(client.admin.command("ping"), 0.13)
     await eventually(lambda: not _selections.open)
     await asyncio.to_thread(background_worker.flush)
-    await asyncio.to_thread(server.start)
+    choose.is_lost = False
     await client.close()
 
     told = [attributes(each)[ERROR] for each in selections_of(spans, "ping")]
