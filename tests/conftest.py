@@ -58,7 +58,7 @@ def _limit(item: pytest.Item) -> None:
     seconds = float(marker.args[0]) if marker and marker.args else item.config.getoption("timeout")
     seconds = float(item.config.getini("timeout")) if seconds is None else seconds
     if seconds:
-        faulthandler.dump_traceback_later(2 * seconds + 30, exit=True)
+        faulthandler.dump_traceback_later(2 * seconds + 30, exit=True, file=2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
