@@ -519,7 +519,7 @@ def test_an_outage_ends_with_the_observation(
     until(lambda: metrics.servers(TYPE) == {"Unknown": 1})
     MongoEventsInstrumentor().uninstrument_client(living)
 
-    assert attributes(spans.wait_for(OUTAGE))["error.type"] == "uninstrumented"
+    assert attributes(spans.wait_for(OUTAGE))["mongodb.client.outage.outcome"] == "uninstrumented"
     server.start()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -18,10 +19,15 @@ import pymongo
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 from pymongo.errors import PyMongoError
+from pymongo.hello import Hello
+from pymongo.server_description import ServerDescription
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._runtime.background import background_worker
+from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._servers import outages
+from opentelemetry_mongo_events._servers.difference import Difference
+from opentelemetry_mongo_events._servers.topology_listener import _cause
 from tests.broken import Picky
 from tests.clients import aconnect, answers, connect
 from tests.forks import in_child
@@ -39,6 +45,8 @@ if TYPE_CHECKING:
 
 DISCOVERY = "mongodb.client.discovery"
 OUTAGE = "mongodb.client.outage"
+PRIMARY: dict[str, Any] = {"ok": 1, "isWritablePrimary": True, "setName": "rs", "hosts": ["127.0.0.1:1"]}
+OUTCOME = "mongodb.client.outage.outcome"
 OUTAGES = "mongodb.client.outage.duration"
 CHANGED = "mongodb.client.server.changed"
 
@@ -87,8 +95,13 @@ def test_a_discovery_is_a_root_span_with_all_that_happened_in_it(
         client.admin.command("ping")
         discovery = spans.wait_for(DISCOVERY)
 
-    assert (discovery.parent, discovery.kind, discovery.status.status_code) == (None, SpanKind.INTERNAL, StatusCode.OK)
-    assert attributes(discovery) == {"db.system.name": "mongodb", "mongodb.client.topology.type": "Unknown"}
+    kind, status = discovery.kind, discovery.status.status_code
+    assert (discovery.parent, kind, status) == (None, SpanKind.INTERNAL, StatusCode.UNSET)
+    assert attributes(discovery) == {
+        "db.system.name": "mongodb",
+        "mongodb.client.topology.type": "Unknown",
+        "mongodb.client.discovery.outcome": "discovered",
+    }
     assert events(discovery) == [
         "topology.opened",
         "server.opened",
@@ -136,6 +149,7 @@ def test_a_discovery_ends_with_the_first_readable_server(
         "db.system.name": "mongodb",
         "mongodb.client.topology.type": "ReplicaSetNoPrimary",
         "mongodb.client.replica_set": replica_set.name,
+        "mongodb.client.discovery.outcome": "discovered",
     }
     assert spans.names == [DISCOVERY]  # there was no primary to lose
 
@@ -150,7 +164,7 @@ def test_a_discovery_that_fails_at_first_tells_why(server: ScriptedServer, watch
         discovery = spans.wait_for(DISCOVERY)
 
     assert seconds(discovery) > 0.3
-    assert discovery.status.status_code is StatusCode.OK
+    assert discovery.status.status_code is StatusCode.UNSET
     told = events(discovery)
     assert told[:3] == ["topology.opened", "server.opened", "heartbeat.failed"]
     assert told[-3:] == ["heartbeat.succeeded", "server.changed", "topology.changed"]
@@ -174,10 +188,11 @@ def test_a_client_that_never_connects_is_told_piece_by_piece(spans: Spans, metri
     assert start(second) == pytest.approx(end(first), abs=1e6)
     assert seconds(first) == pytest.approx(0.5, abs=0.001)
     assert "heartbeat.failed" in events(first)
-    assert (first.status.status_code, first.status.description) == (StatusCode.ERROR, "timeout")
-    assert attributes(first)["error.type"] == "timeout"
+    assert (first.status.status_code, first.status.description) == (StatusCode.ERROR, None)
+    assert attributes(first)["error.type"] == "AutoReconnect"
+    assert attributes(first)["mongodb.client.discovery.outcome"] == "timeout"
     if pymongo.version_tuple >= (4, 9):
-        assert attributes(last)["error.type"] == "closed"
+        assert attributes(last)["mongodb.client.discovery.outcome"] == "closed"
     assert metrics.points(OUTAGES) == []
 
 
@@ -207,7 +222,8 @@ def test_a_failover_is_an_outage(
         client.shop.orders.insert_one({})
         outage = spans.wait_for(OUTAGE)
 
-    assert (outage.parent, outage.kind, outage.status.status_code) == (None, SpanKind.INTERNAL, StatusCode.OK)
+    assert (outage.parent, outage.kind) == (None, SpanKind.INTERNAL)
+    assert (outage.status.status_code, outage.status.description) == (StatusCode.ERROR, None)
     assert stepped_down <= start(outage) <= elected <= end(outage)
     assert end(outage) - elected < 0.5e9
     replica_set_is = {"mongodb.client.replica_set": replica_set.name}
@@ -216,6 +232,11 @@ def test_a_failover_is_an_outage(
         "mongodb.client.topology.type": "ReplicaSetNoPrimary",
         "server.address": "127.0.0.1",
         "server.port": lost.port,
+        "error.type": "NotPrimaryError",
+        "mongodb.client.outage.outcome": "recovered",
+        "mongodb.client.outage.heartbeat_failures": 0,
+        "mongodb.client.outage.previous_primary": f"127.0.0.1:{lost.port}",
+        "mongodb.client.outage.primary": f"127.0.0.1:{replica_set.members[1].port}",
     }
     assert events(outage) == ["server.changed", "topology.changed"] * 2
     assert (
@@ -294,7 +315,11 @@ def test_a_killed_standalone_is_an_outage_with_its_failed_heartbeats(
     stamps = [each.timestamp for each in outage.events]
     assert stamps == sorted(stamps)
     assert start(outage) <= stamps[0] <= stamps[-1] <= end(outage)
-    assert dict(metrics.one(OUTAGES).attributes) == {}
+    assert dict(metrics.one(OUTAGES).attributes) == {"server.address": "127.0.0.1", "server.port": server.port}
+    about = attributes(outage)
+    assert (about["error.type"], about[OUTCOME]) == (event(outage, "server.changed")["error.type"], "recovered")
+    assert about["mongodb.client.outage.heartbeat_failures"] == told.count("heartbeat.failed")
+    assert not {"mongodb.client.outage.primary", "mongodb.client.outage.previous_primary"} & about.keys()
 
 
 def test_a_command_that_fails_on_the_network_is_linked_from_the_outage(
@@ -533,6 +558,13 @@ def test_a_server_that_is_removed_from_its_set_is_told(
     assert spans.named(OUTAGE) == []
 
 
+def test_no_error_caused_the_outage_of_a_primary_that_left_its_set() -> None:
+    primary, unknown = (ServerDescription(("127.0.0.1", 1), Hello(hello), 0.1) for hello in (PRIMARY, {}))
+    lost = Difference(moment(), [], [], [primary])
+    assert _cause(lost) == "_OTHER"
+    assert _cause(lost._replace(changed=[(unknown, unknown)])) == "_OTHER"
+
+
 def test_two_clients_of_one_server_have_an_outage_each(
     server: ScriptedServer, watching: list[Any], spans: Spans, metrics: Metrics
 ) -> None:
@@ -586,10 +618,11 @@ def names_noted(episode: outages.Period) -> list[str]:
     return [incident.name for incident in list(episode._events)]
 
 
-def assert_ended(spans: Spans, metrics: Metrics, error: str) -> None:
+def assert_ended(spans: Spans, metrics: Metrics, outcome: str) -> None:
     outage = spans.wait_for(OUTAGE)
-    assert (outage.status.status_code, outage.status.description) == (StatusCode.ERROR, error)
-    assert attributes(outage)["error.type"] == error
+    assert (outage.status.status_code, outage.status.description) == (StatusCode.ERROR, None)
+    assert attributes(outage)[OUTCOME] == outcome
+    assert attributes(outage)["error.type"] in ("AutoReconnect", "OSError")
     assert "server.changed" in events(outage)
     assert metrics.one(OUTAGES).count == 1
 
@@ -618,6 +651,41 @@ def test_it_ends_when_its_client_is_garbage_collected(
     assert_ended(spans, metrics, "collected")
 
 
+@pytest.mark.parametrize("has_worked", [True, False])
+def test_a_client_that_is_collected_before_the_driver_reports(
+    has_worked: bool, server: ScriptedServer, watching: list[Any], spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching[-1], "description_changed", lambda event: None)  # it is collected before that
+    if not has_worked:
+        server.stop()
+    listening = {"event_listeners": watching, "serverSelectionTimeoutMS": 300}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the driver warns that it wasn't closed
+        client = connect(server.uri, connect=False, **listening, **OFTEN)
+        topology_id = client._topology._topology_id
+        # Its discovery begins with the first heartbeat.
+        watching[-1].servers.prepare(topology_id, client.topology_description)
+        with contextlib.suppress(PyMongoError):
+            client.admin.command("ping")
+        if has_worked:
+            time.sleep(0.6)  # there are more heartbeats
+        until(lambda: outages._periods.open != {})
+        at = time.time_ns()
+        del client
+        until(lambda: collected() and spans.named(DISCOVERY))
+
+    discovery = spans.one(DISCOVERY)
+    about = attributes(discovery)
+    if has_worked:
+        assert about["mongodb.client.discovery.outcome"] == "discovered"
+        assert discovery.status.status_code is StatusCode.UNSET
+        assert seconds(discovery) < 0.4
+    else:
+        assert (about["mongodb.client.discovery.outcome"], about["error.type"]) == ("collected", "AutoReconnect")
+        assert discovery.status.status_code is StatusCode.ERROR
+        assert at <= end(discovery) <= at + 0.4e9  # and not when that was noticed
+
+
 def test_it_ends_when_the_instrumentation_is_taken_off(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, metrics: Metrics
 ) -> None:
@@ -629,7 +697,7 @@ def test_it_ends_when_the_instrumentation_is_taken_off(
         lose(server)
         instrumentor.uninstrument()
         outage = spans.wait_for(OUTAGE)
-        assert attributes(outage)["error.type"] == "uninstrumented"
+        assert attributes(outage)[OUTCOME] == "uninstrumented"
         server.start()
         until(lambda: answers(client))
         instrumentor.instrument(topology=True, **providers)
@@ -655,7 +723,7 @@ def test_an_outage_that_begins_while_the_instrumentation_is_taken_off_ends_at_on
         assert slow.reached.wait(5)
         instrumentor.uninstrument()
         slow.goes_on.set()
-        assert attributes(spans.wait_for(OUTAGE))["error.type"] == "uninstrumented"
+        assert attributes(spans.wait_for(OUTAGE))[OUTCOME] == "uninstrumented"
 
 
 def test_it_goes_on_in_another_span_when_it_takes_too_long(
@@ -669,11 +737,12 @@ def test_it_goes_on_in_another_span_when_it_takes_too_long(
         until(lambda: len(spans.named(OUTAGE)) == 1)
         server.start()
         until(lambda: answers(client))
-        until(lambda: spans.named(OUTAGE)[-1].status.status_code is StatusCode.OK)
+        until(lambda: attributes(spans.named(OUTAGE)[-1])[OUTCOME] == "recovered")
 
     pieces = spans.named(OUTAGE)
     assert len(pieces) > 1
-    assert {attributes(piece)["error.type"] for piece in pieces[:-1]} == {"timeout"}
+    assert {attributes(piece)[OUTCOME] for piece in pieces[:-1]} == {"timeout"}
+    assert len({attributes(piece)["error.type"] for piece in pieces}) == 1
     for before, after in itertools.pairwise(pieces):
         assert linked(after) == [span_id(before)]
         assert start(after) == pytest.approx(end(before), abs=1e6)
@@ -758,7 +827,7 @@ def test_a_child_has_no_part_in_its_parents_outage(
         assert in_child(child)
         server.start()
         until(lambda: answers(client))
-        assert spans.wait_for(OUTAGE).status.status_code is StatusCode.OK
+        assert attributes(spans.wait_for(OUTAGE))[OUTCOME] == "recovered"
 
 
 SHORT = """
@@ -769,7 +838,7 @@ from opentelemetry_mongo_events import event_listeners
 from pymongo import MongoClient
 
 provider = TracerProvider()
-told = lambda span: f"{span.name} {span.status.status_code.name}\\n"
+told = lambda span: f"{span.name} {span.status.status_code.name} {(span.end_time - span.start_time) / 1e9 < 0.3}\\n"
 provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=told)))
 client = MongoClient(sys.argv[1], event_listeners=event_listeners(tracer_provider=provider, topology=True))
 client.admin.command("ping")
@@ -783,7 +852,7 @@ def test_a_program_that_exits_before_the_driver_tells_of_its_server_has_a_good_d
         [sys.executable, "-c", SHORT, server.uri], capture_output=True, text=True, check=True, timeout=30
     )
 
-    assert run.stdout == f"ping admin UNSET\n{DISCOVERY} OK\n"
+    assert run.stdout == f"ping admin UNSET True\n{DISCOVERY} UNSET True\n"
     assert run.stderr == ""
 
 
@@ -823,7 +892,8 @@ async def test_a_failover_under_asynchronous_writes(
     outage, discovery = spans.one(OUTAGE), spans.one(DISCOVERY)
     assert discovery.parent is outage.parent is None  # its tasks copied the context of the request
     assert trace_id(outage) != trace_id(spans.one("request"))
-    assert outage.status.status_code is StatusCode.OK
+    assert attributes(outage)[OUTCOME] == "recovered"
+    assert attributes(outage)["error.type"] == "AutoReconnect"
     assert {"server.changed", "topology.changed"} <= set(events(outage))
     (failed,) = [insert for insert in spans.named("insert orders") if insert.status.status_code is StatusCode.ERROR]
     assert linked(outage) == [span_id(failed)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -309,19 +308,6 @@ async def test_an_asynchronous_client_tells_the_same(
     assert all(list(point.exemplars) == [] for point in metrics.points(HEARTBEATS))
     await client.close()
     await eventually(lambda: metrics.points(COUNT) == [])
-
-
-def test_a_big_topology_is_one_warning(watching: list[Any], caplog: pytest.LogCaptureFixture, metrics: Metrics) -> None:
-    topology = next(listener for listener in watching if type(listener).__name__ == "TopologyEvents")
-    caplog.set_level(logging.WARNING)
-    topology.description_changed(topology_changed(25))
-    assert caplog.messages == []
-
-    for _ in range(3):
-        topology.description_changed(topology_changed(26))
-
-    assert [message.partition(".")[0] for message in caplog.messages] == ["a topology has 26 servers"]
-    assert "topology=False" in caplog.messages[0]
 
 
 def test_a_child_forgets_the_servers(watching: list[Any], metrics: Metrics) -> None:

@@ -18,6 +18,7 @@ from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._servers import outages
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.outages import (
+    Cause,
     begin_discovery,
     begin_outage,
     end,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 HERE: Any = ("db.example", 27017)
 ELSEWHERE: Any = ("db.example", 27018)
+CAUSE = Cause("NetworkTimeout", "db.example:27017")
+OUTCOME = "mongodb.client.outage.outcome"
 
 
 class World:
@@ -56,7 +59,7 @@ class World:
     def begin_outage(self) -> None:
         self.topology.is_discovered = True
         lost = [server for server in (self.here, self.elsewhere) if server.unavailable_since is not None]
-        begin_outage(self.topology, self.telemetry, self.switch, self.now, lost)
+        begin_outage(self.topology, self.telemetry, self.switch, self.now, lost, CAUSE)
 
     def begin_discovery(self) -> None:
         begin_discovery(self.topology, self.telemetry, self.switch, self.now)
@@ -221,7 +224,9 @@ def test_one_that_is_over_as_it_begins_ends_all_the_same(world: World, spans: Sp
     spans.provider.add_span_processor(_OnStart(world.serve_again))
     world.begin_discovery()
 
-    assert spans.one().status.status_code is StatusCode.OK
+    discovery = spans.one()
+    assert discovery.status.status_code is StatusCode.UNSET
+    assert attributes(discovery)["mongodb.client.discovery.outcome"] == "discovered"
 
 
 def test_one_whose_client_is_closed_as_it_begins_ends_as_an_error(world: World, spans: Spans) -> None:
@@ -230,7 +235,7 @@ def test_one_whose_client_is_closed_as_it_begins_ends_as_an_error(world: World, 
     )
     world.begin_outage()
 
-    assert attributes(spans.one())["error.type"] == "closed"
+    assert attributes(spans.one())[OUTCOME] == "closed"
 
 
 def test_one_that_begins_as_the_instrumentation_is_taken_off_ends_with_it(world: World, spans: Spans) -> None:
@@ -241,20 +246,49 @@ def test_one_that_begins_as_the_instrumentation_is_taken_off_ends_with_it(world:
     spans.provider.add_span_processor(_OnStart(take_off))
     world.begin_outage()
 
-    assert attributes(spans.one())["error.type"] == "uninstrumented"
+    assert attributes(spans.one())[OUTCOME] == "uninstrumented"
 
 
 def test_one_that_a_server_has_ended_already_ends_well_with_the_instrumentation(world: World, spans: Spans) -> None:
-    """The driver tells so up to a second late."""
     world.begin_outage()
-    world.elsewhere.answered_at = world.now - 1  # before it began: that is over
-    world.here.answered_at = world.now + 0.25
+    world.elsewhere.answers.append(world.now - 1)  # before it began: that is over
+    world.here.answers += [world.now + 0.25, world.now + 0.35]
     end_all("uninstrumented", world.switch)
 
     outage = spans.one()
-    assert outage.status.status_code is StatusCode.OK
+    assert attributes(outage)[OUTCOME] == "recovered"
     assert seconds(outage) == pytest.approx(0.25, abs=0.001)
-    assert "error.type" not in attributes(outage)
+
+
+@pytest.mark.parametrize(
+    ("known", "replica_set", "kind", "told"),
+    [
+        ("db.example:27018", "rs", "ReplicaSetWithPrimary", "db.example:27018"),
+        (None, "rs", "ReplicaSetNoPrimary", "db.example:27017"),  # the driver hasn't reported it yet
+        (None, None, "Sharded", None),
+        (None, "rs", "Single", None),
+    ],
+)
+def test_the_primary_that_ended_it(
+    known: str | None, replica_set: str | None, kind: str, told: str | None, world: World, spans: Spans
+) -> None:
+    world.begin_outage()
+    world.here.answers.append(world.now + 0.25)
+    world.topology.primary, world.topology.replica_set, world.topology.type = known, replica_set, kind
+    end_all("exit")
+
+    about = attributes(spans.one())
+    assert about.get("mongodb.client.outage.primary") == told
+    assert about["mongodb.client.outage.previous_primary"] == "db.example:27017"
+
+
+def test_all_heartbeats_that_failed_are_counted(world: World, spans: Spans) -> None:
+    world.begin_outage()
+    for _ in range(200):
+        world.topology.note(BackgroundEvent(names.HEARTBEAT_FAILED, {}, moment(world.now + 0.5), server=id(HERE)))
+    world.serve_again()
+
+    assert attributes(spans.one())["mongodb.client.outage.heartbeat_failures"] == 200
 
 
 def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -> None:
@@ -262,10 +296,10 @@ def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -
     one.begin_outage()
     another.begin_outage()
     end_all("uninstrumented", one.switch)
-    assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented"]
+    assert [attributes(span)[OUTCOME] for span in spans.finished] == ["uninstrumented"]
 
     background_worker.at_exit()
-    assert [attributes(span)["error.type"] for span in spans.finished] == ["uninstrumented", "exit"]
+    assert [attributes(span)[OUTCOME] for span in spans.finished] == ["uninstrumented", "exit"]
 
 
 def test_without_another_thread_it_ends_with_what_is_told(
@@ -281,7 +315,7 @@ def test_without_another_thread_it_ends_with_what_is_told(
     assert background_worker.thread is None
     world.serve_again()
 
-    assert spans.one().status.status_code is StatusCode.OK
+    assert attributes(spans.one())[OUTCOME] == "recovered"
 
 
 def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metrics: Metrics) -> None:
@@ -294,7 +328,7 @@ def test_one_of_which_nothing_is_heard_any_more_ends_for_good(spans: Spans, metr
     until(lambda: spans.names == ["mongodb.client.outage"])
     until(lambda: background_worker.thread is None)
 
-    assert attributes(spans.one())["error.type"] == "timeout"
+    assert attributes(spans.one())[OUTCOME] == "timeout"
     assert metrics.one("mongodb.client.outage.duration").sum == pytest.approx(10, abs=1e-6)
 
 
@@ -378,7 +412,7 @@ def test_an_outage_without_a_span_goes_on_and_is_measured(
     with monkeypatch.context() as failing:
         failing.setattr(type(world.telemetry.tracer), "start_span", fail)
         outages._continue(episode, world.now + 1)
-        assert attributes(spans.one())["error.type"] == "timeout"
+        assert attributes(spans.one())[OUTCOME] == "timeout"
         (unseen,) = outages._periods.open
         assert unseen.span_context is None
     # The next one links to nothing: what it goes on with has no span.
@@ -547,7 +581,7 @@ def test_its_span_does_not_wait_for_long(world: World, spans: Spans, monkeypatch
     world.serve_again()
 
     outage = spans.wait_for(names.OUTAGE)
-    assert (seconds(outage), outage.status.status_code) == (1.0, StatusCode.OK)
+    assert (seconds(outage), attributes(outage)[OUTCOME]) == (1.0, "recovered")
 
 
 @pytest.mark.parametrize("is_its_own", [True, False])

@@ -28,6 +28,8 @@ from pymongo.monitoring import (
 )
 from pymongo.topology_description import TopologyDescription
 
+from opentelemetry_mongo_events._driver.events_executor import speed_up
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -245,6 +247,7 @@ class ClientInternals:
             topology._events = _sdam(topology)._events = events
             self.append(added)
         else:
+            speed_up(getattr(topology, _executor_name(topology)), topology._events)
             # Add the listeners behind the waiting events, which are older than the state reported by `take_over`.
             try:
                 topology._events.put_nowait((self.append, (added,)))
@@ -295,6 +298,7 @@ def _create_executor(topology: object, events: queue.Queue[Any], *, is_async: bo
         name="pymongo_events_thread",
     )
     weak = weakref.ref(events, executor.close)
+    speed_up(executor, events)
     return executor
 
 

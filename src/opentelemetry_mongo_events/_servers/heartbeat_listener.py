@@ -73,7 +73,10 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
         topology = server.topology
         reply = event.reply
         is_usable = topology.can_use(reply) if topology is not None else reply.is_writable or reply.is_readable
-        server.answered_at = time.monotonic() if is_usable else None
+        if is_usable:
+            server.answers.append(time.monotonic())
+        else:
+            server.answers.clear()
         telemetry = self._measure(event, server, {})
         if server.is_failing is not False:
             server.is_failing = False
@@ -91,7 +94,7 @@ class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
         if isinstance(event.reply, NetworkTimeout):
             server.note_timeout(event.duration)
         server.is_failing = True
-        server.answered_at = None
+        server.answers.clear()
         self._report(names.HEARTBEAT_FAILED, event, server, telemetry)
 
     def _measure(

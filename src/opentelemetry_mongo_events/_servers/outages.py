@@ -1,22 +1,23 @@
 """Root spans of discoveries (a client looks for its servers) and outages (it has none that it can write to).
 
-The driver reports the changes that begin and end them up to a second late. The spans have the times of the changes.
+The driver reports the changes that begin and end them a moment late. The spans have the times of the changes.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from opentelemetry.trace import INVALID_SPAN, Link, SpanKind, set_span_in_context
-from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.trace.status import StatusCode
 
 from opentelemetry_mongo_events._config import SPAN_EVENTS
 from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.process import track
-from opentelemetry_mongo_events._servers.state import OngoingPeriod, PastPeriod
+from opentelemetry_mongo_events._servers.state import OngoingPeriod, PastPeriod, text_of
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
@@ -30,8 +31,19 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
+CLOSED: Final = "closed"
+"""The outcome of a period whose client was closed."""
+
 UNINSTRUMENTED: Final = "uninstrumented"
-"""The error that a period ends with when the instrumentation is removed."""
+"""The outcome of a period during which the instrumentation was removed."""
+
+_COLLECTED: Final = "collected"
+_EXIT: Final = "exit"
+_TIMEOUT: Final = "timeout"
+
+# The outcomes of a period that ended because a server is available.
+_DISCOVERED: Final = "discovered"
+_RECOVERED: Final = "recovered"
 
 # A failure on an affected server may be the first sign of an outage that begins up to so many seconds later.
 _WINDOW: Final = 5.0
@@ -61,6 +73,18 @@ _MAX_WAIT_FOR_SELECTIONS: Final = 0.5
 _MAX_SILENCE: Final = 60.0
 
 
+class Cause(NamedTuple):
+    """What caused an outage.
+
+    Attributes:
+        error: The class name of the error because of which the last server was lost.
+        previous_primary: The address of the replica set's primary before the outage, as text; None if there was none.
+    """
+
+    error: str
+    previous_primary: str | None
+
+
 class Period(OngoingPeriod):
     """An open discovery or outage.
 
@@ -71,6 +95,7 @@ class Period(OngoingPeriod):
 
     Attributes:
         name: The name of its span, which says whether it is a discovery or an outage.
+        cause: What caused the outage; None for a discovery.
         topology: The topology.
         context: The context that contains its span, for log records and measurements.
         started: When its span started.
@@ -85,12 +110,14 @@ class Period(OngoingPeriod):
         "_delays",
         "_events",
         "_failures",
+        "_more_failed_heartbeats",
         "_span",
         "_start_nanoseconds",
         "_tolerance",
         "_unclaimed",
         "_window",
         "began",
+        "cause",
         "name",
         "switch",
         "telemetry",
@@ -106,9 +133,11 @@ class Period(OngoingPeriod):
         switch: Switch,
         started: float,
         unavailable_servers: Sequence[ServerState] = (),
+        cause: Cause | None = None,
         previous: Period | None = None,
     ) -> None:
         self.name = name
+        self.cause = cause
         self.topology = topology
         self.telemetry = telemetry
         self.switch = switch
@@ -121,6 +150,7 @@ class Period(OngoingPeriod):
         self._start_nanoseconds = moment(started).nanoseconds
         # A dictionary, as an ordered set: an event that arrives while the period begins may be added twice.
         self._events: dict[BackgroundEvent, None] = {}
+        self._more_failed_heartbeats = itertools.count()  # those that are not among the events
         self._failures: list[Failure] = []
         self._delays: list[Delay] = []
         self._unclaimed = [True]
@@ -129,6 +159,8 @@ class Period(OngoingPeriod):
             attributes[names.REPLICA_SET] = topology.replica_set
         if len(unavailable_servers) == 1:
             attributes |= unavailable_servers[0].attributes
+        if cause is not None and cause.previous_primary is not None:
+            attributes[names.OUTAGE_PREVIOUS_PRIMARY] = cause.previous_primary
         links = [Link(previous._span.get_span_context())] if previous is not None and previous._has_span else []
         self._span: Span = INVALID_SPAN
         self.span_context = None
@@ -166,11 +198,13 @@ class Period(OngoingPeriod):
 
         Known from the server's heartbeat, up to a second before the driver reports the change.
         """
-        for server in list(self.topology.members.values()):
-            at = server.answered_at
-            if at is not None and at > self.started:
-                return at, id(server.identity.address)
-        return None
+        answers = [
+            (at, id(server.identity.address))
+            for server in list(self.topology.members.values())
+            for at in server.answers.copy()
+            if at > self.started
+        ]
+        return min(answers, default=None)
 
     def note(self, background_event: BackgroundEvent) -> None:
         """Add an event, unless it is too old or there are too many. Called on any thread."""
@@ -178,8 +212,12 @@ class Period(OngoingPeriod):
         limit = _MAX_REPEATED_EVENTS if is_repeated else _MAX_EVENTS
         is_cause = background_event.server in self._addresses and background_event.name == names.HEARTBEAT_FAILED
         tolerance = self._tolerance if is_cause or self.name == names.DISCOVERY else 0
-        if background_event.at >= self.started - tolerance and len(self._events) < limit:
+        if background_event.at < self.started - tolerance:
+            return
+        if len(self._events) < limit:
             self._events[background_event] = None
+        elif background_event.name == names.HEARTBEAT_FAILED:
+            next(self._more_failed_heartbeats)  # atomic
 
     def add_failure(self, server: ServerState, failure: Failure) -> None:
         """Add a command or a checkout that failed during the outage or shortly before. Called on any thread."""
@@ -196,13 +234,13 @@ class Period(OngoingPeriod):
             self._delays.append(delay)
 
     def end(
-        self, at: float, error: str | None = None, *, ended_by: Collection[int] = (), continues: bool = False
+        self, at: float, outcome: str | None = None, *, ended_by: Collection[int] = (), continues: bool = False
     ) -> None:
         """End the span, and measure an outage.
 
         Args:
             at: When it ended.
-            error: Why it ended, if not because a server is available again.
+            outcome: Why it ended; None if a server is available.
             ended_by: The `id()`s of the addresses of the servers that ended it.
             continues: Whether another period continues the outage, which is then not measured yet.
         """
@@ -211,7 +249,7 @@ class Period(OngoingPeriod):
         run = _periods.guard.run
         try:
             # Each runs in a guard of its own, so that one that raises doesn't stop the others.
-            run("the outcome of a discovery or outage", self._set_outcome, error)
+            run("the outcome of a discovery or outage", self._set_outcome, at, outcome, ended_by)
             run("the links of a discovery or outage", self._add_links, at)
             if self.telemetry.config.events in SPAN_EVENTS:
                 run("the events of a discovery or outage", self._add_events, at, last, ended_by)
@@ -222,13 +260,32 @@ class Period(OngoingPeriod):
                 if self.name == names.OUTAGE and not continues:
                     self._measure(max(0.0, at - self.began))
 
-    def _set_outcome(self, error: str | None) -> None:
-        span = self._span
-        if error is None:
-            span.set_status(Status(StatusCode.OK))
+    def _set_outcome(self, at: float, outcome: str | None, ended_by: Collection[int]) -> None:
+        """Set the attributes and the status that are known at the end. A discovery that found a server is no error."""
+        failures = [each for each in self._events.copy() if each.name == names.HEARTBEAT_FAILED and each.at <= at]
+        attributes: Attributes = {}
+        if self.cause is None:
+            attributes[names.DISCOVERY_OUTCOME] = outcome or _DISCOVERED
+            error = outcome and str(failures[0].attributes[names.ERROR_TYPE] if failures else outcome)
         else:
-            span.set_status(Status(StatusCode.ERROR, error))
-            span.set_attribute(names.ERROR_TYPE, error)
+            attributes[names.OUTAGE_OUTCOME] = outcome or _RECOVERED
+            attributes[names.OUTAGE_HEARTBEAT_FAILURES] = len(failures) + next(self._more_failed_heartbeats)
+            primary = self._primary(ended_by) if outcome is None else None
+            if primary is not None:
+                attributes[names.OUTAGE_PRIMARY] = primary
+            error = self.cause.error
+        if error is not None:
+            attributes[names.ERROR_TYPE] = error
+            self._span.set_status(StatusCode.ERROR)
+        self._span.set_attributes(attributes)
+
+    def _primary(self, ended_by: Collection[int]) -> str | None:
+        """Return the address of the primary that ended the outage; None if the topology is no replica set."""
+        topology = self.topology
+        if topology.primary is not None or topology.replica_set is None or topology.type == "Single":
+            return topology.primary
+        found = [member for address, member in topology.members.copy().items() if address in ended_by]
+        return text_of(found[0].identity.address) if found else None
 
     def _add_links(self, at: float) -> None:
         for failure in self._failures.copy():
@@ -245,8 +302,11 @@ class Period(OngoingPeriod):
                 background_event.add_to(self._span, min(self._stamp(background_event.at), last))
 
     def _measure(self, seconds: float) -> None:
-        replica_set = self.topology.replica_set
-        attributes: Attributes = {} if replica_set is None else {names.REPLICA_SET: replica_set}
+        topology = self.topology
+        attributes: Attributes = {} if topology.replica_set is None else {names.REPLICA_SET: topology.replica_set}
+        if topology.type == "Single":
+            for server in topology.members.copy().values():
+                attributes |= server.attributes
         self.telemetry.instruments.outage_duration.record(seconds, attributes, self.context)
 
     def _stamp(self, at: float) -> int:
@@ -259,13 +319,13 @@ class _Ending(NamedTuple):
 
     Attributes:
         at: When it ended, by `time.monotonic()`.
-        error: Why it ended, if not because a server is available again.
+        outcome: Why it ended; None if a server is available.
         ended_by: The `id()`s of the addresses of the servers that ended it.
         due: When its span has to end, even if a selection still waits.
     """
 
     at: float
-    error: str | None
+    outcome: str | None
     ended_by: Collection[int]
     due: float
 
@@ -318,7 +378,7 @@ class _Periods:
             raise
         # A change on another thread may have found no period to end yet.
         if not topology.lacks_server:
-            end(topology, time.monotonic(), "closed" if topology.is_closed else None)
+            end(topology, time.monotonic(), CLOSED if topology.is_closed else None)
         elif period.switch.telemetry is not period.telemetry:
             end(topology, time.monotonic(), UNINSTRUMENTED)
         return True
@@ -381,6 +441,7 @@ def begin_outage(
     switch: Switch,
     started: float,
     unavailable_servers: Sequence[ServerState],
+    cause: Cause,
 ) -> None:
     """Begin a topology's outage, unless it has one: it has no server left that it can write to.
 
@@ -389,30 +450,31 @@ def begin_outage(
         telemetry: Where to report the outage.
         switch: The switch of the listeners that it belongs to.
         started: When it began, by `time.monotonic()`.
-        unavailable_servers: The unavailable servers. Those that became unavailable just before the outage caused it.
+        unavailable_servers: The unavailable servers. Those that became unavailable just before the outage belong to it.
+        cause: What caused it.
     """
-    causes = [
+    lost = [
         server
         for server in unavailable_servers
         if server.unavailable_since is not None and server.unavailable_since >= started - _WINDOW
     ]
-    _periods.begin(topology, lambda: Period(names.OUTAGE, topology, telemetry, switch, started, causes))
+    _periods.begin(topology, lambda: Period(names.OUTAGE, topology, telemetry, switch, started, lost, cause))
 
 
-def end(topology: TopologyState, at: float, error: str | None = None, *, ended_by: Collection[int] = ()) -> None:
+def end(topology: TopologyState, at: float, outcome: str | None = None, *, ended_by: Collection[int] = ()) -> None:
     """End the open period of a topology, if there is one.
 
     Args:
         topology: The topology.
         at: When it ended, by `time.monotonic()`.
-        error: Why it ended, if not because a server is available again.
+        outcome: Why it ended; None if a server is available.
         ended_by: The `id()`s of the addresses of the servers that ended it.
     """
     period = _periods.take(topology)
     if period is None:
         return
     topology.past_period = PastPeriod(period.started, at, period.span_context)
-    _periods.ending[period] = _Ending(at, error, ended_by, time.monotonic() + _MAX_WAIT_FOR_SELECTIONS)
+    _periods.ending[period] = _Ending(at, outcome, ended_by, time.monotonic() + _MAX_WAIT_FOR_SELECTIONS)
     if topology.waiting:
         background_worker.wake()
         return
@@ -429,26 +491,35 @@ def _finish(period: Period) -> None:
     for delay in period.topology.delays.copy():
         period.add_delay(delay)
     _periods.guard.run(
-        "the end of a discovery or outage", period.end, ending.at, ending.error, ended_by=ending.ended_by
+        "the end of a discovery or outage", period.end, ending.at, ending.outcome, ended_by=ending.ended_by
     )
 
 
-def end_all(error: str, switch: Switch | None = None) -> None:
-    """End all open periods, or those of one switch: with an error, unless a server is available again by now.
-
-    Called on any thread; never raises.
+def _end_early(period: Period, at: float, outcome: str) -> None:
+    """End a period before the driver reports how it ended. If a server is available by now, that ended it.
 
     Args:
-        error: The error.
+        period: The period.
+        at: When it ended otherwise, by `time.monotonic()`.
+        outcome: Why it ended otherwise.
+    """
+    recovery = period.recovery
+    if recovery is None:
+        end(period.topology, at, outcome)
+    else:
+        end(period.topology, recovery[0], ended_by=recovery[1:])
+
+
+def end_all(outcome: str, switch: Switch | None = None) -> None:
+    """End all open periods, or those of one switch. Called on any thread; never raises.
+
+    Args:
+        outcome: Why they end, if no server is available by now.
         switch: The switch; None for all.
     """
     for period in list(_periods.open):
         if switch is None or period.switch is switch:
-            recovery = period.recovery
-            if recovery is None:
-                end(period.topology, time.monotonic(), error)
-            else:
-                end(period.topology, recovery[0], ended_by=recovery[1:])
+            _end_early(period, time.monotonic(), outcome)
     for period in list(_periods.ending):
         if switch is None or period.switch is switch:
             _finish(period)
@@ -478,8 +549,8 @@ def _check_periods() -> float | None:
 
 def _check_period(period: Period) -> None:
     topology, now = period.topology, time.monotonic()
-    if topology.is_gone:
-        end(topology, now, "collected")
+    if topology.gone_at is not None:
+        _end_early(period, topology.gone_at, _COLLECTED)
     elif now >= period.due:
         _continue(period, now)
 
@@ -494,9 +565,11 @@ def _continue(period: Period, now: float) -> None:
     max_silence = max(_MAX_SILENCE, 2 * topology.heartbeat_frequency)
     continues = now - topology.last_seen < max_silence and _periods.begin(
         topology,
-        lambda: Period(period.name, topology, telemetry, period.switch, at, period.unavailable_servers, period),
+        lambda: Period(
+            period.name, topology, telemetry, period.switch, at, period.unavailable_servers, period.cause, period
+        ),
     )
-    period.end(at, "timeout", continues=continues)
+    period.end(at, _TIMEOUT, continues=continues)
 
 
-background_worker.register(_check_periods, lambda: end_all("exit"))
+background_worker.register(_check_periods, lambda: end_all(_EXIT))

@@ -15,7 +15,7 @@ from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.attributes import server_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bson import ObjectId
     from opentelemetry.context import Context
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch
 
+_MAX_ANSWERS: Final = 16
 _MAX_FAILURES: Final = 16
 _MAX_EVENTS: Final = 128
 _MAX_DELAYS: Final = 16
@@ -116,7 +117,7 @@ class ServerState:
         is_closed: Whether the client has removed it. A heartbeat may still arrive after that.
         awaits_heartbeat: Whether a heartbeat is in progress; None if none was seen to start.
         is_failing: Whether its last heartbeat failed; None before the first one.
-        answered_at: When its last heartbeat succeeded; None if it failed, or if the client can't use the server.
+        answers: When its last heartbeats succeeded; empty if the last one failed, or the client can't use it.
         round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first one.
         failures: The last commands and checkouts that failed on it.
         events: Its background events from before its topology was known.
@@ -128,7 +129,7 @@ class ServerState:
     """
 
     __slots__ = (
-        "answered_at",
+        "answers",
         "attributes",
         "awaits_heartbeat",
         "events",
@@ -151,7 +152,7 @@ class ServerState:
         self.is_closed = False
         self.awaits_heartbeat: bool | None = None
         self.is_failing: bool | None = None
-        self.answered_at: float | None = None
+        self.answers: deque[float] = deque(maxlen=_MAX_ANSWERS)
         self.round_trip: float | None = None
         self.failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
         self.events: deque[BackgroundEvent] = deque(maxlen=_MAX_EVENTS)
@@ -221,6 +222,7 @@ class TopologyState:
             once no such server is left.
         members: The servers, by the `id()` of their addresses.
         replica_set: The name of the replica set; None if it isn't one.
+        primary: The address of the replica set's primary, as text; None if there is none.
         is_closed: Whether the client was closed.
         is_available: Whether there is a writable server or, if there never was one, a readable one.
         is_discovered: Whether it has been available once, so that its discovery is over.
@@ -238,6 +240,7 @@ class TopologyState:
 
     __slots__ = (
         "_description",
+        "_gone",
         "_had_writable",
         "delays",
         "events",
@@ -251,6 +254,7 @@ class TopologyState:
         "others",
         "past_period",
         "period",
+        "primary",
         "replica_set",
         "reported",
         "servers",
@@ -262,6 +266,7 @@ class TopologyState:
 
     def __init__(self, topology_id: ObjectId, others: Sequence[Switch]) -> None:
         self.settings: weakref.ref[Any] | None = None
+        self._gone: list[float] = []
         self._description: weakref.ref[TopologyDescription] | None = None
         self._had_writable = False
         self.topology_id = str(topology_id)
@@ -270,6 +275,7 @@ class TopologyState:
         self.reported: dict[tuple[str | None, str], int] = {}
         self.members: dict[int, ServerState] = {}
         self.replica_set: str | None = None
+        self.primary: str | None = None
         self.is_closed = False
         self.is_available = False
         self.is_discovered = False
@@ -295,6 +301,7 @@ class TopologyState:
         servers = description.server_descriptions().values()
         counts = Counter(server.server_type_name for server in servers)
         self.replica_set = description.replica_set_name
+        self.primary = next((text_of(s.address) for s in servers if s.server_type_name == "RSPrimary"), None)
         # A set without a primary reports that it has 0. A direct connection has a set's name too, but never a primary,
         # and a client that hasn't been used yet knows nothing about one.
         if self.type.startswith("ReplicaSet") and (
@@ -309,8 +316,20 @@ class TopologyState:
     def set_settings(self, description: TopologyDescription) -> None:
         """Refer to the client's settings: a client that is collected publishes no event, but they are collected too."""
         settings = getattr(description, "_topology_settings", None)
-        self.settings = None if settings is None else weakref.ref(settings)
+        if settings is not None and (self.settings is None or self.settings() is not settings):
+            self.settings = weakref.ref(settings, self._when_gone)
         self.heartbeat_frequency = getattr(settings, "heartbeat_frequency", 0.0)
+
+    @property
+    def _when_gone(self) -> Callable[[object], None]:
+        """A function that notes the time. It has no reference to this object, which has one to it."""
+        note, now = self._gone.append, time.monotonic  # the modules may be gone by then
+        return lambda _: note(now())
+
+    @property
+    def gone_at(self) -> float | None:
+        """When the client was garbage-collected, by `time.monotonic()`; None if it wasn't."""
+        return self._gone[0] if self._gone else None
 
     def can_use(self, server: ServerDescription | Hello[Any]) -> bool:
         """Whether a server makes the topology available: it is writable, or readable if none was ever writable."""
@@ -359,11 +378,6 @@ class TopologyState:
         if self.replica_set is not None:
             attributes[names.REPLICA_SET] = self.replica_set
         return attributes
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the client was garbage-collected."""
-        return self.settings is not None and self.settings() is None
 
     @property
     def is_reported_by_another(self) -> bool:
@@ -502,8 +516,14 @@ class ServerStates:
             if server.identity.is_unreferenced:
                 self._servers.pop(key, None)
         for topology_id, topology in self._topologies.copy().items():
-            if topology.is_gone:
+            if topology.gone_at is not None:
                 self._topologies.pop(topology_id, None)
+
+
+def text_of(address: Address) -> str:
+    """Return an address as the driver writes it: `host:port`, or the path of a Unix socket."""
+    host, port = address
+    return host if port is None else f"{host}:{port}"
 
 
 def note_failure(address: Address | None, span_context: SpanContext, *, is_timeout: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from pymongo.errors import NotPrimaryError
 from pymongo.monitoring import (
     TopologyClosedEvent,
     TopologyDescriptionChangedEvent,
@@ -12,12 +13,12 @@ from pymongo.monitoring import (
     TopologyOpenedEvent,
 )
 
+from opentelemetry_mongo_events._driver.events_executor import deliver_promptly
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
-from opentelemetry_mongo_events._runtime.log import warn
 from opentelemetry_mongo_events._servers.difference import difference_between
 from opentelemetry_mongo_events._servers.errors import error_attributes
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
-from opentelemetry_mongo_events._servers.outages import begin_discovery, begin_outage, end, watch
+from opentelemetry_mongo_events._servers.outages import CLOSED, Cause, begin_discovery, begin_outage, end, watch
 from opentelemetry_mongo_events._servers.reports import report
 from opentelemetry_mongo_events._telemetry import semconv as names
 from opentelemetry_mongo_events._telemetry.attributes import server_attributes
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
-# A larger topology is logged as a warning: a server that dies may cause four changes within a second, and the driver's
-# queue holds 100.
-_MAX_SERVERS: Final = 25
-
 # Seconds. The driver publishes that a checkout has failed just before it considers the server lost.
 _TOLERANCE: Final = 0.1
 
@@ -45,12 +42,10 @@ _TOLERANCE: Final = 0.1
 class TopologyEvents(NeverCopied, TopologyListener):
     """Tracks which servers a client has, and their types.
 
-    There is no `ServerListener` in addition, because the topology's descriptions contain those of its servers. The
-    driver has one short queue for both kinds of events, and blocks when it is full, so this listener uses as few places
-    in it as possible.
+    There is no `ServerListener` in addition, because the topology's descriptions contain those of its servers.
 
-    Methods are called about once a second, on the driver's thread, or in its task, that delivers the queued events.
-    They never raise.
+    Methods are called on the driver's thread, or in its task, that delivers the queued events: within 0.05 s, as the
+    first event makes the driver deliver the others promptly. They never raise.
 
     Args:
         guard: Counts and logs the failures of this listener.
@@ -62,12 +57,12 @@ class TopologyEvents(NeverCopied, TopologyListener):
     def __init__(self, servers: ServerStates, guard: Guard) -> None:
         self.guard = guard
         self.servers = servers
-        self._warned = False
 
     @guarded
     def opened(self, event: TopologyOpenedEvent) -> None:
         """Add the topology, so that the first listener that sees it is the one that reports it."""
         self.servers.topology(event.topology_id)
+        deliver_promptly()
 
     @guarded
     def description_changed(self, event: TopologyDescriptionChangedEvent) -> None:
@@ -78,7 +73,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
             return  # the client has this listener twice
         telemetry = self._telemetry(topology)
         difference = difference_between(before, after)
-        was_available = topology.is_available
+        was_available, previous_primary = topology.is_available, topology.primary
         topology.update(after)
         opened = [self.servers.join(server.address, topology) for server in difference.opened]
         unavailable = self._update_availability(topology, difference)
@@ -86,7 +81,8 @@ class TopologyEvents(NeverCopied, TopologyListener):
             self._discover(topology, telemetry, opened, difference)
             # A topology's type becomes unknown again only when its client is closed.
             if was_available and not topology.is_available and after.topology_type_name != "Unknown":
-                begin_outage(topology, telemetry, self.servers.switch, difference.when.at, unavailable)
+                cause = Cause(_cause(difference), previous_primary)
+                begin_outage(topology, telemetry, self.servers.switch, difference.when.at, unavailable, cause)
         _TopologyChange(topology, telemetry, difference.when).report(before, after, difference)
         if topology.is_available:
             if not was_available:
@@ -96,8 +92,6 @@ class TopologyEvents(NeverCopied, TopologyListener):
         watch()
         for server in difference.closed:
             self.servers.close_server(server.address)
-        if len(topology.members) > _MAX_SERVERS:
-            self._warn(len(topology.members))
 
     @guarded
     def closed(self, event: TopologyClosedEvent) -> None:
@@ -106,7 +100,7 @@ class TopologyEvents(NeverCopied, TopologyListener):
         if not topology.is_new:  # a client that is closed twice publishes this event twice
             _TopologyChange(topology, self._telemetry(topology)).report_closed()
         self.servers.close_topology(event.topology_id)
-        end(topology, time.monotonic(), "closed")
+        end(topology, time.monotonic(), CLOSED)
 
     def _update_availability(self, topology: TopologyState, difference: Difference) -> list[ServerState]:
         """Note which servers became unavailable or available; return all that are unavailable."""
@@ -133,21 +127,19 @@ class TopologyEvents(NeverCopied, TopologyListener):
             started = min(heartbeats, default=difference.when.at)
             begin_discovery(topology, telemetry, self.servers.switch, started)
 
-    def _warn(self, servers: int) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        warn(
-            "a topology has %s servers. PyMongo queues at most 100 changes for its listeners, and a server that dies "
-            "may be four within a second: where more than 25 die at once, an AsyncMongoClient may stand still for "
-            "good, a MongoClient for a second or two. The option topology=False keeps these listeners off (this is "
-            "logged once)",
-            servers,
-        )
-
     def _telemetry(self, topology: TopologyState) -> Telemetry | None:
         """Return where to report a topology, or None."""
         return None if topology.is_reported_by_another else self.servers.switch.of("topology")
+
+
+def _cause(difference: Difference) -> str:
+    """Return the class name of the error because of which the last server was lost."""
+    for before, after in difference.changed:
+        if after.error is not None:
+            return type(after.error).__name__
+        if before.is_writable and after.is_server_type_known:
+            return NotPrimaryError.__name__  # as a command would have failed with
+    return names.OTHER  # it is no longer part of the topology
 
 
 class _TopologyChange:

@@ -46,6 +46,7 @@ __all__ = [
     "DB_RESPONSE_STATUS_CODE",
     "DB_SYSTEM_NAME",
     "DISCOVERY",
+    "DISCOVERY_OUTCOME",
     "DRIVER_CONNECTION_ID",
     "ERROR_CODE_NAME",
     "ERROR_MESSAGE",
@@ -78,6 +79,10 @@ __all__ = [
     "OLD_SYSTEM",
     "OTHER",
     "OUTAGE",
+    "OUTAGE_HEARTBEAT_FAILURES",
+    "OUTAGE_OUTCOME",
+    "OUTAGE_PREVIOUS_PRIMARY",
+    "OUTAGE_PRIMARY",
     "POOL_CLEARED",
     "POOL_NAME",
     "REPLICA_SET",
@@ -138,6 +143,11 @@ CLOSE_REASON: Final = "mongodb.client.connection.close_reason"
 ERROR_MESSAGE: Final = "mongodb.client.error.message"
 HEARTBEAT_AWAITED: Final = "mongodb.client.heartbeat.awaited"
 HEARTBEAT_DURATION: Final = "mongodb.client.heartbeat.duration"
+DISCOVERY_OUTCOME: Final = "mongodb.client.discovery.outcome"
+OUTAGE_HEARTBEAT_FAILURES: Final = "mongodb.client.outage.heartbeat_failures"
+OUTAGE_OUTCOME: Final = "mongodb.client.outage.outcome"
+OUTAGE_PREVIOUS_PRIMARY: Final = "mongodb.client.outage.previous_primary"
+OUTAGE_PRIMARY: Final = "mongodb.client.outage.primary"
 REPLICA_SET: Final = "mongodb.client.replica_set"
 SELECTION_WAIT_TIME: Final = "mongodb.client.server_selection.wait_time"
 SERVER_PREVIOUS_TYPE: Final = "mongodb.client.server.previous_type"

@@ -1,0 +1,65 @@
+"""Makes the driver deliver the events of a topology promptly, and close a client without delay.
+
+The driver queues these events. Once a second a thread, or a task of an `AsyncMongoClient`, empties the queue;
+in between it sleeps for half a second at a time. `MongoClient.close()` waits for that thread, and so for half a second.
+The queue holds 100 events. While it is full, the driver blocks, and in an event loop it blocks forever.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry_mongo_events._runtime.stacks import attribute, frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Seconds. `close()` waits for one interval at most, and each interval costs the process about 0.1 ms of CPU time.
+_INTERVAL: Final = 0.05
+
+# A bound, for the case that another listener blocks.
+_MAX_EVENTS: Final = 10_000
+
+_EXECUTORS: Final = ("PeriodicExecutor", "AsyncPeriodicExecutor")
+
+# How many callers of a listener are looked at. The executor is five frames away.
+_MAX_FRAMES: Final = 12
+
+
+def deliver_promptly() -> None:
+    """Make the driver deliver the current topology's events promptly. Called by a listener that receives one of them.
+
+    It changes nothing if the driver's private parts are not as expected, or if the event is delivered by `close()`.
+    """
+    events: object = None
+    for _, frame in zip(range(_MAX_FRAMES), frames(sys._getframe()), strict=False):
+        # `process_events_queue()` takes the events from the queue. The driver's executor calls it.
+        name, local = frame.f_code.co_name, attribute(frame, "f_locals")
+        if name == "process_events_queue":
+            events = local.get("q")
+        elif name == "_run":
+            speed_up(local.get("self"), events)
+            return
+
+
+def speed_up(executor: object, events: object) -> None:
+    """Shorten the intervals of an executor of the driver, and lengthen the queue that it empties. Called on any thread.
+
+    Args:
+        executor: The executor, which is left alone if it isn't as expected.
+        events: The queue, as well.
+    """
+    kind = type(executor)
+    if kind.__name__ in _EXECUTORS and kind.__module__.startswith("pymongo."):
+        for name in ("_interval", "_min_interval"):
+            _change(executor, name, lambda seconds: min(seconds, _INTERVAL))
+    if isinstance(events, queue.Queue) and events.maxsize > 0:
+        _change(events, "maxsize", lambda size: max(size, _MAX_EVENTS))
+
+
+def _change(owner: object, name: str, change: Callable[[Any], float]) -> None:
+    value = getattr(owner, name, None)
+    if type(value) in (int, float):
+        setattr(owner, name, change(value))
