@@ -32,7 +32,7 @@ class Difference(NamedTuple):
 def difference_between(before: TopologyDescription, after: TopologyDescription) -> Difference:
     """Compare two descriptions.
 
-    The time is taken from the descriptions because the driver delivers its event up to a second later. One change may
+    The time is taken from the descriptions because the driver delivers its event later. One change may
     create several server descriptions (of servers that it adds, or of a primary that was replaced). The driver creates
     them right after the one that caused the change, so the oldest time is the right one.
     """

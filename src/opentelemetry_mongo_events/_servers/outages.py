@@ -196,7 +196,7 @@ class Period(OngoingPeriod):
     def recovery(self) -> tuple[float, int] | None:
         """When a server became available again, and the `id()` of its address; None if none is available.
 
-        Known from the server's heartbeat, up to a second before the driver reports the change.
+        Known from the server's heartbeat, before the driver reports the change.
         """
         answers = [
             (at, id(server.identity.address))

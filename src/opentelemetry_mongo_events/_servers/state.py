@@ -124,7 +124,7 @@ class ServerState:
         unavailable_since: When it became unavailable; None if it is available.
         unresponsive: From when until when its last heartbeats timed out, or when the driver considered it lost because
             a checkout had timed out; None if neither has happened.
-        topology: Its topology; None until that is known. The driver reports it up to a second late.
+        topology: Its topology; None until that is known. The driver reports it a moment after the first heartbeat.
         others: The switches of other listeners that received its heartbeats first.
     """
 
@@ -463,7 +463,7 @@ class ServerStates:
     def prepare(self, topology_id: ObjectId, description: TopologyDescription) -> TopologyState:
         """Return the topology with this id. If it is new, add it and its servers, which have yet to be reported.
 
-        So its discovery begins with the first heartbeat, and not up to a second later with the driver's first event.
+        So its discovery begins with the first heartbeat, and not later with the driver's first event.
         """
         topology = self.topology(topology_id)
         if topology.settings is None:
