@@ -14,12 +14,12 @@ from opentelemetry.trace import StatusCode
 from pymongo import monitoring
 from pymongo.monitoring import TopologyListener
 
-from opentelemetry_mongo_events._driver import registration
+from opentelemetry_mongo_events._driver import client_internals, registration
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._servers import outages
 from tests.clients import aconnect
 from tests.servers.scripted import ScriptedServer
-from tests.spans import Spans, attributes, table_of
+from tests.spans import Spans, attributes, events, table_of
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -268,27 +268,74 @@ def test_a_client_can_be_made_where_no_loop_runs(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(registration._TopologyListeners, "_has_warned", False)
     monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_TOPOLOGY", "true")
     instrumentor.instrument(tracer_provider=spans.provider)
     clients = [aconnect(server.uri, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=1000) for _ in range(2)]
-    assert len(caplog.messages) == TOPOLOGY_LISTENERS_NEED_A_LOOP
-
-    observed = 1 if TOPOLOGY_LISTENERS_NEED_A_LOOP else 2
 
     async def use() -> None:
-        instrumentor.instrument_client(clients[0])
+        instrumentor.instrument_client(clients[0])  # which adds what is still to be added
         for client in clients:
             await client.admin.command("ping")
         await asyncio.to_thread(server.stop)
-        await eventually(lambda: len(outages._periods.open) == observed)
+        await eventually(lambda: len(outages._periods.open) == 2)
         for client in clients:
             await client.close()
 
     asyncio.run(use())
 
     assert len(spans.named("ping admin")) == 2
-    assert len(spans.named("mongodb.client.outage")) == observed
+    assert caplog.messages == []
+    assert len(spans.named("mongodb.client.outage")) == 2
+    discovery = spans.named("mongodb.client.discovery")[-1]
+    assert attributes(discovery)["mongodb.client.discovery.outcome"] == "discovered"
+    assert {"topology.opened", "server.opened", "server.changed"} <= set(events(discovery))
+    assert all(not deferred._waiting for deferred in registration._TopologyListeners.ours)
+
+
+@pytest.mark.skipif(not TOPOLOGY_LISTENERS_NEED_A_LOOP, reason="earlier versions can have the listeners at once")
+def test_one_that_is_never_used_is_forgotten(
+    server: ScriptedServer, instrumentor: MongoEventsInstrumentor, spans: Spans
+) -> None:
+    instrumentor.instrument(tracer_provider=spans.provider, topology=True)
+    deferred = registration._TopologyListeners.ours[-1]
+    unused, used = aconnect(server.uri), aconnect(server.uri)
+    assert len(deferred._waiting) == 2
+    del unused
+    gc.collect()
+    another = aconnect(server.uri)
+    assert len(deferred._waiting) == 2
+
+    async def use(*clients: AsyncMongoClient[Any]) -> None:
+        await clients[0].admin.command("ping")
+        for client in clients:
+            await client.close()
+
+    asyncio.run(use(used, another))
+    assert len(spans.named("mongodb.client.discovery")) == 1
+    assert len(deferred._waiting) == 1
+    deferred._waiting.clear()
+
+
+@pytest.mark.skipif(not TOPOLOGY_LISTENERS_NEED_A_LOOP, reason="earlier versions can have the listeners at once")
+def test_one_whose_parts_are_unknown_is_one_warning(
+    server: ScriptedServer,
+    instrumentor: MongoEventsInstrumentor,
+    spans: Spans,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    instrumentor.instrument(tracer_provider=spans.provider, topology=True)
+    monkeypatch.setattr(client_internals, "_PREFIX", "_Unknown__")
+    client = aconnect(server.uri)
+
+    async def use() -> None:
+        await client.admin.command("ping")
+        await client.close()
+
+    asyncio.run(use())
+    (message,) = caplog.messages
+    assert message.startswith("an AsyncMongoClient was created without a running event loop")
+    assert spans.names == ["ping admin", "endSessions admin"]
 
 
 def test_listeners_of_others_are_as_they_would_be_without_this(

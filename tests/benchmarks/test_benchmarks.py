@@ -29,6 +29,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
         ),
         ("concurrency.py", [], ["ours / none open", "ours / one thread", "ours / one task"]),
         ("big_topologies.py", [], ["ours"]),
+        ("closing.py", [], ["MongoClient", "ours, topology=False"]),
         ("memory.py", [], ["KB held", "1,000"]),
     ],
 )

@@ -2,7 +2,7 @@
 
 Since PyMongo 4.11 an `AsyncMongoClient` with topology listeners starts a task for their events as soon as it is
 created, and raises an exception if no event loop is running. Applications that create a client at module level would
-break, so such a client is created without the registered topology listener.
+break, so such a client is created without the registered topology listener, which is added at its first heartbeat.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pymongo import monitoring
 
+from opentelemetry_mongo_events._driver.deferred_listener import DeferredListener
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
-from opentelemetry_mongo_events._runtime.log import warn
+from opentelemetry_mongo_events._runtime.guard import Guard
+from opentelemetry_mongo_events._runtime.stacks import frames
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from opentelemetry_mongo_events._driver.listeners import Listener
 
 _ASYNC_CLIENTS: Final = "pymongo.asynchronous.mongo_client"
@@ -26,7 +30,9 @@ def register(listener: Listener) -> None:
     """Register a listener permanently: PyMongo has no way to unregister one."""
     if TOPOLOGY_LISTENERS_NEED_A_LOOP and isinstance(listener, monitoring.TopologyListener):
         _replace_driver_list()
-        _TopologyListeners.ours.append(listener)
+        deferred = DeferredListener(listener, Guard())
+        _TopologyListeners.ours.append(deferred)
+        monitoring.register(deferred)
     monitoring.register(listener)
 
 
@@ -41,28 +47,25 @@ def _replace_driver_list() -> None:
 class _TopologyListeners(list[Any]):
     """The registered topology listeners. The driver copies them, as a slice, into each client that it creates."""
 
-    ours: ClassVar[list[Listener]] = []
-    _has_warned = False
+    ours: ClassVar[list[DeferredListener]] = []
 
     def __getitem__(self, key: Any) -> Any:
         selected = super().__getitem__(key)
-        if not isinstance(key, slice) or asyncio._get_running_loop() is not None or not _is_for_async_client():
+        if not isinstance(key, slice) or asyncio._get_running_loop() is not None:
             return selected
-        if not self._has_warned:
-            _TopologyListeners._has_warned = True
-            warn(
-                "an AsyncMongoClient was made where no event loop runs. PyMongo can't tell listeners of its servers "
-                "then: its outages are not observed. Make it in the event loop, or call "
-                "MongoEventsInstrumentor().instrument_client(client) there (this is logged once)"
-            )
-        return [each for each in selected if not any(each is listener for listener in self.ours)]
+        constructor = _async_constructor()
+        if constructor is None:
+            return selected
+        client = constructor.f_locals.get("self")
+        for deferred in self.ours:
+            # Compared by identity, as listeners of others may compare in any way.
+            kept = [each for each in selected if each is not deferred.listener]
+            if len(kept) < len(selected):
+                deferred.add_to(client)
+            selected = kept
+        return selected
 
 
-def _is_for_async_client() -> bool:
-    """Whether this is called by the constructor of an `AsyncMongoClient`."""
-    frame = sys._getframe()
-    while (caller := frame.f_back) is not None:
-        if caller.f_globals.get("__name__") == _ASYNC_CLIENTS:
-            return True
-        frame = caller
-    return False
+def _async_constructor() -> FrameType | None:
+    """Return the frame of the constructor of an `AsyncMongoClient` that calls this; None if none does."""
+    return next((frame for frame in frames(sys._getframe()) if frame.f_globals.get("__name__") == _ASYNC_CLIENTS), None)

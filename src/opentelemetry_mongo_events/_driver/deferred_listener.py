@@ -1,0 +1,93 @@
+"""Adds a topology listener to an `AsyncMongoClient` once it is used, if it was created without a running event loop.
+
+Since PyMongo 4.11, such a client can't be created with topology listeners: the driver starts a task for them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from pymongo.monitoring import (
+    ServerHeartbeatFailedEvent,
+    ServerHeartbeatListener,
+    ServerHeartbeatStartedEvent,
+    ServerHeartbeatSucceededEvent,
+    TopologyDescriptionChangedEvent,
+    TopologyListener,
+    TopologyOpenedEvent,
+)
+from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
+
+from opentelemetry_mongo_events._driver.client_internals import ClientInternals
+from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
+from opentelemetry_mongo_events._runtime.log import warn
+
+
+class DeferredListener(NeverCopied, ServerHeartbeatListener):
+    """Adds a topology listener to clients at their first heartbeat, which shows that their event loop runs.
+
+    Methods are called in the task of a server's monitor. They never raise.
+
+    Args:
+        listener: The topology listener.
+        guard: Counts and logs failures.
+    """
+
+    def __init__(self, listener: TopologyListener, guard: Guard) -> None:
+        self.guard = guard
+        self.listener = listener
+        # By `id()`: a client that is being created has no hash yet.
+        self._waiting: dict[int, weakref.ref[Any]] = {}
+
+    def add_to(self, client: object) -> None:
+        """Add the listener to a client as soon as it is used. Called by the constructor of the client; never raises."""
+        self.guard.run("an AsyncMongoClient without an event loop", self._add_to, client)
+
+    def _add_to(self, client: object) -> None:
+        for key, reference in self._waiting.copy().items():
+            if reference() is None:
+                self._waiting.pop(key, None)
+        self._waiting[id(client)] = weakref.ref(client)
+
+    @guarded
+    def started(self, event: ServerHeartbeatStartedEvent) -> None:
+        """Add the listener to the client whose server this is, if it is still to be added."""
+        for key, reference in self._waiting.copy().items():
+            client = reference()
+            servers = getattr(getattr(client, "_topology", None), "_servers", ())
+            # All events of a client's server share one address object, and each client has its own.
+            if any(address is event.connection_id for address in list(servers)):
+                if self._waiting.pop(key, None) is not None:
+                    _append(client, self.listener)
+                return
+
+    def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
+        """Ignore the event."""
+
+    def failed(self, event: ServerHeartbeatFailedEvent) -> None:
+        """Ignore the event."""
+
+
+def _append(client: object, listener: TopologyListener) -> None:
+    """Add a listener to a client that is in use, and publish to it what the client has published so far."""
+    try:
+        internals = ClientInternals(client)
+    except RuntimeError as error:
+        warn(
+            "an AsyncMongoClient was created without a running event loop, and its outages can't be observed: %s (this "
+            "is logged for each such client)",
+            error,
+        )
+        return
+    if any(isinstance(each, type(listener)) for each in internals.listeners.event_listeners()):
+        return  # `instrument_client()` was called for it
+
+    def publish() -> None:
+        topology_id, description = internals.topology_id, internals.description
+        settings = getattr(description, "_topology_settings", None)
+        nothing = TopologyDescription(TOPOLOGY_TYPE.Unknown, {}, None, None, None, settings)
+        listener.opened(TopologyOpenedEvent(topology_id))
+        listener.description_changed(TopologyDescriptionChangedEvent(nothing, description, topology_id))
+
+    internals.append_for_topology([listener], publish)
