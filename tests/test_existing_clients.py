@@ -345,6 +345,7 @@ def test_what_waits_for_other_listeners_is_older(
             if is_full:
                 waiting.put((lambda: None, ()))
                 patch.setattr(waiting, "maxsize", 1)
+                patch.setattr(client_internals, "speed_up", lambda *_: None)
             observe(client, topology=True)
         added = [each for each in listeners_of(client) if isinstance(each, TopologyListener) and each is not other]
         assert len(added) == int(is_full)
