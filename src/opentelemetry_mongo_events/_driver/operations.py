@@ -6,12 +6,14 @@ they are published on the caller's thread or in the caller's task, so the loop i
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry_mongo_events._runtime.stacks import attribute, frames
 
 if TYPE_CHECKING:
+    import types
     from collections.abc import Callable
 
 # The driver's method that repeats an operation, since PyMongo 4.5.
@@ -45,10 +47,7 @@ def current_attempt() -> Attempt | None:
         repeats operations in an unknown way.
     """
     codes = set()
-    for frame in frames(sys._getframe(1)):
-        module = frame.f_globals.get("__name__", "")
-        if not module.startswith(_BETWEEN):
-            break
+    for frame in itertools.takewhile(_is_between, frames(sys._getframe(1))):
         loop = attribute(frame, "f_locals").get("self") if frame.f_code.co_name == _LOOP else None
         operation, is_retrying = getattr(loop, "_func", None), getattr(loop, "_is_retrying", None)
         if callable(operation) and callable(is_retrying):
@@ -57,3 +56,8 @@ def current_attempt() -> Attempt | None:
             return None if is_inside else Attempt(operation, not is_retrying())
         codes.add(frame.f_code)
     return None
+
+
+def _is_between(frame: types.FrameType) -> bool:
+    """Whether a frame may be between the driver's loop and the listeners."""
+    return bool(frame.f_globals.get("__name__", "").startswith(_BETWEEN))
