@@ -43,7 +43,7 @@ CREDENTIALS = {"username": "alice", "password": "secret", "authMechanism": "PLAI
 pytestmark = pytest.mark.usefixtures("quick_driver")
 
 recognizes_operations = pytest.mark.skipif(
-    pymongo.version_tuple < (4, 5), reason="the loop that repeats an operation is a method since PyMongo 4.5"
+    pymongo.version_tuple < (4, 6), reason="the loop that repeats an operation is a method since PyMongo 4.6"
 )
 asynchronous = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncMongoClient came with PyMongo 4.9")
 
@@ -544,6 +544,7 @@ async def test_tasks_that_fail_at_the_same_time_link_each_to_its_own_checkout(
         )
 
 
+@recognizes_operations
 async def test_motor_repeats_operations_in_its_threads(primary: ScriptedServer, listeners: Any, spans: Spans) -> None:
     motor_asyncio = pytest.importorskip("motor.motor_asyncio", exc_type=ImportError)
     client = motor_asyncio.AsyncIOMotorClient(primary.uri, event_listeners=listeners, **CREDENTIALS)

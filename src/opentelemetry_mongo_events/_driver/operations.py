@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Callable
 
-# The driver's method that repeats an operation, since PyMongo 4.5.
+# The driver's method that repeats an operation, since PyMongo 4.6.
 _LOOP: Final = "run"
 
 # The modules whose code may run between that method and the listeners. Any other code is a listener of the application
