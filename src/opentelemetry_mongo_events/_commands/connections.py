@@ -11,12 +11,14 @@ from opentelemetry_mongo_events._commands.held_connections import hold, release
 from opentelemetry_mongo_events._driver.listeners import QuietPoolListener
 from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS, duration
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
+from opentelemetry_mongo_events._servers.failed_checkouts import checkout_failed, checkout_started, checkout_succeeded
 from opentelemetry_mongo_events._servers.selections import begin_checkout, take_delay
 
 if TYPE_CHECKING:
     from pymongo.monitoring import (
         ConnectionCheckedInEvent,
         ConnectionCheckedOutEvent,
+        ConnectionCheckOutFailedEvent,
         ConnectionCheckOutStartedEvent,
         ConnectionClosedEvent,
         ConnectionCreatedEvent,
@@ -54,8 +56,16 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
         """Record that the current thread or task has checked out a connection."""
         held = hold(self._open, event.address, event.connection_id)
-        held.wait_time = duration(event, _checkout_started.get())
+        held.wait_time = wait_time = duration(event, _checkout_started.get())
         held.selection_wait_time = take_delay()
+        failed = checkout_succeeded()
+        if failed is not None and wait_time is not None:
+            held.wait_time, held.failed_checkouts = wait_time + failed.seconds, failed
+
+    @guarded
+    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
+        """Keep the failure for the next attempt of the operation."""
+        checkout_failed(event, duration(event, _checkout_started.get()) or 0.0)
 
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
@@ -82,5 +92,6 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
         """Record when the current thread or task started to wait for a connection, and how long for its server."""
         begin_checkout(event.address)
+        checkout_started()
         if not POOL_EVENTS_HAVE_DURATIONS:
             _checkout_started.set(time.perf_counter())

@@ -14,6 +14,7 @@ from opentelemetry_mongo_events._driver.identity import Identity, identity
 
 if TYPE_CHECKING:
     from opentelemetry_mongo_events._driver.versions import CommandId
+    from opentelemetry_mongo_events._servers.failed_checkouts import FailedCheckouts
 
 # A thread or task holds one connection, or a few if a hook runs commands of its own. More records remain if another
 # thread or task closes cursors and returns their connections; the oldest ones are dropped first.
@@ -40,14 +41,18 @@ class HeldConnection:
             the connection.
         server_connection_id: The server's id of the connection; None until a command has reported it.
         command: The command in progress.
-        wait_time: The seconds that the checkout took; None if that is unknown or a command has reported it.
+        wait_time: The seconds that the checkout took, and those before it that failed; None if that is unknown or a
+            command has reported it.
         selection_wait_time: The seconds that the selection of the server waited before; None if it didn't wait, or a
             command has reported it.
+        failed_checkouts: The checkouts of the same operation that failed before; None if there are none, or a command
+            has reported them.
     """
 
     __slots__ = (
         "command",
         "connection_id",
+        "failed_checkouts",
         "identity",
         "is_establishing",
         "owner",
@@ -65,6 +70,7 @@ class HeldConnection:
         self.command: HeldCommand | None = None
         self.wait_time: float | None = None
         self.selection_wait_time: float | None = None
+        self.failed_checkouts: FailedCheckouts | None = None
 
 
 # A tuple, not a list: a task starts with a copy of its parent's context, but must not change its parent's connections.

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from opentelemetry_mongo_events._commands.held_connections import HeldConnection
     from opentelemetry_mongo_events._driver.identity import Address
+    from opentelemetry_mongo_events._servers.failed_checkouts import FailedCheckouts
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Switch, Telemetry
 
@@ -170,11 +171,13 @@ class CommandEvents(NeverCopied, CommandListener):
             needs_check = identifier in table.by_id or table.duplicates or len(table.by_id) >= LIMIT
             if needs_check and (self._is_open_on(held, identifier) or not table.has_room()):
                 return
-            wait_time = selection_wait_time = None
+            wait_time = selection_wait_time = failed_checkouts = None
             if held is not None:
                 wait_time, held.wait_time = held.wait_time, None  # only the first command on a connection reports it
                 if held.selection_wait_time is not None:
                     selection_wait_time, held.selection_wait_time = held.selection_wait_time, None
+                if held.failed_checkouts is not None:
+                    failed_checkouts, held.failed_checkouts = held.failed_checkouts, None
 
             command, (_, address, server_connection_id) = event.command, identifier
             collection = command.get(command_name)
@@ -200,8 +203,8 @@ class CommandEvents(NeverCopied, CommandListener):
                         attributes[WAIT_TIME] = wait_time
                     if selection_wait_time is not None:
                         attributes[names.SELECTION_WAIT_TIME] = selection_wait_time
-                if self._failed_attempts or command_name == "getMore":
-                    predecessors = self._find_predecessors(event, attributes)
+                if self._failed_attempts or failed_checkouts is not None or command_name == "getMore":
+                    predecessors = self._find_predecessors(event, attributes, failed_checkouts)
                 try:
                     span = telemetry.tracer.start_span(
                         description.name, context, SpanKind.CLIENT, attributes, predecessors.links
@@ -328,8 +331,10 @@ class CommandEvents(NeverCopied, CommandListener):
         connection = find_connection_of(self._open, identifier)
         return connection is not None and (held is None or held.connection_id == connection.connection_id)
 
-    def _find_predecessors(self, event: CommandStartedEvent, attributes: Attributes) -> _Predecessors:
-        """Find what the command continues (a failed attempt, a cursor), and add the attributes for it."""
+    def _find_predecessors(
+        self, event: CommandStartedEvent, attributes: Attributes, failed_checkouts: FailedCheckouts | None
+    ) -> _Predecessors:
+        """Find what the command continues (failed attempts, a cursor), and add the attributes for it."""
         command_name, command, address = event.command_name, event.command, event.connection_id
         links = []
         attempt = 1
@@ -338,8 +343,14 @@ class CommandEvents(NeverCopied, CommandListener):
         )
         if failed_attempt is not None:
             attempt = failed_attempt[1] + 1
-            attributes[names.ATTEMPT] = attempt
             links.append(Link(failed_attempt[0]))
+        if failed_checkouts is not None:
+            links.extend(map(Link, failed_checkouts.spans))
+            # If commands were sent before, and none is remembered, it isn't known how many there were.
+            if failed_attempt is not None or not failed_checkouts.follow_command:
+                attempt += failed_checkouts.number
+        if attempt > 1:
+            attributes[names.ATTEMPT] = attempt
         cursor = continued_cursor(command) if command_name == "getMore" else None
         if cursor is not None:
             attributes[names.CURSOR_ID] = cursor

@@ -27,6 +27,7 @@ from pymongo.monitoring import (
 from opentelemetry_mongo_events._driver.versions import duration, runs_in_background
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
+from opentelemetry_mongo_events._servers.failed_checkouts import add_span
 from opentelemetry_mongo_events._servers.reports import report
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
@@ -171,7 +172,7 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         telemetry.instruments.add(names.MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES, name, reason)
         if reason == "timeout":
             telemetry.instruments.add(names.DB_CLIENT_CONNECTION_TIMEOUTS, name)
-        self._trace_failure(telemetry, pool, reason, ended - int(seconds * 1e9), ended)
+        self._trace_failure(telemetry, pool, event, ended - int(seconds * 1e9), ended)
 
     @guarded
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
@@ -197,13 +198,15 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         instruments = telemetry.instruments
         return instruments if instruments.provider_check.found_sdk or instruments.provider_check else None
 
-    def _trace_failure(self, telemetry: Telemetry, pool: PoolState, reason: str, started: int, ended: int) -> None:
+    def _trace_failure(
+        self, telemetry: Telemetry, pool: PoolState, event: ConnectionCheckOutFailedEvent, started: int, ended: int
+    ) -> None:
         """Record a span for a failed checkout.
 
         Args:
             telemetry: Where to report it.
             pool: The pool.
-            reason: The driver's name of the reason.
+            event: The driver's event of the failure.
             started: When the checkout started, in nanoseconds since the epoch.
             ended: When it failed, in nanoseconds since the epoch.
         """
@@ -212,6 +215,7 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         context = _context()
         if telemetry.config.require_parent_span and not get_current_span(context).get_span_context().is_valid:
             return
+        reason = str(event.reason)
         attributes: dict[str, Any] = {
             names.DB_SYSTEM_NAME: names.MONGODB,
             **server_attributes(pool.identity.address),
@@ -223,6 +227,8 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         )
         try:
             span.set_status(Status(StatusCode.ERROR, reason))
+            if span.is_recording():
+                add_span(event, span.get_span_context())
             if reason != "poolClosed":
                 note_failure(pool.identity.address, span.get_span_context(), is_timeout=reason == "timeout")
         finally:
