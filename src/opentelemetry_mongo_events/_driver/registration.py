@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pymongo import monitoring
 
+from opentelemetry_mongo_events._driver.encryption import ClientListeners, RegisteredListeners, replace_registered_lists
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._runtime.log import warn
 
@@ -24,6 +25,7 @@ _ASYNC_CLIENTS: Final = "pymongo.asynchronous.mongo_client"
 
 def register(listener: Listener) -> None:
     """Register a listener permanently: PyMongo has no way to unregister one."""
+    replace_registered_lists()
     if TOPOLOGY_LISTENERS_NEED_A_LOOP and isinstance(listener, monitoring.TopologyListener):
         _replace_driver_list()
         _TopologyListeners.ours.append(listener)
@@ -34,11 +36,11 @@ def _replace_driver_list() -> None:
     """Replace the driver's list with one that omits our listeners for clients that can't have topology listeners."""
     registered = getattr(monitoring, "_LISTENERS", None)
     listeners = getattr(registered, "topology_listeners", None)
-    if type(listeners) is list:
+    if type(listeners) is RegisteredListeners:
         monitoring._LISTENERS = monitoring._LISTENERS._replace(topology_listeners=_TopologyListeners(listeners))
 
 
-class _TopologyListeners(list[Any]):
+class _TopologyListeners(RegisteredListeners):
     """The registered topology listeners. The driver copies them, as a slice, into each client that it creates."""
 
     ours: ClassVar[list[Listener]] = []
@@ -46,6 +48,8 @@ class _TopologyListeners(list[Any]):
 
     def __getitem__(self, key: Any) -> Any:
         selected = super().__getitem__(key)
+        if isinstance(selected, ClientListeners):
+            return selected
         if not isinstance(key, slice) or asyncio._get_running_loop() is not None or not _is_for_async_client():
             return selected
         if not self._has_warned:

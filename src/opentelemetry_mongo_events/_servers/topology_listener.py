@@ -12,6 +12,7 @@ from pymongo.monitoring import (
     TopologyOpenedEvent,
 )
 
+from opentelemetry_mongo_events._driver.listeners import ServersListener
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._runtime.log import warn
 from opentelemetry_mongo_events._servers.difference import difference_between
@@ -42,7 +43,7 @@ _MAX_SERVERS: Final = 25
 _TOLERANCE: Final = 0.1
 
 
-class TopologyEvents(NeverCopied, TopologyListener):
+class TopologyEvents(NeverCopied, ServersListener, TopologyListener):
     """Tracks which servers a client has, and their types.
 
     There is no `ServerListener` in addition, because the topology's descriptions contain those of its servers. The
