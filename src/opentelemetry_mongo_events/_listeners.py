@@ -82,6 +82,9 @@ def event_listeners(
     }
     client_name = usable_client_name(client_name)
     telemetry = telemetry_from(keywords, other_tracers=None)
+    from opentelemetry_mongo_events._driver.encryption import replace_registered_lists  # needs PyMongo
+
+    replace_registered_lists()
     signals = SignalListeners(Switch(telemetry), client_name)
     return [
         listener for signal in SIGNALS if getattr(telemetry.config, signal) for listener in signals.listeners(signal)

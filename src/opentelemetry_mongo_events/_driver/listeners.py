@@ -1,4 +1,4 @@
-"""The type of PyMongo's listeners, and a pool listener that ignores all events."""
+"""The type of PyMongo's listeners, a pool listener that ignores all events, and a mark for some listeners."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ from pymongo.monitoring import (
 )
 
 Listener: TypeAlias = CommandListener | ConnectionPoolListener | ServerHeartbeatListener | TopologyListener
+
+
+class ServersListener:
+    """Marks a listener that reports a client's servers, and not what is done with them.
+
+    The internal client of automatic encryption doesn't get it, see `encryption`.
+    """
 
 
 class QuietPoolListener(ConnectionPoolListener):

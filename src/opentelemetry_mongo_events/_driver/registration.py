@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from pymongo import monitoring
 
 from opentelemetry_mongo_events._driver.deferred_listener import DeferredListener
+from opentelemetry_mongo_events._driver.encryption import ClientListeners, RegisteredListeners, replace_registered_lists
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.stacks import frames
@@ -28,6 +29,7 @@ _ASYNC_CLIENTS: Final = "pymongo.asynchronous.mongo_client"
 
 def register(listener: Listener) -> None:
     """Register a listener permanently: PyMongo has no way to unregister one."""
+    replace_registered_lists()
     if TOPOLOGY_LISTENERS_NEED_A_LOOP and isinstance(listener, monitoring.TopologyListener):
         _replace_driver_list()
         deferred = DeferredListener(listener, Guard())
@@ -40,18 +42,20 @@ def _replace_driver_list() -> None:
     """Replace the driver's list with one that omits our listeners for clients that can't have topology listeners."""
     registered = getattr(monitoring, "_LISTENERS", None)
     listeners = getattr(registered, "topology_listeners", None)
-    if type(listeners) is list:
+    if type(listeners) is RegisteredListeners:
         monitoring._LISTENERS = monitoring._LISTENERS._replace(topology_listeners=_TopologyListeners(listeners))
 
 
-class _TopologyListeners(list[Any]):
+class _TopologyListeners(RegisteredListeners):
     """The registered topology listeners. The driver copies them, as a slice, into each client that it creates."""
 
     ours: ClassVar[list[DeferredListener]] = []
 
     def __getitem__(self, key: Any) -> Any:
         selected = super().__getitem__(key)
-        if not isinstance(key, slice) or asyncio._get_running_loop() is not None:
+        if not isinstance(key, slice) or isinstance(selected, ClientListeners):
+            return selected
+        if asyncio._get_running_loop() is not None:
             return selected
         constructor = _async_constructor()
         if constructor is None:

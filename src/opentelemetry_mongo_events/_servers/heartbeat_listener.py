@@ -13,6 +13,7 @@ from pymongo.monitoring import (
     ServerHeartbeatSucceededEvent,
 )
 
+from opentelemetry_mongo_events._driver.listeners import ServersListener
 from opentelemetry_mongo_events._driver.versions import is_cancelled_heartbeat
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.errors import error_attributes
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
 
-class HeartbeatEvents(NeverCopied, ServerHeartbeatListener):
+class HeartbeatEvents(NeverCopied, ServersListener, ServerHeartbeatListener):
     """Measures heartbeats, and reports failures and recoveries.
 
     Methods are called on the thread, or in the task, of a server's monitor. They never raise, and never read the

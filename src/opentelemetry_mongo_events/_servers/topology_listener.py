@@ -14,6 +14,7 @@ from pymongo.monitoring import (
 )
 
 from opentelemetry_mongo_events._driver.events_executor import deliver_promptly
+from opentelemetry_mongo_events._driver.listeners import ServersListener
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.difference import difference_between
 from opentelemetry_mongo_events._servers.errors import error_attributes
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _TOLERANCE: Final = 0.1
 
 
-class TopologyEvents(NeverCopied, TopologyListener):
+class TopologyEvents(NeverCopied, ServersListener, TopologyListener):
     """Tracks which servers a client has, and their types.
 
     There is no `ServerListener` in addition, because the topology's descriptions contain those of its servers.
