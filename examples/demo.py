@@ -243,8 +243,7 @@ def label(span: Span, names: dict[str, str]) -> Text:
         if (waited := span["attributes"].get(name, 0)) > LONG:
             line.append(f"  waited {waited * 1000:.0f} ms {awaited}", "bold yellow")
     if span["status"]["status_code"] == "ERROR":
-        error = span["status"].get("description") or span["attributes"].get("error.type", "")
-        line.append(f"  ERROR {error}", "bold red")
+        line.append(f"  ERROR {span['status'].get('description', '')}".rstrip(), "bold red")
     for link in span["links"]:
         other = link["context"]["span_id"].removeprefix("0x")
         line.append(f"  -> {names.get(link['context']['span_id'], other)}", "yellow")

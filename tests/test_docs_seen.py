@@ -230,7 +230,8 @@ def test_the_attributes_of_events_and_episodes(life: Life) -> None:
     told += [(name, value) for event in happened for name, value in (event.attributes or {}).items()]
     assert_types_are_those_of("docs/outages.md", told)
     for span in episodes:
-        assert (span.kind, span.parent, span.status.status_code) == (SpanKind.INTERNAL, None, StatusCode.OK)
+        status = StatusCode.ERROR if span.name == semconv.OUTAGE else StatusCode.UNSET
+        assert (span.kind, span.parent, span.status.status_code) == (SpanKind.INTERNAL, None, status)
     names = {cells[0].strip("`") for cells in rows("docs/outages.md", "## Events")}
     assert {event.name.removeprefix("mongodb.client.") for event in happened} <= names
 

@@ -278,7 +278,7 @@ def test_an_outage_that_is_open_when_a_worker_ends_is_sent(command: str, server:
         program.stop()
 
     outages = [span for span in receiver.spans if span.name == OUTAGE]
-    assert [attribute(span, "error.type") for span in outages] == ["uninstrumented"]
+    assert [attribute(span, "mongodb.client.outage.outcome") for span in outages] == ["uninstrumented"]
 
 
 @pytest.mark.parametrize("command", GREEN_CELERY)

@@ -7,6 +7,7 @@ The queue holds 100 events. While it is full, the driver blocks, and in an event
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -55,11 +56,13 @@ def speed_up(executor: object, events: object) -> None:
     if kind.__name__ in _EXECUTORS and kind.__module__.startswith("pymongo."):
         for name in ("_interval", "_min_interval"):
             _change(executor, name, lambda seconds: min(seconds, _INTERVAL))
-    if isinstance(events, queue.Queue) and events.maxsize > 0:
+    if isinstance(events, queue.Queue):
         _change(events, "maxsize", lambda size: max(size, _MAX_EVENTS))
 
 
 def _change(owner: object, name: str, change: Callable[[Any], float]) -> None:
-    value = getattr(owner, name, None)
-    if type(value) in (int, float):
-        setattr(owner, name, change(value))
+    value: Any = getattr(owner, name, None)
+    # An unlimited queue has the size 0, and gevent's has None.
+    if type(value) in (int, float) and value > 0:
+        with contextlib.suppress(AttributeError):
+            setattr(owner, name, change(value))
