@@ -261,9 +261,8 @@ def check_episodes(lived: Lived, server: ScriptedServer, *, is_discovered: bool 
     """That what the client went through is there, each once."""
     system = {"db.system.name": "mongodb"}
     found = {"mongodb.client.topology.type": "Unknown", "mongodb.client.discovery.outcome": "discovered"}
-    assert (
-        lived.spans(DISCOVERY) == [{"span": DISCOVERY, "status": "UNSET", "attributes": system | found}] * is_discovered
-    )
+    discovery = {"span": DISCOVERY, "status": "UNSET", "attributes": system | found}
+    assert lived.spans(DISCOVERY) == [discovery] * is_discovered
     about = {"mongodb.client.topology.type": "Single", "server.address": "127.0.0.1", "server.port": server.port}
     about["mongodb.client.outage.outcome"] = "recovered"
     (outage,) = lived.spans(OUTAGE)
