@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
 from pymongo import InsertOne, UpdateOne
 from pymongo.errors import AutoReconnect
 
@@ -197,6 +197,31 @@ def test_a_failed_checkout_counts_after_a_command_that_failed(
     else:  # how many commands were sent before isn't known
         assert ATTEMPT not in attributes(third)
         assert linked(third) == [span_id(checkout)]
+
+
+@recognizes_operations
+def test_a_command_that_is_not_recorded_makes_the_number_unknown(primary: ScriptedServer) -> None:
+    class DropsTheFirst(Sampler):
+        decisions = iter([Decision.DROP])
+
+        def should_sample(self, parent_context: Any, trace_id: int, name: str, *_: Any, **__: Any) -> SamplingResult:
+            decisions = self.decisions if name == "find orders" else iter(())
+            return SamplingResult(next(decisions, Decision.RECORD_AND_SAMPLE))
+
+        def get_description(self) -> str:
+            return "drops the first find"
+
+    spans = Spans(sampler=DropsTheFirst())
+    listeners = event_listeners(tracer_provider=spans.provider)
+    with connect(primary.uri, event_listeners=listeners, **CREDENTIALS) as client, pymongo.timeout(20):
+        client.admin.command("ping")
+        primary.fail("find", close_connection=True)
+        fail_checkouts(primary)
+        client.shop.orders.find_one()
+
+    [checkout], command = checkouts(spans), spans.one("find orders")
+    assert ATTEMPT not in attributes(command)
+    assert linked(command) == [span_id(checkout)]
 
 
 @recognizes_operations

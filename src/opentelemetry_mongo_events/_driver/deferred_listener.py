@@ -58,8 +58,8 @@ class DeferredListener(NeverCopied, ServerHeartbeatListener):
             servers = getattr(getattr(client, "_topology", None), "_servers", ())
             # All events of a client's server share one address object, and each client has its own.
             if any(address is event.connection_id for address in list(servers)):
-                if self._waiting.pop(key, None) is not None:
-                    _append(client, self.listener)
+                self._waiting.pop(key, None)
+                _append(client, self.listener)
                 return
 
     def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
