@@ -41,7 +41,8 @@ def close_times(uri: str, count: int, **options: Any) -> list[float]:
 def test_a_client_is_closed_at_once(server: ScriptedServer, watching: list[Any], spans: Spans) -> None:
     """Without the change it takes half a second."""
     assert statistics.median(close_times(server.uri, 5, event_listeners=watching)) < 0.15
-    assert len(spans.named(DISCOVERY)) == 5
+    if pymongo.version_tuple >= (4, 9):  # earlier versions drop the events that are waiting
+        assert len(spans.named(DISCOVERY)) == 5
 
 
 def test_so_is_one_that_was_instrumented_later(
@@ -130,7 +131,7 @@ def test_without_it_all_else_works(
     listeners = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider, topology=True)
     with connect(server.uri, event_listeners=listeners) as client:
         client.admin.command("ping")
-    assert len(spans.named(DISCOVERY)) == 1
+        spans.wait_for(DISCOVERY)
 
 
 def test_another_listener_that_blocks_does_not_fill_the_memory(server: ScriptedServer, watching: list[Any]) -> None:
