@@ -17,8 +17,9 @@ from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.clock import moment
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.process import track
-from opentelemetry_mongo_events._servers.state import OngoingPeriod, PastPeriod, text_of
+from opentelemetry_mongo_events._servers.state import OngoingPeriod, PastPeriod
 from opentelemetry_mongo_events._telemetry import semconv as names
+from opentelemetry_mongo_events._telemetry.attributes import target
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class Period(OngoingPeriod):
         if topology.primary is not None or topology.replica_set is None or topology.type == "Single":
             return topology.primary
         found = [member for address, member in topology.members.copy().items() if address in ended_by]
-        return text_of(found[0].identity.address) if found else None
+        return target(found[0].identity.address) if found else None
 
     def _add_links(self, at: float) -> None:
         for failure in self._failures.copy():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opentelemetry_mongo_events._driver.identity import Identity, identity
 from opentelemetry_mongo_events._runtime.process import instances, take_over, track
 from opentelemetry_mongo_events._telemetry import semconv as names
-from opentelemetry_mongo_events._telemetry.attributes import server_attributes
+from opentelemetry_mongo_events._telemetry.attributes import server_attributes, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -301,7 +301,7 @@ class TopologyState:
         servers = description.server_descriptions().values()
         counts = Counter(server.server_type_name for server in servers)
         self.replica_set = description.replica_set_name
-        self.primary = next((text_of(s.address) for s in servers if s.server_type_name == "RSPrimary"), None)
+        self.primary = next((target(s.address) for s in servers if s.server_type_name == "RSPrimary"), None)
         # A set without a primary reports that it has 0. A direct connection has a set's name too, but never a primary,
         # and a client that hasn't been used yet knows nothing about one.
         if self.type.startswith("ReplicaSet") and (
@@ -518,12 +518,6 @@ class ServerStates:
         for topology_id, topology in self._topologies.copy().items():
             if topology.gone_at is not None:
                 self._topologies.pop(topology_id, None)
-
-
-def text_of(address: Address) -> str:
-    """Return an address as the driver writes it: `host:port`, or the path of a Unix socket."""
-    host, port = address
-    return host if port is None else f"{host}:{port}"
 
 
 def note_failure(address: Address | None, span_context: SpanContext, *, is_timeout: bool = False) -> None:
