@@ -36,9 +36,9 @@ Span = dict[str, Any]
 DETAILS = {
     "db.operation.batch.size": "batch of {}",
     "db.response.returned_rows": "{} rows",
-    "mongodb.client.write_errors": "{} write error(s)",
-    "mongodb.client.attempt": "attempt {}",
-    "mongodb.client.server_selector": "{}",
+    "mongodb.client.write_error_count": "{} write error(s)",
+    "mongodb.client.operation.attempt": "attempt {}",
+    "mongodb.client.server_selection.selector": "{}",
 }
 
 SELECT = "select server"

@@ -42,7 +42,7 @@ def pictures() -> Iterator[Path]:
 
         shown = TracePage(browser, jaeger, order)
         detail = shown.open_span(3)
-        shown.open_tags(detail, "mongodb.client.attempt")
+        shown.open_tags(detail, "mongodb.client.operation.attempt")
         shown.open_references(detail)
         yield keep("retried-write", shown.picture())
 

@@ -316,7 +316,7 @@ SHORT: Final = {
     "close reason": {"mongodb.client.connection.close_reason"},
     "awaited": {"mongodb.client.heartbeat.awaited"},
     "server type": {"mongodb.client.server.type"},
-    "replica set": {"mongodb.client.replica_set"},
+    "replica set": {"mongodb.client.replica_set.name"},
 }
 # And in place of the names of metrics.
 OF: Final = {

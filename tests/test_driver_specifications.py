@@ -83,7 +83,7 @@ EVERY_COMMAND = {
     "server.port": INTEGER,
     "db.mongodb.driver_connection_id": INTEGER,
     "db.mongodb.server_connection_id": INTEGER if pymongo.version_tuple >= (4, 7) else NONE,
-    "mongodb.client.attempt": maybe(2),
+    "mongodb.client.operation.attempt": maybe(2),
 }
 EVERY_ERROR = {
     "error.type": STRING,
@@ -136,7 +136,7 @@ class Command:
             return EVERY_ERROR
         expected: dict[str, Any] = {}
         if "writeErrors" in self.reply:
-            expected |= EVERY_ERROR | {"mongodb.client.write_errors": 1}
+            expected |= EVERY_ERROR | {"mongodb.client.write_error_count": 1}
         if "writeConcernError" in self.reply:
             expected |= EVERY_ERROR | {"db.response.status_code": str(self.reply["writeConcernError"]["code"])}
         cursor = self.reply.get("cursor", {})
@@ -210,7 +210,7 @@ OTHERWISE = {
     "db.operation.batch.size": maybe(INTEGER),
     "db.response.returned_rows": maybe(INTEGER),
     # What neither has a name for.
-    "mongodb.client.attempt": maybe(2),
+    "mongodb.client.operation.attempt": maybe(2),
 } | ({} if pymongo.version_tuple >= (4, 7) else {"db.mongodb.server_connection_id": NONE})
 
 # The number is an attribute where it tells of a transaction; a comment may hold the context of a trace, or anything.

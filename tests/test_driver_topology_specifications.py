@@ -185,7 +185,7 @@ NAMES = {
 ADDRESS, PORT = "server.address", "server.port"
 SERVER_TYPES = ("mongodb.client.server.previous_type", "mongodb.client.server.type")
 TOPOLOGY_TYPES = ("mongodb.client.topology.previous_type", "mongodb.client.topology.type")
-SET = "mongodb.client.replica_set"
+SET = "mongodb.client.replica_set.name"
 TOPOLOGY = "mongodb.client.topology.id"
 HEARTBEAT = "mongodb.client.heartbeat.succeeded"
 

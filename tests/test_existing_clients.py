@@ -110,7 +110,7 @@ def test_connections_are_those_that_the_driver_has(
         assert metrics.connections() == held(living) == (0, 4)
     assert metrics.connections() == held(living) == (4, 0)
     pool = f"billing/127.0.0.1:{server.port}"
-    assert metrics.values("db.client.connection.max", POOL) == {pool: 100}
+    assert metrics.values("db.client.connection.limit", POOL) == {pool: 100}
     # Of those that were out nobody knows since when.
     assert metrics.values("db.client.connection.use_time", POOL) == {pool: 4}
 
@@ -161,7 +161,7 @@ def test_a_pool_keeps_its_limits_and_its_idle_time(server: ScriptedServer, obser
         observe(client)
 
         pool = f"127.0.0.1:{server.port}"
-        assert metrics.values("db.client.connection.max", POOL) == {pool: 7}
+        assert metrics.values("db.client.connection.limit", POOL) == {pool: 7}
         assert metrics.values("db.client.connection.idle.min", POOL) == {pool: 2}
         assert metrics.connections() == held(client)
 
@@ -279,7 +279,7 @@ def test_what_was_discovered_is_no_discovery_and_an_outage_is_one(
     told = events(outage)
     assert told.count("topology.changed") == 2
     assert {"topology.opened", "server.opened"}.isdisjoint(told)
-    assert attributes(outage)["mongodb.client.replica_set"] == replica_set.name
+    assert attributes(outage)["mongodb.client.replica_set.name"] == replica_set.name
 
 
 def test_a_server_that_is_lost_and_comes_back(
@@ -501,7 +501,7 @@ def test_it_is_undone_and_done_again(
     living.admin.command("ping")
     assert (spans.names, other_spans.names) == (["find orders"], ["ping admin"])
     assert listeners_of(living) == added
-    assert other_metrics.values("db.client.connection.max", POOL) == {f"shop/127.0.0.1:{server.port}": 100}
+    assert other_metrics.values("db.client.connection.limit", POOL) == {f"shop/127.0.0.1:{server.port}": 100}
     assert other_metrics.connections() == held(living)
 
     MongoEventsInstrumentor().uninstrument_client(living)

@@ -333,7 +333,7 @@ def test_a_reading_that_raises_costs_that_metric_alone(
     collected = metrics.collected()
 
     assert "db.client.connection.count" not in collected
-    assert {"db.client.connection.max", "db.client.connection.pending_requests", DURATION} <= collected.keys()
+    assert {"db.client.connection.limit", "db.client.connection.pending_requests", DURATION} <= collected.keys()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -268,7 +268,7 @@ def check_episodes(lived: Lived, server: ScriptedServer, *, is_discovered: bool 
     (outage,) = lived.spans(OUTAGE)
     assert outage["status"] == "ERROR"
     assert outage["attributes"].items() >= (system | about).items()
-    assert outage["attributes"]["mongodb.client.outage.heartbeat_failures"] > 0
+    assert outage["attributes"]["mongodb.client.outage.failed_heartbeat_count"] > 0
 
 
 def check_commands(lived: Lived) -> None:

@@ -128,7 +128,7 @@ def test_a_lost_primary_is_a_warning(spans: Spans, logs: Logs) -> None:
         "mongodb.client.server.changed",
         "mongodb.client.topology.changed",
     ]
-    assert [record.attributes["mongodb.client.replica_set"] for record in warnings] == [replica_set.name] * 2
+    assert [record.attributes["mongodb.client.replica_set.name"] for record in warnings] == [replica_set.name] * 2
     assert events(outage) == ["server.changed", "topology.changed"] * 2
     # Once for all of them: a client that is closed is no bad news.
     if pymongo.version_tuple >= (4, 9):

@@ -148,7 +148,7 @@ def test_a_discovery_ends_with_the_first_readable_server(
     assert attributes(discovery) == {
         "db.system.name": "mongodb",
         "mongodb.client.topology.type": "ReplicaSetNoPrimary",
-        "mongodb.client.replica_set": replica_set.name,
+        "mongodb.client.replica_set.name": replica_set.name,
         "mongodb.client.discovery.outcome": "discovered",
     }
     assert spans.names == [DISCOVERY]  # there was no primary to lose
@@ -226,7 +226,7 @@ def test_a_failover_is_an_outage(
     assert (outage.status.status_code, outage.status.description) == (StatusCode.ERROR, None)
     assert stepped_down <= start(outage) <= elected <= end(outage)
     assert end(outage) - elected < 0.5e9
-    replica_set_is = {"mongodb.client.replica_set": replica_set.name}
+    replica_set_is = {"mongodb.client.replica_set.name": replica_set.name}
     assert attributes(outage) == replica_set_is | {
         "db.system.name": "mongodb",
         "mongodb.client.topology.type": "ReplicaSetNoPrimary",
@@ -234,7 +234,7 @@ def test_a_failover_is_an_outage(
         "server.port": lost.port,
         "error.type": "NotPrimaryError",
         "mongodb.client.outage.outcome": "recovered",
-        "mongodb.client.outage.heartbeat_failures": 0,
+        "mongodb.client.outage.failed_heartbeat_count": 0,
         "mongodb.client.outage.previous_primary": f"127.0.0.1:{lost.port}",
         "mongodb.client.outage.primary": f"127.0.0.1:{replica_set.members[1].port}",
     }
@@ -318,7 +318,7 @@ def test_a_killed_standalone_is_an_outage_with_its_failed_heartbeats(
     assert dict(metrics.one(OUTAGES).attributes) == {"server.address": "127.0.0.1", "server.port": server.port}
     about = attributes(outage)
     assert (about["error.type"], about[OUTCOME]) == (event(outage, "server.changed")["error.type"], "recovered")
-    assert about["mongodb.client.outage.heartbeat_failures"] == told.count("heartbeat.failed")
+    assert about["mongodb.client.outage.failed_heartbeat_count"] == told.count("heartbeat.failed")
     assert not {"mongodb.client.outage.primary", "mongodb.client.outage.previous_primary"} & about.keys()
 
 

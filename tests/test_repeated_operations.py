@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.metrics import Metrics
 
-ATTEMPT = "mongodb.client.attempt"
+ATTEMPT = "mongodb.client.operation.attempt"
 WAIT_TIME = "mongodb.client.connection.wait_time"
 
 # Only the application's connections authenticate, and the monitors' don't.
@@ -606,8 +606,8 @@ gevent.joinall([gevent.spawn(client.shop.carts.find_one) for _ in range(5)])
 client.close()
 [checkout] = [span for span in spans.finished if span.name.startswith("checkout ")]
 command = spans.one("find orders")
-print(attributes(command)["mongodb.client.attempt"], linked(command) == [span_id(checkout)])
-print(any("mongodb.client.attempt" in attributes(span) for span in spans.named("find carts")))
+print(attributes(command)["mongodb.client.operation.attempt"], linked(command) == [span_id(checkout)])
+print(any("mongodb.client.operation.attempt" in attributes(span) for span in spans.named("find carts")))
 """
 
 

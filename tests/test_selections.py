@@ -142,7 +142,7 @@ def test_a_selection_that_failed_is_a_span_of_the_caller(
     assert attributes(selection) == {
         "db.system.name": "mongodb",
         "db.operation.name": "count",
-        "mongodb.client.server_selector": "primary",
+        "mongodb.client.server_selection.selector": "primary",
         "mongodb.client.topology.type": "Single",
         ERROR: TIMEOUT,
     }
@@ -169,7 +169,7 @@ def test_a_selection_that_waited_is_a_span_and_an_attribute_of_its_command(
     assert attributes(selection) == {
         "db.system.name": "mongodb",
         "db.operation.name": "insert",
-        "mongodb.client.server_selector": "writable",
+        "mongodb.client.server_selection.selector": "writable",
         "mongodb.client.topology.type": "Single",
         "server.address": "127.0.0.1",
         "server.port": server.port,
@@ -198,13 +198,13 @@ def test_a_measurement_has_the_span_as_its_exemplar_and_the_replica_set(
     assert (
         attributes(selection).items()
         >= {
-            "mongodb.client.replica_set": replica_set.name,
+            "mongodb.client.replica_set.name": replica_set.name,
             "mongodb.client.topology.type": "ReplicaSetNoPrimary",
             "server.port": replica_set.members[1].port,
         }.items()
     )
     (point,) = metrics.points(WAIT_TIME)
-    assert point.attributes == {"mongodb.client.replica_set": replica_set.name}
+    assert point.attributes == {"mongodb.client.replica_set.name": replica_set.name}
     assert {exemplar.span_id for exemplar in point.exemplars} >= {span_id(selection)}
 
 
@@ -245,7 +245,7 @@ def test_the_selector_is_the_mode_of_the_read_preference(
             member.start()
 
     (selection,) = selections_of(spans, "find")
-    assert attributes(selection)["mongodb.client.server_selector"] == name
+    assert attributes(selection)["mongodb.client.server_selection.selector"] == name
     assert "city" not in repr(attributes(selection))
 
 
@@ -842,7 +842,7 @@ def test_what_a_signal_handler_selects_does_not_end_the_wait_around_it(
         _selections.succeeded(fields)
 
     selection = spans.one(SELECT)
-    assert attributes(selection)["mongodb.client.server_selector"] == "_OTHER"
+    assert attributes(selection)["mongodb.client.server_selection.selector"] == "_OTHER"
     assert attributes(selection)["server.port"] == server.port
     assert seconds(selection) >= 0.02
 

@@ -159,8 +159,8 @@ def test_a_duplicate_key_is_an_error(client: MongoClient[Any], server: ScriptedS
         client.shop.users.insert_many([{"_id": 1}, {"_id": 2}])
 
     span = spans.one("insert users")
-    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "11000 index email_1")
-    assert attributes(span)["mongodb.client.write_errors"] == 1
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "DuplicateKey index email_1")
+    assert attributes(span)["mongodb.client.write_error_count"] == 1
     assert "alice" not in span.to_json()
 
 
@@ -221,7 +221,7 @@ def test_a_retried_write_is_one_span_an_attempt(
 
     first, second = spans.named("insert orders")
     assert attributes(first)["error.type"] == "AutoReconnect"
-    assert (second.status.status_code, attributes(second)["mongodb.client.attempt"]) == (StatusCode.UNSET, 2)
+    assert (second.status.status_code, attributes(second)["mongodb.client.operation.attempt"]) == (StatusCode.UNSET, 2)
     assert [link.context for link in second.links] == [first.context]
 
 
@@ -234,7 +234,7 @@ def test_a_write_that_is_retried_after_a_succeeded_reply_is_an_attempt(
     retrying.shop.orders.insert_one({"_id": 1})
 
     first, second = spans.named("insert orders")
-    assert (first.status.description, attributes(second)["mongodb.client.attempt"]) == ("262", 2)
+    assert (first.status.description, attributes(second)["mongodb.client.operation.attempt"]) == ("262", 2)
     assert [link.context for link in second.links] == [first.context]
 
 
@@ -246,7 +246,10 @@ def test_a_retried_read_is_one_span_an_attempt(
     assert list(retrying.shop.orders.find()) == []
 
     first, second = spans.named("find orders")
-    assert (first.status.description, attributes(second)["mongodb.client.attempt"]) == ("ShutdownInProgress", 2)
+    assert (first.status.description, attributes(second)["mongodb.client.operation.attempt"]) == (
+        "ShutdownInProgress",
+        2,
+    )
 
 
 def test_the_batches_of_a_bulk_write_are_no_attempts(
@@ -259,7 +262,7 @@ def test_the_batches_of_a_bulk_write_are_no_attempts(
         )
 
     assert sorted(spans.names) == ["delete orders", "insert orders", "update orders"]
-    assert not any("mongodb.client.attempt" in attributes(span) for span in spans.finished)
+    assert not any("mongodb.client.operation.attempt" in attributes(span) for span in spans.finished)
     assert [attributes(span)["db.operation.batch.size"] for span in spans.finished] == [2, 2, 2]
 
 
@@ -286,7 +289,10 @@ def test_the_errors_of_a_client_bulk_write_are_errors(listeners: Any, spans: Spa
             client.bulk_write([InsertOne({"a": 1}, namespace="shop.orders")] * 2)
 
     span = spans.one("bulkWrite admin")
-    assert (span.status.description, attributes(span)["mongodb.client.write_errors"]) == ("11000 index a_1", 1)
+    assert (span.status.description, attributes(span)["mongodb.client.write_error_count"]) == (
+        "DuplicateKey index a_1",
+        1,
+    )
     assert attributes(span)["db.operation.batch.size"] == 2
     assert "db.response.returned_rows" not in attributes(span)  # results of operations are no rows
     assert metrics.points("db.client.response.returned_rows") == []

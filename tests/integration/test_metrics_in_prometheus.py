@@ -158,7 +158,7 @@ def test_what_waits_and_what_is_used_shows_while_it_is_so(scraping: Prometheus, 
         try:
             scraping.wait_for(f"db_client_connection_pending_requests{{{pool}}} == 3")
             scraping.wait_for(f'db_client_connection_count{{{pool}, db_client_connection_state="used"}} == 2')
-            scraping.wait_for(f"sum(db_client_connection_max{{{pool}}}) == 2")
+            scraping.wait_for(f"sum(db_client_connection_limit{{{pool}}}) == 2")
             time.sleep(0.2)  # however quick all that was, they have waited for more than 0.1 s
         finally:
             frozen.release()
@@ -188,7 +188,7 @@ def test_server_selections_that_waited_or_failed(scraping: Prometheus, measured:
         replica_set.elect(primary)
         waiting.result()
 
-        of_the_set = 'job="shop", mongodb_client_replica_set="selections"'
+        of_the_set = 'job="shop", mongodb_client_replica_set_name="selections"'
         scraping.wait_for(
             f"{SELECTION}_count{{{of_the_set}}}",
             lambda answer: values(answer, "error_type") == {"ServerSelectionTimeoutError": 2, "": 1},

@@ -227,7 +227,7 @@ def test_requests_that_wait_arrive_in_jaeger(jaeger: Jaeger, run_server: Callabl
             >= {
                 "span.kind": "internal",
                 "db.operation.name": "insert",
-                "mongodb.client.server_selector": "writable",
+                "mongodb.client.server_selection.selector": "writable",
                 "mongodb.client.topology.type": "Single",
             }.items()
         )
@@ -288,7 +288,7 @@ def test_a_failover_arrives_in_jaeger(jaeger: Jaeger) -> None:
     spans = [span for trace in traces for span in trace["spans"]]
     (outage,) = [span for span in spans if span["operationName"] == OUTAGE]
     assert references(outage, "CHILD_OF") == []
-    assert tags(outage).items() >= {"otel.status_code": "ERROR", "mongodb.client.replica_set": "rs0"}.items()
+    assert tags(outage).items() >= {"otel.status_code": "ERROR", "mongodb.client.replica_set.name": "rs0"}.items()
     assert outage["duration"] > 1_400_000  # microseconds
 
     def logs(span: dict[str, Any]) -> list[dict[str, Any]]:

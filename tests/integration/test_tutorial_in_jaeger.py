@@ -153,7 +153,7 @@ def run_through_an_outage(reader: Reader, server: FerretDB) -> list[str]:
     assert references(outage, "FOLLOWS_FROM") == [*failed, selection["spanID"]]
     assert references(selection, "FOLLOWS_FROM") == [outage["spanID"]]
     assert references(selection, "CHILD_OF") == [request["POST /import"]["spanID"]]
-    assert tags(selection)["mongodb.client.server_selector"] == "writable"
+    assert tags(selection)["mongodb.client.server_selection.selector"] == "writable"
     waited = tags(request["insert orders"])["mongodb.client.server_selection.wait_time"]
     assert waited == pytest.approx(selection["duration"] / 1e6, abs=0.001)
     events = [field["value"] for log in outage["logs"] for field in log["fields"] if field["key"] == "event"]

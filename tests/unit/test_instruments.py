@@ -94,7 +94,7 @@ def test_a_listener_keeps_its_provider_and_tells_no_other(server: ScriptedServer
         data = readers[0].get_metrics_data()
         assert data is not None
         found = {m.name: m.data.data_points for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics}
-        limits: Any = found["db.client.connection.max"]
+        limits: Any = found["db.client.connection.limit"]
 
         assert [point.value for point in limits] == [100]
 

@@ -288,7 +288,7 @@ def test_all_heartbeats_that_failed_are_counted(world: World, spans: Spans) -> N
         world.topology.note(BackgroundEvent(names.HEARTBEAT_FAILED, {}, moment(world.now + 0.5), server=id(HERE)))
     world.serve_again()
 
-    assert attributes(spans.one())["mongodb.client.outage.heartbeat_failures"] == 200
+    assert attributes(spans.one())["mongodb.client.outage.failed_heartbeat_count"] == 200
 
 
 def test_the_end_of_some_is_not_that_of_others(spans: Spans, metrics: Metrics) -> None:

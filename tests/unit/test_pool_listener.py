@@ -69,7 +69,7 @@ def test_a_pool_counts_from_what_is_known(pools: Any, metrics: Metrics) -> None:
 
     pools.connection_checked_out(checked_out(2))
     assert metrics.connections() == (0, 1)
-    assert metrics.points("db.client.connection.max") == []
+    assert metrics.points("db.client.connection.limit") == []
 
     pools.connection_checked_in(checked_in(2))
     pools.connection_checked_in(checked_in(2))
@@ -181,7 +181,7 @@ def test_a_server_that_comes_back_has_a_new_pool_of_the_same_address(pools: Any,
     pools.pool_created(pool_created(maxPoolSize=5))  # before 4.9 without a close of the one before
     make(pools, 1, ADDRESS)
 
-    assert metrics.values("db.client.connection.max", POOL) == {NAME: 5}
+    assert metrics.values("db.client.connection.limit", POOL) == {NAME: 5}
     assert metrics.connections() == (1, 1)
 
 
@@ -191,14 +191,14 @@ def test_pools_of_two_clients_are_told_apart_by_their_addresses(pools: Any, metr
         pools.pool_created(pool_created(at, maxPoolSize=size))
         make(pools, 1, at)
         pools.connection_checked_out(checked_out(1, at))
-    assert metrics.values("db.client.connection.max", POOL) == {NAME: 3}
+    assert metrics.values("db.client.connection.limit", POOL) == {NAME: 3}
     assert metrics.connections() == (0, 2)
 
     pools.connection_checked_in(checked_in(1, first))
     pools.connection_closed(connection_closed(1, first))
     pools.pool_closed(pool_closed(first))
 
-    assert metrics.values("db.client.connection.max", POOL) == {NAME: 2}
+    assert metrics.values("db.client.connection.limit", POOL) == {NAME: 2}
     assert metrics.connections() == (0, 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry_mongo_events._commands.claims import give_up
 from opentelemetry_mongo_events._commands.held_connections import hold, release
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 
 _checkout_started: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_started", default=None)
+
+
+# Seconds. A command reports no shorter wait, which nearly every command has; the metric contains all of them.
+_MIN_WAIT: Final = 0.001
 
 
 class ConnectionEvents(NeverCopied, QuietPoolListener):
@@ -56,11 +60,13 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
         """Record that the current thread or task has checked out a connection."""
         held = hold(self._open, event.address, event.connection_id)
-        held.wait_time = wait_time = duration(event, _checkout_started.get())
+        wait_time = duration(event, _checkout_started.get())
         held.selection_wait_time = take_delay()
         failed = checkout_succeeded()
         if failed is not None and wait_time is not None:
-            held.wait_time, held.failed_checkouts = wait_time + failed.seconds, failed
+            wait_time, held.failed_checkouts = wait_time + failed.seconds, failed
+        if wait_time is not None and wait_time >= _MIN_WAIT:
+            held.wait_time = round(wait_time, 6)
 
     @guarded
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:

@@ -136,9 +136,11 @@ class OpenCommand:
         self.close(INTERRUPTED)
 
     def _status_description(self, outcome: Outcome) -> str | None:
+        """Return what the status says in addition to `error.type`, as the conventions ask for."""
         config = self.telemetry.config
-        message = outcome.message[: config.query_text_max_length] if outcome.message else None
-        return f"{outcome.error}: {message}" if message and config.query_text == RAW else outcome.error
+        if outcome.message and config.query_text == RAW:
+            return f"{outcome.error}: {outcome.message[: config.query_text_max_length]}"
+        return None if outcome.error == outcome.attributes.get(ERROR_TYPE) else outcome.error
 
 
 class OpenCommands:

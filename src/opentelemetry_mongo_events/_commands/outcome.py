@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
 
 _DUPLICATE_KEY: Final = 11000
+# The server's name of this code, which the reply to a write doesn't contain.
+_DUPLICATE_KEY_NAME: Final = "DuplicateKey"
 
 
 # Applied only to the text before the key, which is user data: `... index: email_1 dup key: { email: "..." }`.
@@ -27,7 +29,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         attributes: The attributes to add to the span.
-        error: The status description for an error; None for a success.
+        error: A short description of an error: the name of the server's code, or else the `error.type`; None for a
+            success.
         message: The message of the error, by the server or the driver. It contains user data.
         cursor: The id of the cursor in the reply: 0 if it is exhausted, None if there is no cursor.
     """
@@ -87,7 +90,7 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
         return success
     attributes = success.attributes.copy()
     if count:
-        attributes[names.WRITE_ERRORS] = count
+        attributes[names.WRITE_ERROR_COUNT] = count
     return Outcome(attributes, _add_server_error(attributes, error), _message(command_name, error), identifier)
 
 
@@ -142,7 +145,7 @@ def _message(command_name: str, error: object) -> str | None:
 
 
 def _add_server_error(attributes: Attributes, error: object, error_class: str | None = None) -> str:
-    """Add the attributes of a server error. Returns the status description, without the message, which is user data."""
+    """Add the attributes of a server error. Returns its short description, without the message, which is user data."""
     if not is_document(error):
         error = {}
     code = whole_number(error.get("code"))
@@ -156,8 +159,9 @@ def _add_server_error(attributes: Attributes, error: object, error_class: str | 
     if isinstance(code_name, str) and code_name:
         attributes[names.ERROR_CODE_NAME] = code_name
         text = code_name
-    if code == _DUPLICATE_KEY and (index := _duplicate_index(error.get("errmsg"))):
-        text = f"{text} index {index}"
+    if code == _DUPLICATE_KEY:
+        index = _duplicate_index(error.get("errmsg"))
+        text = _DUPLICATE_KEY_NAME if index is None else f"{_DUPLICATE_KEY_NAME} index {index}"
     return text
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context, get_current
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind, get_current_span
-from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.trace.status import StatusCode
 from pymongo.monitoring import (
     ConnectionCheckedInEvent,
     ConnectionCheckedOutEvent,
@@ -84,7 +84,7 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
                 pool.is_ready = False
             pool.clear()
         if (telemetry := self._telemetry(pool)) is not None:
-            telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.attributes.values())
+            telemetry.instruments.add(names.MONGODB_CLIENT_POOL_CLEARED, *pool.key)
         server = self._servers.known(event.address)
         topology = None if server is None else server.topology
         attributes = server_attributes(event.address) if server is None else server.event_attributes
@@ -133,9 +133,7 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         # A connection that is closed while checked out (by an abandoned exhaust cursor) is checked in only afterwards.
         uses = pool.end_uses(event.connection_id)
         if any(was_known) and (telemetry := self._telemetry(pool)) is not None:
-            telemetry.instruments.add(
-                names.MONGODB_CLIENT_CONNECTION_CLOSED, *pool.attributes.values(), str(event.reason)
-            )
+            telemetry.instruments.add(names.MONGODB_CLIENT_CONNECTION_CLOSED, *pool.key, str(event.reason))
         for since in uses:
             if (instruments := self._instruments(pool)) is not None:
                 _record(instruments.use_time, time.perf_counter() - since, pool)
@@ -168,10 +166,9 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         if telemetry is None:
             return
         reason = str(event.reason)
-        name = pool.attributes[names.POOL_NAME]
-        telemetry.instruments.add(names.MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES, name, reason)
+        telemetry.instruments.add(names.MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES, *pool.key, reason)
         if reason == "timeout":
-            telemetry.instruments.add(names.DB_CLIENT_CONNECTION_TIMEOUTS, name)
+            telemetry.instruments.add(names.DB_CLIENT_CONNECTION_TIMEOUTS, *pool.key)
         self._trace_failure(telemetry, pool, event, ended - int(seconds * 1e9), ended)
 
     @guarded
@@ -216,17 +213,12 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         if telemetry.config.require_parent_span and not get_current_span(context).get_span_context().is_valid:
             return
         reason = str(event.reason)
-        attributes: dict[str, Any] = {
-            names.DB_SYSTEM_NAME: names.MONGODB,
-            **server_attributes(pool.identity.address),
-            **pool.attributes,
-            names.ERROR_TYPE: reason,
-        }
+        attributes: dict[str, Any] = {**pool.attributes, names.ERROR_TYPE: reason}
         span = telemetry.tracer.start_span(
             f"checkout {pool.target}", context, SpanKind.INTERNAL, attributes, start_time=started
         )
         try:
-            span.set_status(Status(StatusCode.ERROR, reason))
+            span.set_status(StatusCode.ERROR)
             if span.is_recording():
                 add_span(event, span.get_span_context())
             if reason != "poolClosed":

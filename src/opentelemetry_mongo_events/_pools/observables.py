@@ -42,7 +42,7 @@ def _pending(is_reported: IsReported) -> Iterator[Reading]:
 
 READERS: Final = {
     names.DB_CLIENT_CONNECTION_COUNT: _connections,
-    names.DB_CLIENT_CONNECTION_MAX: _maximum,
+    names.DB_CLIENT_CONNECTION_LIMIT: _maximum,
     names.DB_CLIENT_CONNECTION_IDLE_MIN: _minimum,
     names.DB_CLIENT_CONNECTION_PENDING_REQUESTS: _pending,
 }

@@ -10,7 +10,7 @@ from opentelemetry_mongo_events._driver.identity import COUNTS_REFERENCES, Ident
 from opentelemetry_mongo_events._pools.waiters import Waiters
 from opentelemetry_mongo_events._runtime.process import instances, track
 from opentelemetry_mongo_events._telemetry import semconv as names
-from opentelemetry_mongo_events._telemetry.attributes import target
+from opentelemetry_mongo_events._telemetry.attributes import Attributes, target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,9 @@ class PoolState:
         identity: The driver's address tuple. It is the same object in all events of a pool and a different one in each
             client; nothing else in an event distinguishes two clients of the same server.
         target: The address as text.
-        attributes: The attributes of its metrics: the pool's name, made up of the client's name and the address.
+        attributes: The attributes of its metrics: the pool's name, which consists of the client's name and the address,
+            and the server's address and port.
+        key: The values of these attributes, in the order of `POOL_ATTRIBUTES`, for its counters.
         maximum: How many connections it may have; None if there is no limit.
         minimum: How many connections it keeps.
         created: Whether its creation was seen, with its options.
@@ -61,6 +63,7 @@ class PoolState:
         "created",
         "identity",
         "is_ready",
+        "key",
         "made",
         "making",
         "max_idle",
@@ -91,7 +94,10 @@ class PoolState:
 
     def rename(self, client_name: str | None) -> None:
         """Change the client's name, which is part of the pool's name."""
-        self.attributes = {names.POOL_NAME: f"{client_name}/{self.target}" if client_name else self.target}
+        host, port = self.identity.address
+        self.key = (names.MONGODB, f"{client_name}/{self.target}" if client_name else self.target, host, port)
+        keys_and_values = zip(names.POOL_ATTRIBUTES, self.key, strict=True)
+        self.attributes: Attributes = {key: value for key, value in keys_and_values if value is not None}
 
     def set_options(self, options: Mapping[str, Any]) -> None:
         """Set the options; `options` contains those that differ from the driver's defaults."""

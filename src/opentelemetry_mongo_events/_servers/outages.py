@@ -270,7 +270,7 @@ class Period(OngoingPeriod):
             error = outcome and str(failures[0].attributes[names.ERROR_TYPE] if failures else outcome)
         else:
             attributes[names.OUTAGE_OUTCOME] = outcome or _RECOVERED
-            attributes[names.OUTAGE_HEARTBEAT_FAILURES] = len(failures) + next(self._more_failed_heartbeats)
+            attributes[names.OUTAGE_FAILED_HEARTBEAT_COUNT] = len(failures) + next(self._more_failed_heartbeats)
             primary = self._primary(ended_by) if outcome is None else None
             if primary is not None:
                 attributes[names.OUTAGE_PRIMARY] = primary

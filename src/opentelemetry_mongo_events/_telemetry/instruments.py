@@ -29,21 +29,21 @@ _ROW_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 100
 
 # The attribute keys of each counter are fixed, so a tuple of values in their order identifies a series.
 _COUNTERS: Final = {
-    names.DB_CLIENT_CONNECTION_TIMEOUTS: ("{timeout}", "Checkouts that timed out", (names.POOL_NAME,)),
+    names.DB_CLIENT_CONNECTION_TIMEOUTS: ("{timeout}", "Checkouts that timed out", names.POOL_ATTRIBUTES),
     names.MONGODB_CLIENT_CONNECTION_CLOSED: (
         "{connection}",
         "Connections that were closed, by reason",
-        (names.POOL_NAME, names.CLOSE_REASON),
+        (*names.POOL_ATTRIBUTES, names.CLOSE_REASON),
     ),
     names.MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES: (
         "{failure}",
         "Checkouts that failed, by reason",
-        (names.POOL_NAME, names.ERROR_TYPE),
+        (*names.POOL_ATTRIBUTES, names.ERROR_TYPE),
     ),
     names.MONGODB_CLIENT_POOL_CLEARED: (
         "{clear}",
         "How often the pool was cleared, as after a network error",
-        (names.POOL_NAME,),
+        names.POOL_ATTRIBUTES,
     ),
     names.MONGODB_CLIENT_SERVER_CHANGES: (
         "{change}",

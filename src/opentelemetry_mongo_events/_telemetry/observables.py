@@ -29,7 +29,7 @@ class Observable(NamedTuple):
 
 SUMS: Final = {
     names.DB_CLIENT_CONNECTION_COUNT: Observable("{connection}", "Connections that are idle or used"),
-    names.DB_CLIENT_CONNECTION_MAX: Observable("{connection}", "Connections that the pool may have"),
+    names.DB_CLIENT_CONNECTION_LIMIT: Observable("{connection}", "Connections that the pool may have"),
     names.DB_CLIENT_CONNECTION_IDLE_MIN: Observable("{connection}", "Connections that the pool keeps at least"),
     names.DB_CLIENT_CONNECTION_PENDING_REQUESTS: Observable("{request}", "Requests that wait for a connection"),
     names.MONGODB_CLIENT_SERVER_COUNT: Observable("{server}", "Servers that are known, by type"),

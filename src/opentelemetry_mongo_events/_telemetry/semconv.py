@@ -30,7 +30,7 @@ __all__ = [
     "DB_CLIENT_CONNECTION_COUNT",
     "DB_CLIENT_CONNECTION_CREATE_TIME",
     "DB_CLIENT_CONNECTION_IDLE_MIN",
-    "DB_CLIENT_CONNECTION_MAX",
+    "DB_CLIENT_CONNECTION_LIMIT",
     "DB_CLIENT_CONNECTION_PENDING_REQUESTS",
     "DB_CLIENT_CONNECTION_TIMEOUTS",
     "DB_CLIENT_CONNECTION_USE_TIME",
@@ -79,10 +79,11 @@ __all__ = [
     "OLD_SYSTEM",
     "OTHER",
     "OUTAGE",
-    "OUTAGE_HEARTBEAT_FAILURES",
+    "OUTAGE_FAILED_HEARTBEAT_COUNT",
     "OUTAGE_OUTCOME",
     "OUTAGE_PREVIOUS_PRIMARY",
     "OUTAGE_PRIMARY",
+    "POOL_ATTRIBUTES",
     "POOL_CLEARED",
     "POOL_NAME",
     "REPLICA_SET",
@@ -109,13 +110,13 @@ __all__ = [
     "TXN_NUMBER",
     "USED",
     "WAIT_TIME",
-    "WRITE_ERRORS",
+    "WRITE_ERROR_COUNT",
     "old_names_wanted",
 ]
 
 SCOPE: Final = "opentelemetry_mongo_events"
 """The name of the instrumentation scope."""
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.45.0"
 
 MONGODB: Final = "mongodb"
 OTHER: Final = "_OTHER"
@@ -126,6 +127,8 @@ INTERRUPTED: Final = "interrupted"
 RETURNED_ROWS: Final = "db.response.returned_rows"
 
 POOL_NAME: Final = "db.client.connection.pool.name"
+POOL_ATTRIBUTES: Final = (DB_SYSTEM_NAME, POOL_NAME, SERVER_ADDRESS, SERVER_PORT)
+"""The attributes of each metric of a pool; a Unix socket has no port."""
 CONNECTION_STATE: Final = "db.client.connection.state"
 IDLE: Final = "idle"
 USED: Final = "used"
@@ -138,33 +141,33 @@ SERVER_CONNECTION_ID: Final = "db.mongodb.server_connection_id"
 TXN_NUMBER: Final = "db.mongodb.txn_number"
 
 # Our own names, where neither source defines one.
-ATTEMPT: Final = "mongodb.client.attempt"
+ATTEMPT: Final = "mongodb.client.operation.attempt"
 CLOSE_REASON: Final = "mongodb.client.connection.close_reason"
 ERROR_MESSAGE: Final = "mongodb.client.error.message"
 HEARTBEAT_AWAITED: Final = "mongodb.client.heartbeat.awaited"
 HEARTBEAT_DURATION: Final = "mongodb.client.heartbeat.duration"
 DISCOVERY_OUTCOME: Final = "mongodb.client.discovery.outcome"
-OUTAGE_HEARTBEAT_FAILURES: Final = "mongodb.client.outage.heartbeat_failures"
+OUTAGE_FAILED_HEARTBEAT_COUNT: Final = "mongodb.client.outage.failed_heartbeat_count"
 OUTAGE_OUTCOME: Final = "mongodb.client.outage.outcome"
 OUTAGE_PREVIOUS_PRIMARY: Final = "mongodb.client.outage.previous_primary"
 OUTAGE_PRIMARY: Final = "mongodb.client.outage.primary"
-REPLICA_SET: Final = "mongodb.client.replica_set"
+REPLICA_SET: Final = "mongodb.client.replica_set.name"
 SELECTION_WAIT_TIME: Final = "mongodb.client.server_selection.wait_time"
 SERVER_PREVIOUS_TYPE: Final = "mongodb.client.server.previous_type"
-SERVER_SELECTOR: Final = "mongodb.client.server_selector"
+SERVER_SELECTOR: Final = "mongodb.client.server_selection.selector"
 SERVER_TYPE: Final = "mongodb.client.server.type"
 TOPOLOGY_ID: Final = "mongodb.client.topology.id"
 TOPOLOGY_PREVIOUS_TYPE: Final = "mongodb.client.topology.previous_type"
 TOPOLOGY_TYPE: Final = "mongodb.client.topology.type"
 ERROR_CODE_NAME: Final = "mongodb.client.error.code_name"
 WAIT_TIME: Final = "mongodb.client.connection.wait_time"
-WRITE_ERRORS: Final = "mongodb.client.write_errors"
+WRITE_ERROR_COUNT: Final = "mongodb.client.write_error_count"
 
 # Metrics. In the conventions only the duration of operations is stable; the others are still in development.
 DB_CLIENT_CONNECTION_COUNT: Final = "db.client.connection.count"
 DB_CLIENT_CONNECTION_CREATE_TIME: Final = "db.client.connection.create_time"
 DB_CLIENT_CONNECTION_IDLE_MIN: Final = "db.client.connection.idle.min"
-DB_CLIENT_CONNECTION_MAX: Final = "db.client.connection.max"
+DB_CLIENT_CONNECTION_LIMIT: Final = "db.client.connection.limit"
 DB_CLIENT_CONNECTION_PENDING_REQUESTS: Final = "db.client.connection.pending_requests"
 DB_CLIENT_CONNECTION_TIMEOUTS: Final = "db.client.connection.timeouts"
 DB_CLIENT_CONNECTION_USE_TIME: Final = "db.client.connection.use_time"
