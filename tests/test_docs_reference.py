@@ -51,6 +51,7 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"seen within ([\d,]+) ms, a meter", "_telemetry.telemetry:_CHECK_INTERVAL"),
     ("docs/how-it-works.md", r"a meter provider within ([\d,]+) ms", "_telemetry.instruments:_CHECK_INTERVAL"),
     ("docs/how-it-works.md", r"holds ([\d,]+) events then", "_driver.events_executor:_MAX_EVENTS"),
+    ("docs/how-it-works.md", r"With more than ([\d,]+) clients in", "_driver.events_executor:_PROMPT_CLIENTS"),
     ("docs/how-it-works.md", r"every ([\d.]+) seconds in place of", "_driver.events_executor:_INTERVAL"),
     ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pools.state:_GRACE"),
     ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_MAX_EVENTS"),

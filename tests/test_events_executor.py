@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import queue
 import statistics
 import threading
@@ -104,6 +106,27 @@ async def test_the_queue_of_an_asynchronous_client_is_long(
         events.put((lambda *_: None, (description,)))
     await eventually(events.empty)
     await client.close()
+
+
+def test_many_clients_cost_no_more_than_some(
+    server: ScriptedServer, watching: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_executor, "_PROMPT_CLIENTS", 2)
+
+    def intervals() -> list[float]:
+        running = [each for reference in list(events_executor._executors) if (each := reference())]
+        return sorted({each._min_interval for each in running if not each._stopped})
+
+    until(lambda: gc.collect() is not None and intervals() == [], seconds=20)
+    with contextlib.ExitStack() as clients:
+        for number in range(4):
+            options: dict[str, Any] = {"event_listeners": watching, "connect": False}
+            client = clients.enter_context(connect(server.uri, **options))
+            until(lambda count=number + 1: len(events_executor._executors) >= count)  # type: ignore[misc]
+        until(lambda: intervals() == [0.1])  # of four clients, each has twice the interval
+        client.close()
+        events_executor.balance()
+        assert intervals() == [pytest.approx(0.075)]
 
 
 def test_what_is_not_as_expected_is_left_alone() -> None:

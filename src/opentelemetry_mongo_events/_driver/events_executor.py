@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import queue
 import sys
-from typing import TYPE_CHECKING, Any, Final
+import weakref
+from typing import Any, Final
 
 from opentelemetry_mongo_events._runtime.stacks import attribute, frames
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 # Seconds. `close()` waits for one interval at most, and each interval costs the process about 0.1 ms of CPU time.
 _INTERVAL: Final = 0.05
+
+# With more clients, the interval grows with their number, so that all together cost no more than these.
+_PROMPT_CLIENTS: Final = 20
 
 # A bound, for the case that another listener blocks.
 _MAX_EVENTS: Final = 10_000
@@ -45,7 +46,7 @@ def deliver_promptly() -> None:
             return
 
 
-def speed_up(executor: object, events: object) -> None:
+def speed_up(executor: Any, events: object) -> None:
     """Shorten the intervals of an executor of the driver, and lengthen the queue that it empties. Called on any thread.
 
     Args:
@@ -54,15 +55,32 @@ def speed_up(executor: object, events: object) -> None:
     """
     kind = type(executor)
     if kind.__name__ in _EXECUTORS and kind.__module__.startswith("pymongo."):
-        for name in ("_interval", "_min_interval"):
-            _change(executor, name, lambda seconds: min(seconds, _INTERVAL))
-    if isinstance(events, queue.Queue):
-        _change(events, "maxsize", lambda size: max(size, _MAX_EVENTS))
-
-
-def _change(owner: object, name: str, change: Callable[[Any], float]) -> None:
-    value: Any = getattr(owner, name, None)
+        intervals = tuple(getattr(executor, name, None) for name in ("_interval", "_min_interval"))
+        if all(type(each) in (int, float) for each in intervals):
+            _executors.setdefault(weakref.ref(executor, _forget), intervals)
+            balance()
+    size = getattr(events, "maxsize", None)
     # An unlimited queue has the size 0, and gevent's has None.
-    if type(value) in (int, float) and value > 0:
+    if isinstance(events, queue.Queue) and type(size) is int and size > 0:
         with contextlib.suppress(AttributeError):
-            setattr(owner, name, change(value))
+            events.maxsize = max(size, _MAX_EVENTS)
+
+
+def balance() -> None:
+    """Set the intervals of all executors, by their number. Called on any thread."""
+    running = [
+        (executor, intervals)
+        for reference, intervals in _executors.copy().items()
+        if (executor := reference()) is not None and not getattr(executor, "_stopped", False)
+    ]
+    seconds = _INTERVAL * max(1.0, len(running) / _PROMPT_CLIENTS)
+    for executor, (interval, min_interval) in running:
+        executor._interval, executor._min_interval = min(interval, seconds), min(min_interval, seconds)
+
+
+# The executors, with the driver's own intervals. Each step is a single operation of the dictionary.
+_executors: Final[dict[weakref.ref[Any], Any]] = {}
+
+
+def _forget(reference: weakref.ref[Any]) -> None:
+    _executors.pop(reference, None)

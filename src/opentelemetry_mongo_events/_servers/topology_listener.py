@@ -13,7 +13,7 @@ from pymongo.monitoring import (
     TopologyOpenedEvent,
 )
 
-from opentelemetry_mongo_events._driver.events_executor import deliver_promptly
+from opentelemetry_mongo_events._driver.events_executor import balance, deliver_promptly
 from opentelemetry_mongo_events._driver.listeners import ServersListener
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.difference import difference_between
@@ -101,6 +101,7 @@ class TopologyEvents(NeverCopied, ServersListener, TopologyListener):
         if not topology.is_new:  # a client that is closed twice publishes this event twice
             _TopologyChange(topology, self._telemetry(topology)).report_closed()
         self.servers.close_topology(event.topology_id)
+        balance()
         end(topology, time.monotonic(), CLOSED)
 
     def _update_availability(self, topology: TopologyState, difference: Difference) -> list[ServerState]:
