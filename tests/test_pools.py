@@ -85,7 +85,8 @@ def test_the_times_of_a_connection_are_measured(
     with in_use(client, server):
         time.sleep(0.05)
 
-    pool = {POOL: f"127.0.0.1:{server.port}"}
+    address = {"server.address": "127.0.0.1", "server.port": server.port}
+    pool = {"db.system.name": "mongodb", POOL: f"127.0.0.1:{server.port}", **address}
     for name, at_least in (
         ("db.client.connection.create_time", 0),
         ("db.client.connection.wait_time", 0),
@@ -153,8 +154,6 @@ def test_the_wait_stands_on_the_command_that_it_delayed(
             time.sleep(0.1)
         waiting.result()
 
-        waits = [attributes(span)["mongodb.client.connection.wait_time"] for span in spans.finished]
-        assert len(waits) == 3
         assert 0.1 <= attributes(spans.one("count orders"))["mongodb.client.connection.wait_time"] < 5
 
 

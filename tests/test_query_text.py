@@ -215,7 +215,11 @@ def test_a_span_that_takes_no_text_ends_all_the_same(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize(
     ("query_text", "description"),
-    [("masked", "11000 index email_1"), ("off", "11000 index email_1"), ("raw", f"11000 index email_1: {DUPLICATE}")],
+    [
+        ("masked", "DuplicateKey index email_1"),
+        ("off", "DuplicateKey index email_1"),
+        ("raw", f"DuplicateKey index email_1: {DUPLICATE}"),
+    ],
 )
 def test_the_message_of_a_write_error_is_shown_with_raw_text_only(
     server: ScriptedServer, spans: Spans, query_text: str, description: str

@@ -74,9 +74,9 @@ def test_two_sets_of_one_provider_are_told_together(monkeypatch: pytest.MonkeyPa
     by_name = instruments(metrics.provider)
     monkeypatch.setattr(api, "get_meter_provider", lambda: metrics.provider)
 
-    of_the_global.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
-    by_name.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
-    by_name.add(names.MONGODB_CLIENT_POOL_CLEARED, "b:1")
+    of_the_global.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "a:1", "a", 1)
+    by_name.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "a:1", "a", 1)
+    by_name.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "b:1", "b", 1)
 
     told = metrics.values(names.MONGODB_CLIENT_POOL_CLEARED, names.POOL_NAME)
     assert (told["a:1"], told["b:1"]) == (2, 1)
@@ -131,10 +131,10 @@ def test_a_provider_that_cant_be_referred_to_weakly_does_as_well() -> None:
 def test_what_is_noted_is_counted_now_and_then_where_nobody_reads() -> None:
     made = instruments(Metrics().provider)
     for _ in range(10_500):
-        made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+        made.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "a:1", "a", 1)
 
     assert len(made._pending) == 500
-    assert made._counts[names.MONGODB_CLIENT_POOL_CLEARED] == {("a:1",): 10_000}
+    assert made._counts[names.MONGODB_CLIENT_POOL_CLEARED] == {("mongodb", "a:1", "a", 1): 10_000}
 
 
 def test_nobody_waits_to_count() -> None:
@@ -143,7 +143,7 @@ def test_nobody_waits_to_count() -> None:
     made = instruments(metrics.provider)
     with made._count_lock:
         for _ in range(1_500):
-            made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+            made.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "a:1", "a", 1)
         assert metrics.points(names.MONGODB_CLIENT_POOL_CLEARED) == []
 
     assert metrics.one(names.MONGODB_CLIENT_POOL_CLEARED).value == 1_500
@@ -155,7 +155,7 @@ def test_threads_count_together() -> None:
 
     def add(_: int) -> None:
         for _ in range(2_000):
-            made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+            made.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "a:1", "a", 1)
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(add, range(8)))
@@ -166,12 +166,12 @@ def test_threads_count_together() -> None:
 def test_what_is_counted_is_forgotten_by_a_child() -> None:
     metrics = Metrics()
     made = instruments(metrics.provider)
-    made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
-    made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+    made.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "a:1", "a", 1)
+    made.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "a:1", "a", 1)
     assert metrics.one(names.MONGODB_CLIENT_POOL_CLEARED).value == 2
 
     process._forget_all()
-    made.add(names.MONGODB_CLIENT_POOL_CLEARED, "a:1")
+    made.add(names.MONGODB_CLIENT_POOL_CLEARED, "mongodb", "a:1", "a", 1)
 
     assert metrics.one(names.MONGODB_CLIENT_POOL_CLEARED).value == 1
 
