@@ -40,6 +40,11 @@ class DeferredListener(NeverCopied, ServerHeartbeatListener):
         # By `id()`: a client that is being created has no hash yet.
         self._waiting: dict[int, weakref.ref[Any]] = {}
 
+    def is_waiting_for(self, client: object) -> bool:
+        """Whether the listener is still to be added to a client."""
+        reference = self._waiting.get(id(client))
+        return reference is not None and reference() is client
+
     def add_to(self, client: object) -> None:
         """Add the listener to a client as soon as it is used. Called by the constructor of the client; never raises."""
         self.guard.run("an AsyncMongoClient without an event loop", self._add_to, client)
@@ -80,8 +85,6 @@ def _append(client: object, listener: TopologyListener) -> None:
             error,
         )
         return
-    if any(isinstance(each, type(listener)) for each in internals.listeners.event_listeners()):
-        return  # `instrument_client()` was called for it
 
     def publish() -> None:
         topology_id, description = internals.topology_id, internals.description

@@ -38,6 +38,10 @@ _ENCRYPTION_MODULES: Final = frozenset(f"pymongo.{part}encryption" for part in (
 # The driver's method that creates a client with the arguments of another one. Only automatic encryption uses it.
 _COPY: Final = "_duplicate"
 
+MAX_FRAMES: Final = 40
+"""How many callers are looked at to find the constructor of a client, and who calls it. Without wrappers of other
+packages these are ten."""
+
 _OUR_PACKAGE: Final = f"{__name__.partition('.')[0]}."
 
 _guard: Final = Guard()
@@ -124,7 +128,9 @@ def _rule_for_new_client() -> _Rule | None:
 def _driver_frames() -> Iterator[types.FrameType]:
     """Yield the driver's frames on the current stack, the innermost first."""
     frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
+    for _ in range(MAX_FRAMES):
+        if frame is None:
+            return
         if _module(frame).startswith("pymongo."):
             yield frame
         frame = frame.f_back

@@ -8,13 +8,19 @@ break, so such a client is created without the registered topology listener, whi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pymongo import monitoring
 
 from opentelemetry_mongo_events._driver.deferred_listener import DeferredListener
-from opentelemetry_mongo_events._driver.encryption import ClientListeners, RegisteredListeners, replace_registered_lists
+from opentelemetry_mongo_events._driver.encryption import (
+    MAX_FRAMES,
+    ClientListeners,
+    RegisteredListeners,
+    replace_registered_lists,
+)
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._runtime.stacks import frames
@@ -36,6 +42,11 @@ def register(listener: Listener) -> None:
         _TopologyListeners.ours.append(deferred)
         monitoring.register(deferred)
     monitoring.register(listener)
+
+
+def deferred_listeners(client: object) -> list[monitoring.TopologyListener]:
+    """Return the listeners that are still to be added to a client, as it was created without a running event loop."""
+    return [each.listener for each in _TopologyListeners.ours if each.is_waiting_for(client)]
 
 
 def _replace_driver_list() -> None:
@@ -72,4 +83,5 @@ class _TopologyListeners(RegisteredListeners):
 
 def _async_constructor() -> FrameType | None:
     """Return the frame of the constructor of an `AsyncMongoClient` that calls this; None if none does."""
-    return next((frame for frame in frames(sys._getframe()) if frame.f_globals.get("__name__") == _ASYNC_CLIENTS), None)
+    callers = itertools.islice(frames(sys._getframe()), MAX_FRAMES)
+    return next((frame for frame in callers if frame.f_globals.get("__name__") == _ASYNC_CLIENTS), None)
