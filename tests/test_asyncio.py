@@ -12,12 +12,12 @@ import pymongo
 import pytest
 from opentelemetry.trace import StatusCode
 from pymongo import monitoring
-from pymongo.monitoring import TopologyListener
 
 from opentelemetry_mongo_events._driver import client_internals, registration
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._servers import outages
 from tests.clients import aconnect
+from tests.events import QuietTopologyListener
 from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, attributes, events, table_of
 from tests.waiting import eventually
@@ -252,12 +252,8 @@ async def test_a_dropped_connection_ends_what_was_open(
     assert len(spans.named("find orders")) == len(server.received("find"))
 
 
-class Mine(TopologyListener):
+class Mine(QuietTopologyListener):
     """A listener of the application's own."""
-
-    def opened(self, event: Any) -> None: ...
-    def description_changed(self, event: Any) -> None: ...
-    def closed(self, event: Any) -> None: ...
 
 
 @pytest.mark.usefixtures("quick_driver")

@@ -9,10 +9,7 @@ import weakref
 from typing import Any
 
 from pymongo.monitoring import (
-    ServerHeartbeatFailedEvent,
-    ServerHeartbeatListener,
     ServerHeartbeatStartedEvent,
-    ServerHeartbeatSucceededEvent,
     TopologyDescriptionChangedEvent,
     TopologyListener,
     TopologyOpenedEvent,
@@ -20,11 +17,12 @@ from pymongo.monitoring import (
 from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
 from opentelemetry_mongo_events._driver.client_internals import ClientInternals
+from opentelemetry_mongo_events._driver.listeners import QuietHeartbeatListener
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._runtime.log import warn
 
 
-class DeferredListener(NeverCopied, ServerHeartbeatListener):
+class DeferredListener(NeverCopied, QuietHeartbeatListener):
     """Adds a topology listener to clients at their first heartbeat, which shows that their event loop runs.
 
     Methods are called in the task of a server's monitor. They never raise.
@@ -66,12 +64,6 @@ class DeferredListener(NeverCopied, ServerHeartbeatListener):
                 self._waiting.pop(key, None)
                 _append(client, self.listener)
                 return
-
-    def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
-        """Ignore the event."""
-
-    def failed(self, event: ServerHeartbeatFailedEvent) -> None:
-        """Ignore the event."""
 
 
 def _append(client: object, listener: TopologyListener) -> None:

@@ -8,26 +8,21 @@ break, so such a client is created without the registered topology listener, whi
 from __future__ import annotations
 
 import asyncio
-import itertools
-import sys
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pymongo import monitoring
 
 from opentelemetry_mongo_events._driver.deferred_listener import DeferredListener
 from opentelemetry_mongo_events._driver.encryption import (
-    MAX_FRAMES,
     ClientListeners,
     RegisteredListeners,
+    driver_frames,
     replace_registered_lists,
 )
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._runtime.guard import Guard
-from opentelemetry_mongo_events._runtime.stacks import frames
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from opentelemetry_mongo_events._driver.listeners import Listener
 
 _ASYNC_CLIENTS: Final = "pymongo.asynchronous.mongo_client"
@@ -68,7 +63,7 @@ class _TopologyListeners(RegisteredListeners):
             return selected
         if asyncio._get_running_loop() is not None:
             return selected
-        constructor = _async_constructor()
+        constructor = next((each for each in driver_frames() if each.f_globals.get("__name__") == _ASYNC_CLIENTS), None)
         if constructor is None:
             return selected
         client = constructor.f_locals.get("self")
@@ -79,9 +74,3 @@ class _TopologyListeners(RegisteredListeners):
                 deferred.add_to(client)
             selected = kept
         return selected
-
-
-def _async_constructor() -> FrameType | None:
-    """Return the frame of the constructor of an `AsyncMongoClient` that calls this; None if none does."""
-    callers = itertools.islice(frames(sys._getframe()), MAX_FRAMES)
-    return next((frame for frame in callers if frame.f_globals.get("__name__") == _ASYNC_CLIENTS), None)
