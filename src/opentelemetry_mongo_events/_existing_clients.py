@@ -21,7 +21,6 @@ from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.guard import Guard, guarded
 from opentelemetry_mongo_events._runtime.log import warn
 from opentelemetry_mongo_events._runtime.process import SharedLock
-from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 
 if TYPE_CHECKING:
@@ -169,8 +168,7 @@ _clients: Final = _Clients()
 def _switch_off(instrumented: _Instrumented) -> bool:
     """Switch a client's listeners off. Returns whether they were on."""
     was_on = instrumented.switch.telemetry is not None
-    instrumented.switch.telemetry = None
-    end_all(UNINSTRUMENTED, instrumented.switch)
+    instrumented.signals.switch_off()
     return was_on
 
 

@@ -10,7 +10,6 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners
 from opentelemetry_mongo_events._runtime.background import background_worker
-from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all
 from opentelemetry_mongo_events._telemetry.other_tracers import OtherTracers
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from
 
@@ -130,5 +129,6 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _uninstrument(self, **kwargs: Any) -> None:
         MongoEventsInstrumentor._keywords = {}
         self._switch.telemetry = None
-        end_all(UNINSTRUMENTED, self._switch)
+        if self._listeners is not None:
+            self._listeners.switch_off()
         background_worker.flush()

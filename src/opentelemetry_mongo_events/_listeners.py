@@ -10,6 +10,7 @@ from opentelemetry_mongo_events._pools.observables import READERS as POOL_READER
 from opentelemetry_mongo_events._pools.state import PoolStates
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._servers.observables import READERS as SERVER_READERS
+from opentelemetry_mongo_events._servers.outages import UNINSTRUMENTED, end_all
 from opentelemetry_mongo_events._servers.state import ServerStates
 from opentelemetry_mongo_events._telemetry.observables import provide
 from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_from, usable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from opentelemetry_mongo_events._commands.transactions import Transactions
     from opentelemetry_mongo_events._config import Config
     from opentelemetry_mongo_events._driver.listeners import Listener
     from opentelemetry_mongo_events._telemetry.telemetry import FailedHook, RequestHook, ResponseHook
@@ -140,6 +142,14 @@ class SignalListeners:
         self.pools = PoolStates(switch, client_name)
         self.servers = ServerStates(switch)
         self._switch = switch
+        self._transactions: list[Transactions] = []
+
+    def switch_off(self) -> None:
+        """Switch all of them off, and end what is open: discoveries, outages, transactions. Called on any thread."""
+        self._switch.telemetry = None
+        end_all(UNINSTRUMENTED, self._switch)
+        for transactions in self._transactions:
+            transactions.end_all()
 
     def listeners(self, signal: str) -> list[Listener]:
         """Create the listeners for one of `SIGNALS`."""
@@ -150,10 +160,16 @@ class SignalListeners:
     def _commands(self) -> list[Listener]:
         from opentelemetry_mongo_events._commands.connections import ConnectionEvents
         from opentelemetry_mongo_events._commands.listener import CommandEvents
+        from opentelemetry_mongo_events._commands.transactions import Transactions
 
         open_commands = OpenCommands()
         guard = Guard()
-        return [CommandEvents(self._switch, open_commands, guard), ConnectionEvents(open_commands, guard)]
+        transactions = Transactions(guard)
+        self._transactions.append(transactions)
+        return [
+            CommandEvents(self._switch, open_commands, transactions, guard),
+            ConnectionEvents(open_commands, transactions, guard),
+        ]
 
     def _pools(self) -> list[Listener]:
         from opentelemetry_mongo_events._pools.listener import PoolEvents

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         ConnectionClosedEvent,
         ConnectionCreatedEvent,
         ConnectionReadyEvent,
+        PoolClosedEvent,
     )
 
     from opentelemetry_mongo_events._commands.open_commands import OpenCommands
+    from opentelemetry_mongo_events._commands.transactions import Transactions
 
 
 _checkout_started: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_started", default=None)
@@ -42,9 +44,10 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
     has checked it out. Runs on the thread, or in the task, that called the driver; never raises.
     """
 
-    def __init__(self, open_commands: OpenCommands, guard: Guard) -> None:
+    def __init__(self, open_commands: OpenCommands, transactions: Transactions, guard: Guard) -> None:
         self.guard = guard
         self._open = open_commands
+        self._transactions = transactions
 
     @guarded
     def connection_created(self, event: ConnectionCreatedEvent) -> None:
@@ -82,6 +85,11 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
         """Release a connection that was being established. Others are checked in before they are closed."""
         self._release(event, is_establishing=True)
+
+    @guarded
+    def pool_closed(self, event: PoolClosedEvent) -> None:
+        """End the transactions of the pool's server: the client was closed, or the server left the topology."""
+        self._transactions.pool_closed(event.address)
 
     def _release(self, event: Any, *, is_establishing: bool) -> None:
         held = release(self._open, event.address, event.connection_id, is_establishing=is_establishing)

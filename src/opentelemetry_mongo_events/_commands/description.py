@@ -104,19 +104,27 @@ def add_batch_and_transaction(attributes: Attributes, command_name: str, command
             attributes[names.DB_OPERATION_BATCH_SIZE] = len(batch)
     # Retryable writes have a transaction number, too, but only transactions have `autocommit`.
     if command.get("autocommit") is False:
-        _add_transaction(attributes, command)
+        attributes.update(transaction_attributes(command))
 
 
-def _add_transaction(attributes: Attributes, command: Mapping[str, Any]) -> None:
-    number = transaction_number(command)
+def transaction_attributes(command: Mapping[str, Any]) -> Attributes:
+    """Return the attributes that identify the transaction of a command."""
+    attributes: Attributes = {}
+    number, session = transaction_number(command), session_id(command)
     if number is not None:
         attributes[names.TXN_NUMBER] = number
+    if session is not None:
+        attributes[names.LSID] = str(uuid.UUID(bytes=session))
+    return attributes
+
+
+def session_id(command: Mapping[str, Any]) -> bytes | None:
+    """Return the id of a command's session, the bytes of a UUID; None if there is none."""
     session = command.get("lsid")
-    session_id = session.get("id") if is_document(session) else None
-    if isinstance(session_id, bytes) and len(session_id) == 16:
-        attributes[names.LSID] = str(uuid.UUID(bytes=bytes(session_id)))
-    elif isinstance(session_id, uuid.UUID):
-        attributes[names.LSID] = str(session_id)
+    identifier = session.get("id") if is_document(session) else None
+    if isinstance(identifier, uuid.UUID):
+        return identifier.bytes
+    return bytes(identifier) if isinstance(identifier, bytes) and len(identifier) == 16 else None
 
 
 _OLD_NAMES: Final = {

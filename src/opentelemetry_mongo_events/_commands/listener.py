@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry.context import get_current
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from opentelemetry_mongo_events._commands.held_connections import HeldConnection
+    from opentelemetry_mongo_events._commands.transactions import Transactions
     from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._servers.failed_checkouts import FailedCheckouts
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
@@ -118,13 +119,15 @@ class CommandEvents(NeverCopied, CommandListener):
     Args:
         switch: Holds the telemetry in effect.
         open_commands: The table of open commands, which `ConnectionEvents` shares.
+        transactions: The transactions in progress, which it shares, too.
         guard: Counts and logs the failures of this listener.
     """
 
-    def __init__(self, switch: Switch, open_commands: OpenCommands, guard: Guard) -> None:
+    def __init__(self, switch: Switch, open_commands: OpenCommands, transactions: Transactions, guard: Guard) -> None:
         self.guard = guard
         self._switch = switch
         self._open = open_commands
+        self._transactions = transactions
         self._cursors: BoundedDict[tuple[Any, ...], SpanContext] = BoundedDict(_REMEMBERED)
         self._descriptions: BoundedDict[tuple[Any, ...], Description] = BoundedDict(_REMEMBERED)
         self._peers = peers(open_commands)
@@ -163,8 +166,10 @@ class CommandEvents(NeverCopied, CommandListener):
             if has_other_listeners:
                 self._has_claimed = True
                 is_measured = is_measured and METRICS.take(_claim_key(identifier), table)
+            is_excluded = False
             if is_traced and (has_other_listeners or telemetry.filters_commands):
-                is_traced = self._is_traced(command_name, identifier, context, telemetry, has_other_listeners)
+                is_traced = self._is_traced(identifier, context, telemetry, has_other_listeners)
+                is_excluded = command_name in telemetry.config.exclude_commands
             if not is_measured and not is_traced:
                 return
             held = find_free_connection(table, identifier)
@@ -190,8 +195,12 @@ class CommandEvents(NeverCopied, CommandListener):
             description = self._descriptions.get(kind) or self._describe(*kind)
             txn_number = command.get("txnNumber")
             predecessors = _NO_PREDECESSORS
-            span = None
-            if is_traced:
+            span = transaction = None
+            if txn_number is not None and command.get("autocommit") is False:
+                transaction = self._transactions.command_started(
+                    command_name, command, address, telemetry, context, is_traced=is_traced, is_measured=is_measured
+                )
+            if is_traced and not is_excluded:
                 attributes = description.attributes.copy()
                 if command_name in BATCHES or txn_number is not None:
                     add_batch_and_transaction(attributes, command_name, command)
@@ -205,15 +214,16 @@ class CommandEvents(NeverCopied, CommandListener):
                         attributes[names.SELECTION_WAIT_TIME] = selection_wait_time
                 if self._failed_attempts or failed_checkouts is not None or command_name == "getMore":
                     predecessors = self._find_predecessors(event, attributes, failed_checkouts)
+                links: Sequence[Link] | None = predecessors.links
+                if transaction is not None:
+                    links = transaction.add_link(links)
                 try:
-                    span = telemetry.tracer.start_span(
-                        description.name, context, SpanKind.CLIENT, attributes, predecessors.links
-                    )
+                    span = telemetry.tracer.start_span(description.name, context, SpanKind.CLIENT, attributes, links)
                     if not span.is_recording():
                         span = None
                 except FAILURES as error:  # the command is measured anyway
                     self.guard.failed("CommandEvents.started", error)
-            if span is None and not is_measured:
+            if span is None and not is_measured and transaction is None:
                 return
             if held is None:
                 held = hold(table, address, None)
@@ -222,6 +232,7 @@ class CommandEvents(NeverCopied, CommandListener):
             )
             if txn_number is not None:
                 open_command.txn_number = transaction_number(command)
+                open_command.transaction = transaction
             if predecessors is not _NO_PREDECESSORS:
                 open_command.attempt = predecessors.attempt
                 open_command.continued_cursor = predecessors.continued_cursor
@@ -300,14 +311,9 @@ class CommandEvents(NeverCopied, CommandListener):
         return description
 
     def _is_traced(
-        self,
-        command_name: str,
-        identifier: CommandId,
-        context: Context,
-        telemetry: Telemetry,
-        has_other_listeners: bool,
+        self, identifier: CommandId, context: Context, telemetry: Telemetry, has_other_listeners: bool
     ) -> bool:
-        """Return whether this listener is to start a span for the command."""
+        """Return whether this listener is to start a span for the command, unless its name is excluded."""
         config = telemetry.config
         if not config.command_spans:
             return False
@@ -315,8 +321,6 @@ class CommandEvents(NeverCopied, CommandListener):
         if telemetry.other_tracers is not None and telemetry.other_tracers.found(get_current_span()):
             return False
         if has_other_listeners and not SPANS.take(_claim_key(identifier), self._open):
-            return False
-        if command_name in config.exclude_commands:
             return False
         return not config.require_parent_span or get_current_span(context).get_span_context().is_valid
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from opentelemetry_mongo_events._commands.held_connections import HeldConnection
     from opentelemetry_mongo_events._commands.outcome import Outcome
+    from opentelemetry_mongo_events._commands.transactions import TransactionCommand
     from opentelemetry_mongo_events._driver.versions import CommandId
     from opentelemetry_mongo_events._servers.events import BackgroundEvent
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
@@ -60,6 +61,7 @@ class OpenCommand:
         attempt: The number of the attempt of its operation, from 1.
         continued_cursor: The id of the cursor that a `getMore` continues.
         events: The events of its server since it started.
+        transaction: The command as a part of its transaction; None if it is not part of one.
     """
 
     # Defaults in the class, as few commands need other values: each assignment to an instance attribute takes time.
@@ -67,6 +69,7 @@ class OpenCommand:
     attempt: int = 1
     continued_cursor: int | None = None
     events: Sequence[BackgroundEvent] = ()
+    transaction: TransactionCommand | None = None
 
     def __init__(
         self,
@@ -105,23 +108,29 @@ class OpenCommand:
                 finally:
                     span.end()
         finally:
-            attributes = self.metric_attributes
-            if attributes is not None:
-                # The context makes exemplars refer to this span.
-                context = self.context if span is None else set_span_in_context(span, _EMPTY)
-                instruments = self.telemetry.instruments
-                rows = outcome.attributes.get(RETURNED_ROWS)
-                try:
-                    if rows is not None and outcome.error is None:
-                        instruments.returned_rows.record(rows, attributes, context)  # type: ignore[arg-type]  # an int
-                finally:
-                    if outcome.error is not None:
-                        attributes = attributes | {
-                            key: outcome.attributes[key] for key in _ERROR_ATTRIBUTES if key in outcome.attributes
-                        }
-                    if seconds is None:
-                        seconds = monotonic() - self.since
-                    instruments.operation_duration.record(max(0.0, seconds), attributes, context)
+            try:
+                if self.metric_attributes is not None:
+                    self._measure(self.metric_attributes, outcome, seconds)
+            finally:
+                if self.transaction is not None:
+                    self.transaction.end(outcome)
+
+    def _measure(self, attributes: Attributes, outcome: Outcome, seconds: float | None) -> None:
+        # The context makes exemplars refer to this span.
+        context = self.context if self.span is None else set_span_in_context(self.span, _EMPTY)
+        instruments = self.telemetry.instruments
+        rows = outcome.attributes.get(RETURNED_ROWS)
+        try:
+            if rows is not None and outcome.error is None:
+                instruments.returned_rows.record(rows, attributes, context)  # type: ignore[arg-type]  # an int
+        finally:
+            if outcome.error is not None:
+                attributes = attributes | {
+                    key: outcome.attributes[key] for key in _ERROR_ATTRIBUTES if key in outcome.attributes
+                }
+            if seconds is None:
+                seconds = monotonic() - self.since
+            instruments.operation_duration.record(max(0.0, seconds), attributes, context)
 
     def note(self, background_event: BackgroundEvent) -> None:
         """Keep an event of its server, unless it occurred before the command started. Runs on a thread of the driver.

@@ -11,7 +11,7 @@ from opentelemetry_mongo_events._driver.values import is_document, whole_number
 from opentelemetry_mongo_events._telemetry import semconv as names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
 
@@ -33,12 +33,14 @@ class Outcome(NamedTuple):
             success.
         message: The message of the error, by the server or the driver. It contains user data.
         cursor: The id of the cursor in the reply: 0 if it is exhausted, None if there is no cursor.
+        labels: The error labels of the reply.
     """
 
     attributes: Attributes
     error: str | None
     message: str | None = None
     cursor: int | None = None
+    labels: Sequence[object] = ()
 
 
 SUCCEEDED: Final = Outcome({}, None)
@@ -53,8 +55,12 @@ INTERRUPTED: Final = Outcome({names.ERROR_TYPE: names.INTERRUPTED}, names.INTERR
 
 def is_retryable_write_error(reply: object) -> bool:
     """Return whether a reply has the label with which the driver retries a write."""
+    return "RetryableWriteError" in _labels(reply)
+
+
+def _labels(reply: object) -> Sequence[object]:
     labels = reply.get("errorLabels") if is_document(reply) else None
-    return isinstance(labels, list) and "RetryableWriteError" in labels
+    return labels if isinstance(labels, list) else ()
 
 
 def reply_outcome(command_name: str, reply: object) -> Outcome:
@@ -91,7 +97,8 @@ def reply_outcome(command_name: str, reply: object) -> Outcome:
     attributes = success.attributes.copy()
     if count:
         attributes[names.WRITE_ERROR_COUNT] = count
-    return Outcome(attributes, _add_server_error(attributes, error), _message(command_name, error), identifier)
+    text, message = _add_server_error(attributes, error), _message(command_name, error)
+    return Outcome(attributes, text, message, identifier, _labels(reply))
 
 
 def _success(rows: int | None, cursor: int | None) -> Outcome:
@@ -136,7 +143,8 @@ def failure_outcome(command_name: str, failure: object, error_class: str | None 
         if isinstance(kind, str) and kind:
             attributes[names.ERROR_TYPE] = kind
             return Outcome(attributes, kind, _message(command_name, failure))
-    return Outcome(attributes, _add_server_error(attributes, failure, error_class), _message(command_name, failure))
+    text, message = _add_server_error(attributes, failure, error_class), _message(command_name, failure)
+    return Outcome(attributes, text, message, None, _labels(failure))
 
 
 def _message(command_name: str, error: object) -> str | None:

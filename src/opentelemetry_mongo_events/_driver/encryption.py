@@ -15,18 +15,17 @@ constructor has called it can omit both.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pymongo import monitoring
 
+from opentelemetry_mongo_events._driver.frames import driver_frames, module
 from opentelemetry_mongo_events._driver.listeners import ServersListener
 from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard
 from opentelemetry_mongo_events._runtime.process import SharedLock
 
 if TYPE_CHECKING:
-    import types
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 # Which listeners a client doesn't get.
 _Rule: TypeAlias = "Callable[[object], bool]"
@@ -37,10 +36,6 @@ _ENCRYPTION_MODULES: Final = frozenset(f"pymongo.{part}encryption" for part in (
 
 # The driver's method that creates a client with the arguments of another one. Only automatic encryption uses it.
 _COPY: Final = "_duplicate"
-
-# How many callers are looked at to find the constructor of a client, and who calls it. Without wrappers of other
-# packages these are ten.
-_MAX_FRAMES: Final = 40
 
 _OUR_PACKAGE: Final = f"{__name__.partition('.')[0]}."
 
@@ -107,7 +102,7 @@ def _rule_for_new_client() -> _Rule | None:
     """Return which listeners the client doesn't get whose constructor has called this; None if it gets all."""
     frames = driver_frames()
     for frame in frames:
-        if _module(frame) in _CLIENT_MODULES:
+        if module(frame) in _CLIENT_MODULES:
             break
     else:
         return None
@@ -115,29 +110,14 @@ def _rule_for_new_client() -> _Rule | None:
         # Since 4.13 a client with a mongodb+srv address gets listeners anew when it has resolved the address.
         return _rule_of(frame.f_locals.get("self"))
     caller = next(frames, None)
-    if caller is not None and _module(caller) in _CLIENT_MODULES and caller.f_code.co_name == _COPY:
+    if caller is not None and module(caller) in _CLIENT_MODULES and caller.f_code.co_name == _COPY:
         caller = next(frames, None)
-        return _reports_servers if caller is not None and _module(caller) in _ENCRYPTION_MODULES else None
+        return _reports_servers if caller is not None and module(caller) in _ENCRYPTION_MODULES else None
     # Other functions of these modules call the application, which may create clients of its own.
     is_for_mongocryptd = (
-        caller is not None and _module(caller) in _ENCRYPTION_MODULES and caller.f_code.co_name == "__init__"
+        caller is not None and module(caller) in _ENCRYPTION_MODULES and caller.f_code.co_name == "__init__"
     )
     return _is_ours if is_for_mongocryptd else None
-
-
-def driver_frames() -> Iterator[types.FrameType]:
-    """Yield the driver's frames on the current stack, the innermost first."""
-    frame: types.FrameType | None = sys._getframe()
-    for _ in range(_MAX_FRAMES):
-        if frame is None:
-            return
-        if _module(frame).startswith("pymongo."):
-            yield frame
-        frame = frame.f_back
-
-
-def _module(frame: types.FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
 
 
 def _rule_of(client: object) -> _Rule | None:

@@ -16,9 +16,9 @@ from opentelemetry_mongo_events._driver.deferred_listener import DeferredListene
 from opentelemetry_mongo_events._driver.encryption import (
     ClientListeners,
     RegisteredListeners,
-    driver_frames,
     replace_registered_lists,
 )
+from opentelemetry_mongo_events._driver.frames import driver_frames, module
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._runtime.guard import Guard
 
@@ -63,7 +63,7 @@ class _TopologyListeners(RegisteredListeners):
             return selected
         if asyncio._get_running_loop() is not None:
             return selected
-        constructor = next((each for each in driver_frames() if each.f_globals.get("__name__") == _ASYNC_CLIENTS), None)
+        constructor = next((each for each in driver_frames() if module(each) == _ASYNC_CLIENTS), None)
         if constructor is None:
             return selected
         client = constructor.f_locals.get("self")

@@ -55,6 +55,11 @@ _COUNTERS: Final = {
         "How often a topology changed its type",
         (names.REPLICA_SET, names.TOPOLOGY_PREVIOUS_TYPE, names.TOPOLOGY_TYPE),
     ),
+    names.MONGODB_CLIENT_TRANSACTION_RETRIES: (
+        "{retry}",
+        "Transactions that repeat one which failed, by its error",
+        (names.ERROR_TYPE,),
+    ),
 }
 
 
@@ -102,6 +107,11 @@ class Instruments:
         self.heartbeat_duration = seconds(
             names.MONGODB_CLIENT_HEARTBEAT_DURATION,
             "Duration of heartbeats; one that was awaited lasts as long as the server waited for news",
+        )
+
+        self.transaction_duration = seconds(
+            names.MONGODB_CLIENT_TRANSACTION_DURATION,
+            "Duration of transactions, from the first command to the end of the commit or abort",
         )
 
         def long_seconds(name: str, description: str) -> metrics.Histogram:

@@ -69,6 +69,8 @@ __all__ = [
     "MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME",
     "MONGODB_CLIENT_SERVER_SELECTION_WAIT_TIME",
     "MONGODB_CLIENT_TOPOLOGY_CHANGES",
+    "MONGODB_CLIENT_TRANSACTION_DURATION",
+    "MONGODB_CLIENT_TRANSACTION_RETRIES",
     "NETWORK_TRANSPORT",
     "OLD_COLLECTION",
     "OLD_NAME",
@@ -107,6 +109,13 @@ __all__ = [
     "TOPOLOGY_OPENED",
     "TOPOLOGY_PREVIOUS_TYPE",
     "TOPOLOGY_TYPE",
+    "TRANSACTION",
+    "TRANSACTION_ATTEMPT",
+    "TRANSACTION_COMMAND_COUNT",
+    "TRANSACTION_COMMIT_ATTEMPT_COUNT",
+    "TRANSACTION_OUTCOME",
+    "TRANSACTION_READ_CONCERN",
+    "TRANSACTION_WRITE_CONCERN",
     "TXN_NUMBER",
     "USED",
     "WAIT_TIME",
@@ -159,6 +168,12 @@ SERVER_TYPE: Final = "mongodb.client.server.type"
 TOPOLOGY_ID: Final = "mongodb.client.topology.id"
 TOPOLOGY_PREVIOUS_TYPE: Final = "mongodb.client.topology.previous_type"
 TOPOLOGY_TYPE: Final = "mongodb.client.topology.type"
+TRANSACTION_ATTEMPT: Final = "mongodb.client.transaction.attempt"
+TRANSACTION_COMMAND_COUNT: Final = "mongodb.client.transaction.command_count"
+TRANSACTION_COMMIT_ATTEMPT_COUNT: Final = "mongodb.client.transaction.commit_attempt_count"
+TRANSACTION_OUTCOME: Final = "mongodb.client.transaction.outcome"
+TRANSACTION_READ_CONCERN: Final = "mongodb.client.transaction.read_concern"
+TRANSACTION_WRITE_CONCERN: Final = "mongodb.client.transaction.write_concern"
 ERROR_CODE_NAME: Final = "mongodb.client.error.code_name"
 WAIT_TIME: Final = "mongodb.client.connection.wait_time"
 WRITE_ERROR_COUNT: Final = "mongodb.client.write_error_count"
@@ -183,9 +198,14 @@ MONGODB_CLIENT_SERVER_COUNT: Final = "mongodb.client.server.count"
 MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME: Final = "mongodb.client.server.round_trip_time"
 MONGODB_CLIENT_SERVER_SELECTION_WAIT_TIME: Final = "mongodb.client.server_selection.wait_time"
 MONGODB_CLIENT_TOPOLOGY_CHANGES: Final = "mongodb.client.topology.changes"
+MONGODB_CLIENT_TRANSACTION_DURATION: Final = "mongodb.client.transaction.duration"
+MONGODB_CLIENT_TRANSACTION_RETRIES: Final = "mongodb.client.transaction.retries"
 
 # Span of a server selection.
 SELECT_SERVER: Final = "select server"
+
+# Span of a transaction, named as in the drivers' specification.
+TRANSACTION: Final = "transaction"
 
 # Spans of a client as a whole.
 DISCOVERY: Final = "mongodb.client.discovery"
