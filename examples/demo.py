@@ -243,7 +243,8 @@ def label(span: Span, names: dict[str, str]) -> Text:
         if (waited := span["attributes"].get(name, 0)) > LONG:
             line.append(f"  waited {waited * 1000:.0f} ms {awaited}", "bold yellow")
     if span["status"]["status_code"] == "ERROR":
-        line.append(f"  ERROR {span['status'].get('description', '')}".rstrip(), "bold red")
+        error = span["attributes"]["error.type"] if is_command(span) else ""  # an outage has no room for it
+        line.append(f"  ERROR {span['status'].get('description') or error}".rstrip(), "bold red")
     for link in span["links"]:
         other = link["context"]["span_id"].removeprefix("0x")
         line.append(f"  -> {names.get(link['context']['span_id'], other)}", "yellow")

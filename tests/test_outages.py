@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -671,8 +672,10 @@ def test_a_client_that_is_collected_before_the_driver_reports(
         if has_worked:
             time.sleep(0.6)  # there are more heartbeats
         until(lambda: outages._periods.open != {})
-        at = time.time_ns()
+        topology, at = weakref.ref(client._topology), time.time_ns()
         del client
+        until(lambda: collected() and topology() is None)
+        gone = time.time_ns()
         until(lambda: collected() and spans.named(DISCOVERY))
 
     discovery = spans.one(DISCOVERY)
@@ -684,7 +687,7 @@ def test_a_client_that_is_collected_before_the_driver_reports(
     else:
         assert (about["mongodb.client.discovery.outcome"], about["error.type"]) == ("collected", "AutoReconnect")
         assert discovery.status.status_code is StatusCode.ERROR
-        assert at <= end(discovery) <= at + 0.4e9  # and not when that was noticed
+        assert at <= end(discovery) <= gone + 0.4e9  # and not when that was noticed
 
 
 def test_it_ends_when_the_instrumentation_is_taken_off(
