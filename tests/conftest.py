@@ -25,7 +25,7 @@ from tests.clients import connect
 from tests.events import ADDRESS, ADDRESSES, TOPOLOGY_ID
 from tests.metrics import Metrics
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer
-from tests.spans import Spans, table_of
+from tests.spans import Spans, table_of, transactions_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +133,7 @@ def listeners(spans: Spans, metrics: Metrics) -> Iterator[Any]:
     made = event_listeners(tracer_provider=spans.provider, meter_provider=metrics.provider)
     yield made
     assert len(table_of(made)) == 0
+    assert transactions_of(made).open == {}
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from opentelemetry_mongo_events._commands.open_commands import OpenCommands
+    from opentelemetry_mongo_events._commands.transactions import Transactions
 
 
 class Spans:
@@ -75,6 +76,11 @@ def connections_of(listeners: Any) -> ConnectionEvents:
 def table_of(listeners: Any) -> OpenCommands:
     """The table of open commands that those listeners share."""
     return commands_of(listeners)._open
+
+
+def transactions_of(listeners: Any) -> Transactions:
+    """The transactions in progress of those listeners."""
+    return commands_of(listeners)._transactions
 
 
 def events(span: ReadableSpan) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanContext, SpanKind, set_span_in_context
 from opentelemetry.trace.status import StatusCode
@@ -60,6 +60,10 @@ _CHECK_INTERVAL: Final = 1.0
 _UNKNOWN_COMMIT_CODES: Final = frozenset({"6", "7", "50", "64", "89", "134", "262", "9001", "79", "100"})
 
 
+# The id of a session, the bytes of a UUID, and the number of a transaction.
+_Key: TypeAlias = tuple[bytes, int]
+
+
 class _End(NamedTuple):
     """How a transaction ended, if its commit or abort isn't sent again.
 
@@ -96,8 +100,7 @@ class Transaction:
     """A transaction in progress, or one whose commit or abort failed and may be sent again.
 
     Args:
-        key: The binary id of its session.
-        number: The number of the transaction.
+        key: Identifies it: the id of its session, and the number of the transaction there.
         telemetry: The telemetry that was in effect when it started. It ends there, whatever is in effect by then.
         context: The context of its first command.
         session: Refers to the driver's session; None if that isn't known.
@@ -118,13 +121,11 @@ class Transaction:
         "_is_measured",
         "_is_transient",
         "_span",
-        "_unclaimed",
         "_write_concern",
         "address",
         "attempt",
         "ended",
         "key",
-        "number",
         "session",
         "since",
         "span_context",
@@ -133,8 +134,7 @@ class Transaction:
 
     def __init__(
         self,
-        key: bytes,
-        number: int,
+        key: _Key,
         telemetry: Telemetry,
         context: Context,
         session: weakref.ref[Session] | None,
@@ -143,7 +143,6 @@ class Transaction:
         previous: _FailedTransaction | None,
     ) -> None:
         self.key = key
-        self.number = number
         self.telemetry = telemetry
         self.session = session
         self.attempt = 1 if previous is None else previous.attempt + 1
@@ -159,7 +158,6 @@ class Transaction:
         self._error: str | None = None
         self._is_transient = False
         self._write_concern: str | None = None
-        self._unclaimed = [True]
 
     def start_span(self, command: Mapping[str, Any], previous: _FailedTransaction | None) -> None:
         """Start its span."""
@@ -188,7 +186,8 @@ class Transaction:
         self._commands += 1
         if command_name == _COMMIT:
             self._commit_attempts += 1
-        if command_name in (_COMMIT, _ABORT) and self._write_concern is None:
+        # The driver sends further attempts of a commit with `w: majority`, whatever was requested.
+        if self._commit_attempts == (command_name == _COMMIT) and command_name in (_COMMIT, _ABORT):
             write_concern = command.get("writeConcern")
             self._write_concern = _as_text(write_concern.get("w")) if is_document(write_concern) else None
 
@@ -220,13 +219,6 @@ class Transaction:
             return end
         self.ended = end
         return None
-
-    def claim_end(self) -> bool:
-        """Claim the right to end the transaction. Returns True to the first caller only. Called on any thread."""
-        try:
-            return self._unclaimed.pop()  # atomic
-        except IndexError:
-            return False
 
     def close(self, end: _End) -> _FailedTransaction | None:
         """End the span and measure the duration.
@@ -274,7 +266,7 @@ class Transactions:
         guard: Counts and logs the failures.
 
     Attributes:
-        open: The transactions, by the binary id of their session.
+        open: The transactions. Whoever removes one from here ends it.
     """
 
     __slots__ = ("__weakref__", "_failed", "_has_woken_worker", "guard", "open")
@@ -286,7 +278,7 @@ class Transactions:
 
     def forget(self) -> None:
         """Discard all transactions without ending them: after a fork, they are the parent's."""
-        self.open: dict[bytes, Transaction] = {}
+        self.open: dict[_Key, Transaction] = {}
         self._failed: BoundedDict[bytes, _FailedTransaction] = BoundedDict(_LIMIT)
         self._has_woken_worker = False
 
@@ -317,39 +309,38 @@ class Transactions:
         Returns:
             The command as a part of its transaction; None if the transaction's start was not seen.
         """
-        key, number = session_id(command), transaction_number(command)
-        if key is None or number is None:
+        session, number = session_id(command), transaction_number(command)
+        if session is None or number is None:
             return None
+        key = session, number
         transaction = self.open.get(key)
-        if transaction is None or transaction.number != number:
-            if transaction is not None:
-                # The driver begins another transaction only if the previous one has ended, with or without a command.
-                self.end(transaction, transaction.ended or _End(_ABORTED, monotonic()))
+        if transaction is None:
             if command.get("startTransaction") is not True:
                 return None
-            transaction = self._start(key, number, command, telemetry, context, is_traced, is_measured)
+            transaction = self._start(key, command, telemetry, context, is_traced, is_measured)
         transaction.command_started(command_name, command, address)
         return TransactionCommand(self, transaction, command_name)
 
     def _start(
         self,
-        key: bytes,
-        number: int,
+        key: _Key,
         command: Mapping[str, Any],
         telemetry: Telemetry,
         context: Context,
         is_traced: bool,
         is_measured: bool,
     ) -> Transaction:
+        # The driver begins another one only if the session's last one has ended, with or without a command.
+        for other in list(self.open.values()):
+            if other.key[0] == key[0]:
+                self.end(other, other.ended or _End(_ABORTED, monotonic()))
         session = current_session(command.get("lsid"))
         # When a session is collected, the transaction is over.
         reference = None if session is None else weakref.ref(session, lambda _: background_worker.wake())
-        previous = self._failed.pop(key, None)
+        previous = self._failed.pop(key[0], None)
         if previous is not None and not previous.is_of(session):
             previous = None  # another session got the id of the previous one
-        transaction = Transaction(
-            key, number, telemetry, context, reference, is_measured=is_measured, previous=previous
-        )
+        transaction = Transaction(key, telemetry, context, reference, is_measured=is_measured, previous=previous)
         if is_traced:
             try:
                 transaction.start_span(command, previous)
@@ -367,16 +358,13 @@ class Transactions:
 
     def end(self, transaction: Transaction, end: _End) -> None:
         """End a transaction, unless another thread has done so. Called on any thread."""
-        if not transaction.claim_end():
-            return
-        if self.open.get(transaction.key) is transaction:
-            self.open.pop(transaction.key, None)
-        self.guard.run("the end of a transaction", self._close, transaction, end)
+        if self.open.pop(transaction.key, None) is not None:  # atomic
+            self.guard.run("the end of a transaction", self._close, transaction, end)
 
     def _close(self, transaction: Transaction, end: _End) -> None:
         failed = transaction.close(end)
         if failed is not None:
-            self._failed.put(transaction.key, failed)
+            self._failed.put(transaction.key[0], failed)
 
     def pool_closed(self, address: Address) -> None:
         """End the transactions of a client that was closed. Runs on the thread that closed it.
