@@ -514,6 +514,7 @@ def test_a_session_that_is_collected(client: MongoClient[Any], spans: Spans, met
     assert measured(metrics) == {("abandoned", None): 1}
 
 
+@pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="before 4.9 a client that is closed doesn't say so")
 def test_a_client_that_is_closed(primary: ScriptedServer, listeners: Any, spans: Spans) -> None:
     with connect(primary.uri, event_listeners=listeners) as client:
         session = begin(client)
@@ -524,6 +525,7 @@ def test_a_client_that_is_closed(primary: ScriptedServer, listeners: Any, spans:
     del session
 
 
+@pytest.mark.skipif(not hasattr(pymongo, "timeout"), reason="PyMongo 4.2 has timeouts")
 def test_an_abort_that_cannot_be_sent(client: MongoClient[Any], primary: ScriptedServer, spans: Spans) -> None:
     with client.start_session() as session:
         session.start_transaction()
@@ -532,7 +534,7 @@ def test_an_abort_that_cannot_be_sent(client: MongoClient[Any], primary: Scripte
         with pytest.raises(AutoReconnect):
             insert(client, session)
         primary.stop()
-        with pymongo.timeout(0.1) if hasattr(pymongo, "timeout") else pytest.raises(PyMongoError):
+        with pymongo.timeout(0.1):
             session.abort_transaction()
         primary.start()
         commit(client, session)
