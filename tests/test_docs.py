@@ -47,6 +47,7 @@ NO_NAMES = {
     "SCHEMA_URL",
     "SCOPE",
     "SELECT_SERVER",
+    "TRANSACTION",
     "USED",
 }
 
@@ -77,12 +78,13 @@ def old() -> set[str]:
 def test_each_attribute_is_in_the_reference_and_no_other() -> None:
     spans = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Attributes")]
     selections = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Server selections")]
+    transactions = [cells[0].strip("`") for cells in rows("docs/spans.md", "## Transactions")]
     metrics = [cells[0].strip("`") for cells in rows("docs/metrics.md", "## Attributes")]
 
     events = [cells[0].strip("`") for cells in rows("docs/outages.md", "## Attributes")]
 
-    assert sorted({*spans, *selections, *metrics, *events}) == sorted(emitted() - old())
-    for page in (spans, selections, metrics, events):
+    assert sorted({*spans, *selections, *transactions, *metrics, *events}) == sorted(emitted() - old())
+    for page in (spans, selections, transactions, metrics, events):
         assert len(page) == len(set(page))
 
 
@@ -98,7 +100,7 @@ def test_each_event_and_each_span_of_a_clients_own_is_in_the_reference() -> None
 def test_each_metric_is_in_the_reference_and_no_other() -> None:
     documented = [
         cells[0].strip("`")
-        for heading in ("## Commands", "## Connection pools", "## Servers and heartbeats")
+        for heading in ("## Commands", "## Transactions", "## Connection pools", "## Servers and heartbeats")
         for cells in rows("docs/metrics.md", heading)
     ]
 

@@ -67,6 +67,8 @@ NUMBERS: Final = [
     ("docs/spans.md", r"At most ([\d,]+) characters", "_commands.description:_SUMMARY_LENGTH"),
     ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands.listener:_REMEMBERED"),
     ("docs/spans.md", r"that waited for at least ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
+    ("docs/spans.md", r"At most ([\d,]+) transactions are open", "_commands.transactions:_LIMIT"),
+    ("docs/spans.md", r"and for at most ([\d,]+) seconds", "_commands.transactions:_MAX_REPEAT_WAIT"),
     ("docs/spans.md", r"right before it, the last ([\d,]+) at most", "_servers.failed_checkouts:_MAX_SPANS"),
     ("docs/metrics.md", r"for less than the ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
     ("docs/troubleshooting.md", r"that waited for at least ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),

@@ -12,9 +12,12 @@ import pymongo
 import pytest
 from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
 from opentelemetry.trace import SpanKind, StatusCode
+from pymongo import WriteConcern
 from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._commands import transactions as transactions_module
 from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._servers.selection_listener import _selections
 from opentelemetry_mongo_events._telemetry import semconv
@@ -42,7 +45,7 @@ pytestmark = [
 
 TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool}
 EPISODES: Final = (semconv.DISCOVERY, semconv.OUTAGE)
-SECTIONS: Final = ("## Commands", "## Connection pools", "## Servers and heartbeats")
+SECTIONS: Final = ("## Commands", "## Transactions", "## Connection pools", "## Servers and heartbeats")
 METRICS: Final = "docs/metrics.md"
 
 
@@ -79,8 +82,13 @@ def send_each_kind(client: MongoClient[Any], replica_set: ScriptedReplicaSet) ->
         client.shop.orders.insert_one({})
     with contextlib.suppress(PyMongoError):
         client.shop.command("count", "orders")
-    with client.start_session() as session, session.start_transaction():
-        client.shop.orders.insert_one({}, session=session)
+    primary.fail("insert", code=112, labels=["TransientTransactionError"])
+    with client.start_session() as session:
+        session.with_transaction(
+            lambda session: client.shop.orders.insert_one({}, session=session),
+            ReadConcern("snapshot"),
+            WriteConcern("majority"),
+        )
 
 
 def wait_for_a_primary(client: MongoClient[Any], elect: Callable[[], None]) -> None:
@@ -184,6 +192,30 @@ def test_the_span_of_a_failed_checkout(life: Life) -> None:
             "error.type",
         }
         assert span.status.description is None
+
+
+def test_the_span_of_a_transaction(life: Life) -> None:
+    page, heading = "docs/spans.md", "## Transactions"
+    transactions = [span for span in life.spans if span.name == semconv.TRANSACTION]
+    told = [(name, value) for span in transactions for name, value in attributes(span).items()]
+    assert_types_are_those_of(page, told, heading)
+
+    when = column(page, heading, "when")
+    outcomes = [cells[0].strip("`") for cells in rows(page, heading, 1)]
+    assert outcomes == [
+        transactions_module._COMMITTED,
+        transactions_module._ABORTED,
+        transactions_module._UNKNOWN,
+        transactions_module._ABANDONED,
+    ]
+    for span in transactions:
+        assert span.kind is SpanKind.INTERNAL
+        assert {name for name, condition in when.items() if condition == "always"} <= attributes(span).keys()
+        assert ("error.type" in attributes(span)) == (span.status.status_code is StatusCode.ERROR)
+        number = attributes(span)["db.mongodb.txn_number"]
+        links = [linked(each) for each in commands(life) if attributes(each).get("db.mongodb.txn_number") == number]
+        assert links
+        assert all(span_id(span) in each for each in links)
 
 
 def test_the_span_of_a_server_selection(life: Life) -> None:
@@ -317,6 +349,7 @@ SHORT: Final = {
     "awaited": {"mongodb.client.heartbeat.awaited"},
     "server type": {"mongodb.client.server.type"},
     "replica set": {"mongodb.client.replica_set.name"},
+    "outcome": {"mongodb.client.transaction.outcome"},
 }
 # And in place of the names of metrics.
 OF: Final = {

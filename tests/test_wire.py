@@ -357,9 +357,9 @@ def test_a_transaction_is_told_by_its_session_and_number(retrying: MongoClient[A
         session_id = str(session.session_id["id"].as_uuid())
 
     told = [attributes(span) for span in spans.finished]
-    assert spans.names == ["insert orders", "find orders", "commitTransaction admin"]
-    assert [each["db.mongodb.lsid"] for each in told] == [session_id] * 3
-    assert [each["db.mongodb.txn_number"] for each in told] == [1] * 3
+    assert spans.names == ["insert orders", "find orders", "commitTransaction admin", "transaction"]
+    assert [each["db.mongodb.lsid"] for each in told] == [session_id] * 4
+    assert [each["db.mongodb.txn_number"] for each in told] == [1] * 4
 
 
 def test_outside_of_a_transaction_there_is_no_session(retrying: MongoClient[Any], spans: Spans) -> None:

@@ -1,4 +1,4 @@
-"""The driver's frames on the current stack: what an event does not tell, the driver's own callers may know."""
+"""The frames of the driver on the current stack, which know what its events don't contain."""
 
 from __future__ import annotations
 
