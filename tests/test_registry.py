@@ -371,7 +371,7 @@ def test_the_sets_of_values_are_those_of_the_driver_and_of_the_reference() -> No
     assert enum("mongodb.client.discovery.outcome") == outcomes - {"recovered"}
 
 
-def test_all_is_in_development() -> None:
+def test_all_is_in_development_and_emitted_by_default() -> None:
     def stabilities(part: Any) -> Iterator[str]:
         for each in part.values() if isinstance(part, dict) else part:
             if isinstance(each, (dict, list)):
@@ -380,6 +380,8 @@ def test_all_is_in_development() -> None:
             yield part["stability"]
 
     assert set(stabilities(REGISTRY)) == {"development"}
+    signals = [*REGISTRY["spans"], *REGISTRY["events"], *REGISTRY["metrics"]]
+    assert [signal for signal in signals if signal["requirement_level"] != "recommended"] == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
