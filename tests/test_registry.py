@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, Sum
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from pymongo import common, read_preferences, server_selectors
 from pymongo.errors import PyMongoError
-from pymongo.monitoring import ConnectionClosedReason
+from pymongo.monitoring import ConnectionCheckOutFailedReason, ConnectionClosedReason
 from pymongo.server_type import SERVER_TYPE
 from pymongo.topology_description import TOPOLOGY_TYPE
 
@@ -345,7 +345,11 @@ def test_what_is_defined_here_is_used_and_what_is_not_is_official() -> None:
 
 
 def test_the_sets_of_values_are_those_of_the_driver_and_of_the_reference() -> None:
-    reasons = {value for name, value in vars(ConnectionClosedReason).items() if name.isupper()}
+    def constants(kind: type) -> set[str]:
+        return {value for name, value in vars(kind).items() if name.isupper()}
+
+    checkout = SIGNALS["spans", "mongodb.client.checkout"]["error.type"]
+    failure = SIGNALS["metrics", "mongodb.client.connection.checkout_failures"]["error.type"]
     functions = inspect.getmembers(server_selectors, inspect.isfunction)
     selectors = {
         name.removesuffix("_server_selector")
@@ -358,7 +362,8 @@ def test_the_sets_of_values_are_those_of_the_driver_and_of_the_reference() -> No
         for word in re.findall(r"`\w+`", cells[0])
     }
 
-    assert enum("mongodb.client.connection.close_reason") == reasons
+    assert enum("mongodb.client.connection.close_reason") == constants(ConnectionClosedReason)
+    assert set(checkout["examples"]) == set(failure["examples"]) == constants(ConnectionCheckOutFailedReason)
     assert enum("mongodb.client.server.type") == enum("mongodb.client.server.previous_type") == set(SERVER_TYPE._fields)
     assert enum("mongodb.client.topology.type") == set(TOPOLOGY_TYPE._fields)
     assert enum("mongodb.client.topology.previous_type") == set(TOPOLOGY_TYPE._fields)
