@@ -674,9 +674,9 @@ def test_a_client_that_is_collected_before_the_driver_reports(
         if has_worked:
             time.sleep(0.6)  # there are more heartbeats
         until(lambda: outages._periods.open != {})
-        topology, at = weakref.ref(client._topology), time.time_ns()
+        settings, at = weakref.ref(client._topology._settings), time.time_ns()
         del client
-        until(lambda: collected() and topology() is None)
+        until(lambda: collected() and settings() is None)
         gone = time.time_ns()
         until(lambda: collected() and spans.named(DISCOVERY))
 
