@@ -36,7 +36,7 @@ Span = dict[str, Any]
 DETAILS = {
     "db.operation.batch.size": "batch of {}",
     "db.response.returned_rows": "{} rows",
-    "mongodb.client.write_error_count": "{} write error(s)",
+    "mongodb.client.operation.write_error_count": "{} write error(s)",
     "mongodb.client.operation.attempt": "attempt {}",
     "mongodb.client.server_selection.selector": "{}",
 }

@@ -55,7 +55,7 @@ def test_reading_and_writing(shop: Any, spans: Spans, listeners: Any) -> None:
     ]
     error = spans.finished[-1]
     assert (error.status.status_code, attributes(error)["error.type"]) == (StatusCode.ERROR, "11000")
-    assert attributes(error)["mongodb.client.write_error_count"] == 2
+    assert attributes(error)["mongodb.client.operation.write_error_count"] == 2
     assert "example.org" not in error.to_json()
     assert len(table_of(listeners)) == 0
 

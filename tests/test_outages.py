@@ -236,8 +236,8 @@ def test_a_failover_is_an_outage(
         "error.type": "NotPrimaryError",
         "mongodb.client.outage.outcome": "recovered",
         "mongodb.client.outage.failed_heartbeat_count": 0,
-        "mongodb.client.outage.previous_primary": f"127.0.0.1:{lost.port}",
-        "mongodb.client.outage.primary": f"127.0.0.1:{replica_set.members[1].port}",
+        "mongodb.client.outage.previous_primary.address": f"127.0.0.1:{lost.port}",
+        "mongodb.client.outage.primary.address": f"127.0.0.1:{replica_set.members[1].port}",
     }
     assert events(outage) == ["server.changed", "topology.changed"] * 2
     assert (
@@ -320,7 +320,9 @@ def test_a_killed_standalone_is_an_outage_with_its_failed_heartbeats(
     about = attributes(outage)
     assert (about["error.type"], about[OUTCOME]) == (event(outage, "server.changed")["error.type"], "recovered")
     assert about["mongodb.client.outage.failed_heartbeat_count"] == told.count("heartbeat.failed")
-    assert not {"mongodb.client.outage.primary", "mongodb.client.outage.previous_primary"} & about.keys()
+    assert (
+        not {"mongodb.client.outage.primary.address", "mongodb.client.outage.previous_primary.address"} & about.keys()
+    )
 
 
 def test_a_command_that_fails_on_the_network_is_linked_from_the_outage(
@@ -672,9 +674,9 @@ def test_a_client_that_is_collected_before_the_driver_reports(
         if has_worked:
             time.sleep(0.6)  # there are more heartbeats
         until(lambda: outages._periods.open != {})
-        topology, at = weakref.ref(client._topology), time.time_ns()
+        settings, at = weakref.ref(client._topology._settings), time.time_ns()
         del client
-        until(lambda: collected() and topology() is None)
+        until(lambda: collected() and settings() is None)
         gone = time.time_ns()
         until(lambda: collected() and spans.named(DISCOVERY))
 

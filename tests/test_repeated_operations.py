@@ -433,10 +433,12 @@ def test_of_a_transaction_only_the_commit_is_repeated(primary: ScriptedServer, l
         fail_checkouts(primary)
         session.commit_transaction()
 
-    assert_unmarked(spans.one("insert orders"))
+    transaction = spans.one("transaction")
+    first = spans.one("insert orders")
+    assert (ATTEMPT in attributes(first), linked(first)) == (False, [span_id(transaction)])
     _, checkout = checkouts(spans)
     commit = spans.one("commitTransaction admin")
-    assert (attributes(commit)[ATTEMPT], linked(commit)) == (2, [span_id(checkout)])
+    assert (attributes(commit)[ATTEMPT], linked(commit)) == (2, [span_id(checkout), span_id(transaction)])
 
 
 @recognizes_operations

@@ -540,7 +540,7 @@ def test_an_abort_that_cannot_be_sent(client: MongoClient[Any], primary: Scripte
         commit(client, session)
 
     first, second = spans.named(TRANSACTION)
-    assert about(first)["outcome"] == "aborted"
+    assert (about(first)["outcome"], first.status.status_code) == ("abandoned", StatusCode.ERROR)
     assert (about(second)["outcome"], about(second)["attempt"]) == ("committed", 2)
 
 
@@ -661,6 +661,19 @@ def test_without_spans_it_is_measured(
     assert spans.names == []
     assert measured(metrics) == {("aborted", "112"): 1, ("committed", None): 1}
     assert metrics.values(RETRIES, "error.type") == {"112": 1}
+
+
+def test_a_commit_outside_of_a_parent_span_is_a_part_of_it(primary: ScriptedServer, spans: Spans) -> None:
+    listeners = event_listeners(tracer_provider=spans.provider, require_parent_span=True)
+    with connect(primary.uri, event_listeners=listeners) as client, client.start_session() as session:
+        with spans.tracer.start_as_current_span("request"):
+            session.start_transaction()
+            insert(client, session)
+        client.admin.command("ping")
+        session.commit_transaction()
+
+    assert spans.names == ["insert orders", "request", TRANSACTION]
+    assert about(spans.one(TRANSACTION)) == {"outcome": "committed", "command_count": 2, "commit_attempt_count": 1}
 
 
 def test_one_that_is_not_sampled_is_measured(primary: ScriptedServer, metrics: Metrics) -> None:

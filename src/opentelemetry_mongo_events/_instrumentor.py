@@ -99,6 +99,8 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _instrument(self, **kwargs: Any) -> None:
         MongoEventsInstrumentor._keywords = kwargs
+        if self._listeners is None:
+            MongoEventsInstrumentor._listeners = SignalListeners(self._switch)
         telemetry = telemetry_from(kwargs, other_tracers=OtherTracers())
         self._switch.telemetry = telemetry
         signals = [signal for signal in SIGNALS if getattr(telemetry.config, signal)]
@@ -120,15 +122,11 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             return
         from opentelemetry_mongo_events._driver.registration import register
 
-        if self._listeners is None:
-            MongoEventsInstrumentor._listeners = SignalListeners(self._switch)
         for listener in cast("SignalListeners", self._listeners).listeners(signal):
             register(listener)
         MongoEventsInstrumentor._registered |= {signal}
 
     def _uninstrument(self, **kwargs: Any) -> None:
         MongoEventsInstrumentor._keywords = {}
-        self._switch.telemetry = None
-        if self._listeners is not None:
-            self._listeners.switch_off()
+        cast("SignalListeners", self._listeners).switch_off()
         background_worker.flush()

@@ -170,7 +170,7 @@ class CommandEvents(NeverCopied, CommandListener):
             if is_traced and (has_other_listeners or telemetry.filters_commands):
                 is_traced = self._is_traced(identifier, context, telemetry, has_other_listeners)
                 is_excluded = command_name in telemetry.config.exclude_commands
-            if not is_measured and not is_traced:
+            if not is_measured and not is_traced and not self._transactions.open:
                 return
             held = find_free_connection(table, identifier)
             needs_check = identifier in table.by_id or table.duplicates or len(table.by_id) >= LIMIT

@@ -330,10 +330,10 @@ class Transactions:
         is_traced: bool,
         is_measured: bool,
     ) -> Transaction:
-        # The driver begins another one only if the session's last one has ended, with or without a command.
+        # The driver begins another one only if the session's last one has ended.
         for other in list(self.open.values()):
             if other.key[0] == key[0]:
-                self.end(other, other.ended or _End(_ABORTED, monotonic()))
+                self.end(other, other.ended or _End(_ABANDONED, monotonic()))
         session = current_session(command.get("lsid"))
         # When a session is collected, the transaction is over.
         reference = None if session is None else weakref.ref(session, lambda _: background_worker.wake())
@@ -444,8 +444,7 @@ def _end_without_command(transaction: Transaction) -> _End | None:
         return None
     if session is None or (not session.has_ended and session.in_transaction):
         return None
-    # Without a server, the driver aborts a transaction without sending a command.
-    return end or _End(_ABORTED, now)
+    return end or _End(_ABANDONED, now)
 
 
 def _is_unknown(outcome: Outcome) -> bool:
