@@ -1,6 +1,7 @@
 """Run the shop on an embedded server under `opentelemetry-instrument`, and show its traces as trees, and its metrics.
 
-In the night the server is killed, and comes back a second and a half later. One order fails, the next one waits.
+While a payment is made, the server is killed and started again: the transaction of the payment is repeated. In the
+night the server is killed, and comes back a second and a half later. One order fails, the next one waits.
 
 With `OTEL_EXPORTER_OTLP_ENDPOINT` set the traces go there in place of the terminal.
 """
@@ -39,6 +40,8 @@ DETAILS = {
     "mongodb.client.operation.write_error_count": "{} write error(s)",
     "mongodb.client.operation.attempt": "attempt {}",
     "mongodb.client.server_selection.selector": "{}",
+    "mongodb.client.transaction.attempt": "attempt {}",
+    "mongodb.client.transaction.outcome": "{}",
 }
 
 SELECT = "select server"
@@ -54,6 +57,7 @@ LONG = 0.05
 # The metrics of the summary, with the attribute by which each is told.
 MEASURED = {
     "db.client.operation.duration": "db.operation.name",
+    "mongodb.client.transaction.duration": "mongodb.client.transaction.outcome",
     "db.client.connection.wait_time": None,
     "db.client.connection.use_time": None,
     "mongodb.client.connection.closed": "mongodb.client.connection.close_reason",
@@ -116,8 +120,13 @@ def run_shop(server: NxServer, *, to_console: bool) -> tuple[int, str]:
         ) as shop,
     ):
         assert shop.stderr is not None  # noqa: S101  # it is a pipe
+        is_first_payment = True
         for line in shop.stderr:
             sys.stderr.write(line)
+            if is_first_payment and "waits for the bank" in line:
+                is_first_payment = False
+                server.stop()
+                server.start()
             if "through the night" in line:
                 server.stop()
                 time.sleep(1.5)
@@ -159,6 +168,8 @@ def remark(trace: list[Span]) -> str | None:
         return "The client finds its server."
     if "mongodb.client.outage" in names:
         return "An outage: what happened, which command failed, and which request had to wait."
+    if any("mongodb.client.transaction.attempt" in each for each in attributes):
+        return "A transaction that is repeated: the server went away while it was open."
     if any(waited_in_outage(span) for span in trace):
         return "A request in the outage: it waited until the server was back."
     if any(each.get("error.type") == "11000" for each in attributes):
@@ -256,7 +267,7 @@ def summary(metrics: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="dim")  # it has to fit 80 columns
     table.add_column("metric", no_wrap=True)
     table.add_column("of", style="green", no_wrap=True)
-    for column in ("count", "mean, ms", "max, ms"):
+    for column in ("n", "mean, ms", "max, ms"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, told_by in MEASURED.items():
         groups: dict[str, list[dict[str, Any]]] = {}

@@ -32,6 +32,7 @@ def main() -> None:
         sign_up(shop, "alice@example.org")
         sign_up(shop, "alice@example.org")
         report(shop)
+        pay(client)
         sell_through_the_night(shop)
 
 
@@ -91,6 +92,20 @@ def report(shop: Any) -> None:
         except OperationFailure:
             say("a report with a mistake")
         list(shop.orders.aggregate([{"$group": {"_id": "$product", "sold": {"$sum": 1}}}]))
+
+
+def pay(client: MongoClient[Any]) -> None:
+    """Take a payment in a transaction. If the server goes away meanwhile, the transaction is repeated."""
+
+    def take(session: Any) -> None:
+        client.shop.payments.insert_one({"by": "alice@example.org", "amount": 12}, session=session)
+        say("waits for the bank")
+        time.sleep(0.7)
+        client.shop.orders.update_one({"by": "alice@example.org"}, {"$set": {"paid": True}}, session=session)
+
+    with tracer.start_as_current_span("POST /payments"), client.start_session() as session:
+        session.with_transaction(take)
+    say("took a payment")
 
 
 def sell_through_the_night(shop: Any) -> None:

@@ -80,14 +80,15 @@ def test_the_demo_shows_its_traces() -> None:
         line.startswith("└── getMore products  ") and line.endswith("101 rows  -> find products") for line in lines
     )
     assert any(line.startswith("└── insert users  ") and "  ERROR DuplicateKey" in line for line in lines)
-    outage = next(number for number, line in enumerate(lines) if line.startswith("mongodb.client.outage  "))
+    payment, outage = (number for number, line in enumerate(lines) if line.startswith("mongodb.client.outage  "))
+    assert lines[payment].endswith("  -> update orders  -> select server")
+    assert lines[payment - 1].startswith("An outage")
     assert lines[outage].endswith("  -> insert orders  -> select server")
     told = "\n".join(lines[outage + 1 : lines.index("", outage)])
     assert told.startswith("├──      0 ms  ")
     assert "heartbeat.failed" in told
     assert "Standalone -> Unknown" in told
     assert told.endswith("Unknown -> Standalone")
-    assert lines[outage - 1].startswith("An outage")
     assert "alice" not in demo.stdout
 
     # Three that come at once, for one connection: the last one waits for two others.
@@ -100,12 +101,25 @@ def test_the_demo_shows_its_traces() -> None:
     assert any(line.endswith(" of them MongoDB commands.") for line in lines)
     measured = "\n".join(lines[lines.index("What was measured:") :])
     assert re.search(r"^db\.client\.connection\.wait_time +\d+ ", measured, re.MULTILINE)
-    assert re.search(r"^mongodb\.client\.pool\.cleared +1 *$", measured, re.MULTILINE)
+    assert re.search(r"^mongodb\.client\.pool\.cleared +2 *$", measured, re.MULTILINE)
     assert re.search(r"^ +AutoReconnect +\d+ ", measured, re.MULTILINE)
-    assert re.search(r"^mongodb\.client\.outage\.duration +1 ", measured, re.MULTILINE)
+    assert re.search(r"^mongodb\.client\.outage\.duration +2 ", measured, re.MULTILINE)
     assert "…" not in measured
-    assert re.search(r"^mongodb\.client\.server_selection\.wait_time +[12] ", measured, re.MULTILINE)
+    assert re.search(r"^mongodb\.client\.server_selection\.wait_time +[23] ", measured, re.MULTILINE)
     check_the_request_that_waited(lines)
+    check_the_transaction_that_was_repeated(lines)
+
+
+def check_the_transaction_that_was_repeated(lines: list[str]) -> None:
+    """Both attempts are spans, to which their commands are linked; the second one is linked with the first."""
+    (remark,) = (number for number, line in enumerate(lines) if line.startswith("A transaction that is repeated"))
+    request = lines[remark + 1 : lines.index("", remark)]
+    assert request[0].startswith("POST /payments  ")
+    attempts = [line for line in request if line.startswith("├── transaction  ")]
+    assert re.fullmatch(r"├── transaction  \d+\.\d ms  aborted  ERROR", attempts[0])
+    assert re.fullmatch(r"├── transaction  \d+\.\d ms  attempt 2  committed  -> transaction", attempts[1])
+    (commit,) = (line for line in request if line.startswith("└── commitTransaction admin  "))
+    assert commit.endswith("  -> transaction")
 
 
 def check_the_request_that_waited(lines: list[str]) -> None:

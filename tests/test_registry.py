@@ -60,7 +60,7 @@ VALUES: Final = {
     semconv.SCOPE,
     semconv.USED,
 }
-# Spans that have no constant: their names are made of attributes.
+# Types of spans that are not the names of spans.
 COMPOSED: Final = {f"mongodb.client.{name}" for name in ("checkout", "command", "select_server", "transaction")}
 # Conditions that all commands of these lives meet.
 ALWAYS_MET: Final = {("spans", "mongodb.client.command", "db.mongodb.driver_connection_id")}
@@ -374,6 +374,9 @@ def test_the_sets_of_values_are_those_of_the_driver_and_of_the_reference() -> No
     }
     assert enum("mongodb.client.outage.outcome") == outcomes - {"discovered"}
     assert enum("mongodb.client.discovery.outcome") == outcomes - {"recovered"}
+    assert enum("mongodb.client.transaction.outcome") == {
+        cells[0].strip("`") for cells in rows("docs/spans.md", "## Transactions", 1)
+    }
 
 
 def test_all_is_in_development_and_emitted_by_default() -> None:
