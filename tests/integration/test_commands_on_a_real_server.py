@@ -125,6 +125,29 @@ def test_two_exhaust_cursors_at_once(shop: Any, spans: Spans, listeners: Any) ->
     assert len(table_of(listeners)) == 0
 
 
+def test_a_transaction_has_the_outcome_that_the_driver_has(shop: Any, spans: Spans) -> None:
+    """FerretDB has no transactions: the first command fails. A replica set of mongods commits it."""
+    error: PyMongoError | None = None
+    with shop.client.start_session() as session:
+        try:
+            session.with_transaction(lambda each: shop.orders.insert_one({"paid": False}, session=each))
+        except PyMongoError as raised:
+            error = raised
+
+    transaction = spans.named("transaction")[-1]
+    told = attributes(transaction)
+    if error is None:
+        assert told["mongodb.client.transaction.outcome"] == "committed"
+    else:
+        assert isinstance(error, OperationFailure)
+        assert (told["mongodb.client.transaction.outcome"], told["error.type"]) == ("aborted", str(error.code))
+    commands = [
+        span for span in spans.finished if "db.mongodb.txn_number" in attributes(span) and span is not transaction
+    ]
+    assert len(commands) >= 2
+    assert all(span.context is not None for span in commands)
+
+
 def test_explain_names_the_collection_it_is_about(shop: Any, spans: Spans) -> None:
     shop.orders.insert_one({"_id": 1})
     shop.orders.find({"_id": 1}).explain()

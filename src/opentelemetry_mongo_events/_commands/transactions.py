@@ -205,17 +205,16 @@ class Transaction:
             if is_transient or (command_name != _COMMIT and is_loss_of_server(outcome.attributes)):
                 self._is_transient = True
         if command_name == _ABORT:
-            end = _End(_ABORTED, monotonic())
+            end, may_be_repeated = _End(_ABORTED, monotonic()), outcome.error is not None and _is_retryable(outcome)
         elif command_name != _COMMIT:
             return None
         elif outcome.error is None:
             self._error = None
-            return _End(_COMMITTED, monotonic())
-        elif _is_unknown(outcome):
-            end = _End(_UNKNOWN, monotonic())
+            end, may_be_repeated = _End(_COMMITTED, monotonic()), False
         else:
-            return _End(_ABORTED, monotonic())
-        if outcome.error is None:
+            may_be_repeated = _is_unknown(outcome)
+            end = _End(_UNKNOWN if may_be_repeated else _ABORTED, monotonic())
+        if not may_be_repeated:
             return end
         self.ended = end
         return None
@@ -449,12 +448,19 @@ def _end_without_command(transaction: Transaction) -> _End | None:
 
 def _is_unknown(outcome: Outcome) -> bool:
     """Whether a transaction may be committed although its commit failed."""
-    code = outcome.attributes.get(names.DB_RESPONSE_STATUS_CODE)
     return (
-        code is None  # the reply was not received
-        or code in _UNKNOWN_COMMIT_CODES
-        or is_loss_of_server(outcome.attributes)
+        _is_retryable(outcome)
+        or outcome.attributes.get(names.DB_RESPONSE_STATUS_CODE) in _UNKNOWN_COMMIT_CODES
         or "UnknownTransactionCommitResult" in outcome.labels
+    )
+
+
+def _is_retryable(outcome: Outcome) -> bool:
+    """Whether the driver may repeat a commit or an abort that failed."""
+    return (
+        names.DB_RESPONSE_STATUS_CODE not in outcome.attributes  # no reply was received
+        or is_loss_of_server(outcome.attributes)
+        or "RetryableWriteError" in outcome.labels
     )
 
 
