@@ -84,6 +84,61 @@ def test_text_is_json_however_long_it_may_be(template: dict[str, Any], seed: int
         text_of(command, is_raw=True, limit=limit + 100)
 
 
+class Pairs(list[tuple[str, Any]]):
+    """A JSON document. Masked text may have the same key twice."""
+
+
+def parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=Pairs)
+
+
+def is_cut_of(part: Any, whole: Any) -> bool:
+    """Whether a value says of itself what it lacks of the whole one."""
+    if isinstance(whole, Pairs):
+        if not isinstance(part, Pairs):
+            return bool(part == "...")
+        shown = part[:-1] if part and part[-1] == ("...", "...") else part
+        if len(shown) == len(part) and [key for key, _ in shown] != [key for key, _ in whole]:
+            return False
+        return all(
+            key == whole_key and is_cut_of(value, whole_value)
+            for (key, value), (whole_key, whole_value) in zip(shown, whole, strict=False)
+        )
+    if isinstance(whole, list) and isinstance(part, list):
+        shown = [each for each in part if each != "..."]
+        ending = part[-1:] if "..." in part[:-1] else []  # the last stage of a pipeline
+        if len(shown) < len(part):
+            beginning = shown[:-1] if ending else shown
+            return is_beginning_of(beginning, whole) and all(is_cut_of(each, whole[-1]) for each in ending)
+        # Elements that are equal as far as they are shown are one.
+        return is_beginning_of(shown, whole) and all(any(is_cut_of(each, one) for each in shown) for one in whole)
+    if isinstance(whole, str) and isinstance(part, str) and part.endswith("..."):
+        return part == whole or whole.startswith(part[:-3])
+    return bool(part == whole) or part == "..."
+
+
+def is_beginning_of(elements: list[Any], whole: list[Any]) -> bool:
+    """Whether elements are some of the others, in their order."""
+    rest = iter(whole)
+    return all(any(is_cut_of(element, one) for one in rest) for element in elements)
+
+
+@chosen
+@given(commands, seeds)
+def test_what_is_cut_says_so(template: dict[str, Any], seed: int) -> None:
+    chance = Random(seed)
+    command = filled(template, chance)
+    for is_raw in (False, True):
+        whole = text_of(command, is_raw=is_raw, limit=10_000_000)
+        for _ in range(FILLINGS):
+            limit = chance.randint(min(40, len(whole)), len(whole))
+            part = text_of(command, is_raw=is_raw, limit=limit)
+            assert is_cut_of(parsed(part), parsed(whole)), (part, whole)
+            assert limit < len(whole) or part == whole
+            if limit >= 1_000:
+                assert [key for key, _ in parsed(part)] == [key for key, _ in parsed(whole)]
+
+
 @chosen
 @given(commands, seeds)
 def test_a_command_is_not_changed(template: dict[str, Any], seed: int) -> None:

@@ -14,6 +14,8 @@ from bson.raw_bson import RawBSONDocument
 from bson.regex import Regex
 
 BINARY: Final = '{"$binary":"?"}'
+CUT: Final = '"..."'
+"""Stands for a value that was left out, and for elements of an array."""
 _UNKNOWN: Final = '"?"'
 
 as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -22,20 +24,26 @@ _encoded: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).en
 
 
 def quoted(text: str, room: int) -> str:
-    """Encode as much of a string as fits, as a JSON string.
+    """Encode a string as a JSON string. If it doesn't fit, its beginning and `...`.
 
     Args:
         text: The string, of any length.
-        room: Maximum length of the result in characters. The result is `""` and longer than `room` only if not even
+        room: Maximum length of the result in characters. The result is `"..."` and longer than `room` only if not even
             that fits.
     """
+    whole_length = len(text)
     text = str.__str__(text[: max(0, room)])
     if not text.isascii():
         # A lone surrogate makes exporters fail. No server ever received one: BSON strings are UTF-8.
         text = text.encode(errors="replace").decode()
-    while len(json_text := as_json(text)) > room and text:
+    json_text = as_json(text)
+    if len(json_text) <= room and len(text) == whole_length:
+        return json_text
+    room -= len("...")
+    while len(json_text) > room and text:
         text = text[: len(text) * max(0, room - 2) // (len(json_text) - 2)]
-    return json_text
+        json_text = as_json(text)
+    return f'{json_text[:-1]}..."'
 
 
 def literal(value: Any, room: int) -> str:
@@ -44,7 +52,7 @@ def literal(value: Any, room: int) -> str:
     Args:
         value: Any value that the driver can send. A type that needs one of the application's codecs becomes `"?"`.
         room: Maximum length of a string in characters, including its quotes. A longer string is cut, and a regular
-            expression with a longer pattern becomes `"?"`. All other values are short, and are not cut.
+            expression with a longer pattern becomes `"..."`. All other values are short, and are not cut.
     """
     if value is None:
         return "null"
@@ -63,7 +71,7 @@ def literal(value: Any, room: int) -> str:
     if isinstance(value, uuid.UUID):
         return f'{{"$uuid":"{value}"}}'
     if isinstance(value, (re.Pattern, Regex)) and len(value.pattern) > room:
-        return _UNKNOWN
+        return CUT
     try:
         return _encoded(default(value, RELAXED_JSON_OPTIONS))
     except (TypeError, ValueError, OverflowError):

@@ -28,12 +28,13 @@ from opentelemetry_mongo_events._driver.versions import CODEC_OPTIONS
 from opentelemetry_mongo_events._query_text import extended_json as extended_json
 from opentelemetry_mongo_events._query_text.masking import (
     COMMAND,
+    FLAG,
     KEY_LENGTH,
     MASK,
     MASKED_KEY,
     NAME,
     OMITTED,
-    RAW_COMMAND,
+    OMITTED_IF_MASKED,
     Place,
     command_place,
     masked_key,
@@ -46,7 +47,20 @@ _VALUES: Final = 1_000
 # A document with more keys is most likely a map whose keys are data.
 _KEYS: Final = 100
 
-_NO_ROOM: Final = -1
+# What the end of a document or an array that was cut looks like.
+_CUT_DOCUMENT: Final = f"{extended_json.CUT}:{extended_json.CUT}"
+_CUT_ARRAY: Final = extended_json.CUT
+# How much room is kept for each of the command's own fields, if a long field comes before it, and for a pipeline's last
+# stage: enough to show most of them whole, and at least `{"...":"..."}`.
+_LEAST_ROOM: Final = 14
+_FIELD_ROOM: Final = 100
+_STAGE_ROOM: Final = 200
+# How many values of a pipeline's last stage are read after the limit of values, and of all last stages.
+_STAGE_VALUES: Final = 20
+_MORE_VALUES: Final = 100
+# Texts that show nothing.
+_EMPTY: Final = frozenset({"", "{}", f"{{{_CUT_DOCUMENT}}}"})
+_NO_FIELDS: Final[Iterator[int]] = iter(())
 
 # The types of most values. One look-up of the type tells them apart from documents and arrays.
 _LITERALS: Final = frozenset(
@@ -82,8 +96,9 @@ _texts_of_shapes: Final[BoundedDict[tuple[Any, ...], str]] = BoundedDict(1_000)
 def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limit: int) -> str | None:
     """Return the text of a command as valid JSON.
 
-    Never raises. At most 16 elements of each array, 1,000 values in all, and `limit` bytes of raw documents are read.
-    The rest is left out.
+    Never raises. At most 16 elements of each array, 1,000 values in all, and `limit` bytes of raw documents are read;
+    twice if the text would be longer than `limit`. A document of which something was left out ends with `"...":"..."`,
+    an array with `"..."`, and a string with `...`.
 
     Args:
         command_name: The name of the command, as in the driver's event.
@@ -94,7 +109,7 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
     Returns:
         The text, or None if there is nothing to show, as for a command that holds credentials.
     """
-    place = RAW_COMMAND if is_raw else command_place(command_name)
+    place = command_place(command_name)
     shape = cached = None
     # A class of the application may raise anything, and reading a dictionary that another thread changes may raise too.
     try:
@@ -107,13 +122,22 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
         return cached
     if is_sensitive(command_name):
         return None
-    writer = _TextWriter(is_raw, limit)
+    written = None
     with contextlib.suppress(Exception):
-        writer.write(command, place)
-    written = writer.closed()
-    if shape is not None and written is not None and writer.is_complete and _is_cacheable(written):
+        written = _TextWriter(is_raw, limit).written(command, place)
+    if written is None:  # too long, or unreadable
+        written = _cut_text(command, place, is_raw, limit)
+    elif shape is not None and _is_cacheable(written):
         _texts_of_shapes.put(shape, written)
-    return written
+    return None if written in _EMPTY else written
+
+
+def _cut_text(command: Mapping[str, Any], place: Place, is_raw: bool, limit: int) -> str:
+    writer = _TextWriter(is_raw, limit, cuts=True)
+    try:
+        return writer.written(command, place) or ""
+    except Exception:
+        return writer.closed()
 
 
 def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple[Any, ...] | None:
@@ -121,7 +145,7 @@ def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple
 
     Returns:
         The key, or None for a command that holds anything except literals and flat documents (see `_is_flat`), or
-        that shows a literal other than the name of a collection.
+        that shows a literal other than a flag and the name of a collection.
     """
     if type(command) is not dict:
         return None
@@ -129,11 +153,13 @@ def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple
     for key, value in command.items():
         kind = type(value)
         child = place.fields.get(key)
-        if child is OMITTED:
+        if child is OMITTED or child is OMITTED_IF_MASKED:
             continue
         if kind in _LITERALS:
             if child is None or child.leaf is None:
                 parts.append(None)  # one part per key, so that different commands never have the same shape
+            elif child is FLAG:
+                parts.append(value if kind is bool else None)
             elif child is NAME and kind is str and len(value) <= KEY_LENGTH:  # else it is masked or cut
                 parts.append(value)
             else:
@@ -151,38 +177,102 @@ class _Level:
     Attributes:
         place: Its place in the command.
         items: The keys and values that are still to be written. The key of an array's element is None.
+        last: The last stage of a pipeline, in a list, while it is still to be written.
         is_array: Whether it is an array.
+        is_command: Whether it is a command. Its own fields are shown even if no more values are to be read.
         masks_keys: Whether all its keys except operators are masked.
         comma: The separator before the next item: empty before the first.
         seen: The written items, as text, that are not written again. None if there are none yet.
+        has_merged: Whether items were merged: any or, if the order matters, the one before.
+        is_cut: Whether items were left out, for which there is a mark in any case.
+        is_short: Whether items were not read, for which there is no mark if those that were read have been merged.
+        mark: What its end looks like if it was cut. Empty once it is written.
+        key: Its key in its parent.
+        value: Its value, as in its parent.
         start: Index of the piece that opens it, which includes its key.
         deduplicate: Whether it is removed again if its parent already contains an equal item.
-        room: How many characters were left before it.
+        room_before: How many characters were left before it.
+        room_inside: How many characters were left for its items when it was opened.
+        field_room: How many characters are kept for each of the following fields of a command.
+        stage_room: How many characters are kept for the last stage.
+        is_second_try: Whether the next item is written again because it didn't fit.
     """
 
-    __slots__ = ("comma", "deduplicate", "is_array", "items", "masks_keys", "place", "room", "seen", "start")
+    __slots__ = (
+        "comma",
+        "deduplicate",
+        "field_room",
+        "has_merged",
+        "is_array",
+        "is_command",
+        "is_cut",
+        "is_second_try",
+        "is_short",
+        "items",
+        "key",
+        "last",
+        "mark",
+        "masks_keys",
+        "place",
+        "room_before",
+        "room_inside",
+        "seen",
+        "stage_room",
+        "start",
+        "value",
+    )
 
-    def __init__(self, value: Any, place: Place, start: int = 0, deduplicate: bool = False, room: int = 0) -> None:
+    def __init__(
+        self,
+        value: Any,
+        place: Place,
+        *,
+        is_command: bool = False,
+        key: Any = None,
+        original: Any = None,
+        start: int = 0,
+        deduplicate: bool = False,
+        room_before: int = 0,
+    ) -> None:
         self.place = place
         self.comma = ""
         self.seen: set[str] | None = None
+        self.has_merged = self.is_cut = self.is_short = self.is_second_try = False
+        self.is_command = is_command
+        self.key = key
+        self.value = original
         self.start = start
         self.deduplicate = deduplicate
-        self.room = room
+        self.room_before = room_before
+        self.room_inside = self.stage_room = 0
+        self.field_room: Iterator[int] = _NO_FIELDS
+        self.last: Sequence[Any] = ()
         self.is_array = type(value) is list or isinstance(value, (list, tuple))
         if self.is_array:
-            self.items: Iterator[tuple[Any, Any]] = zip(itertools.repeat(None), itertools.islice(value, _ELEMENTS))
+            self.mark = _CUT_ARRAY
             self.masks_keys = False
+            self.is_short = len(value) > _ELEMENTS
+            elements = _ELEMENTS
+            if place.is_pipeline and value:
+                self.last = value[-1:]
+                self.is_cut = self.is_short
+                elements = min(len(value), _ELEMENTS) - 1
+            self.items: Iterator[tuple[Any, Any]] = zip(itertools.repeat(None), itertools.islice(value, elements))
         else:
+            self.mark = _CUT_DOCUMENT
+            self.masks_keys = len(value) > _KEYS and not is_command
             self.items = iter(value.items())
-            self.masks_keys = len(value) > _KEYS
 
     def is_new(self, item: str) -> bool:
         """Whether to write an item: no equal item was written before or, if the order matters, directly before it."""
-        if self.seen is None or (self.is_array and self.place.is_ordered and item not in self.seen):
+        if self.seen is None:
             self.seen = {item}
         elif item in self.seen:
+            self.has_merged = True
             return False
+        elif self.is_array and self.place.is_ordered:
+            self.seen = {item}
+            self.has_merged = False
         else:
             self.seen.add(item)
         return True
@@ -191,32 +281,41 @@ class _Level:
 class _TextWriter:
     """Writes the text of one command.
 
-    Attributes:
-        is_complete: Whether the whole command is written.
+    Most texts fit. So there are two ways to write one: as it is, until it turns out to be too long, or with room kept
+    for the marks of what is cut, for the command's own fields, and for the last stage of each pipeline.
+
+    Args:
+        is_raw: Whether values are shown instead of masked.
+        limit: Maximum length of the text in characters.
+        cuts: Whether what doesn't fit is cut. If not, there is no text of a command that doesn't fit.
     """
 
-    __slots__ = ("_is_raw", "_levels", "_limit", "_pieces", "_raw_room", "is_complete")
+    __slots__ = ("_cuts", "_is_raw", "_levels", "_limit", "_pieces", "_raw_room")
 
-    def __init__(self, is_raw: bool, limit: int) -> None:
+    def __init__(self, is_raw: bool, limit: int, *, cuts: bool = False) -> None:
         self._is_raw = is_raw
         self._limit = limit
-        self.is_complete = False
+        self._cuts = cuts
         self._pieces: list[str] = []
         self._levels: list[_Level] = []
         self._raw_room = limit  # bytes of raw documents that may still be read
 
-    def write(self, command: Mapping[str, Any], place: Place) -> None:
-        """Write the command, until the end or until a limit is reached."""
+    def written(self, command: Mapping[str, Any], place: Place) -> str | None:
+        """Return the text of a command, or None if it is too long.
+
+        Empty if a command that is nested in it holds credentials.
+        """
         # This is one long loop for speed: splitting it would add at least one call per value. It keeps its own stack,
         # because documents may be nested deeper than Python's calls.
-        level = _Level(command, place)
-        level.masks_keys = False
-        levels, pieces, is_raw = self._levels, self._pieces, self._is_raw
+        levels, pieces, is_raw, cuts, limit = self._levels, self._pieces, self._is_raw, self._cuts, self._limit
+        level = _Level(command, place, is_command=True)
         levels.append(level)
         pieces.append("{")
-        room = self._limit - 2
+        room = self._room_inside(level, command, limit)
         values = _VALUES
+        more_values = _MORE_VALUES
         while True:
+            opened = None
             for key, value in level.items:
                 place = level.place
                 head = ""
@@ -227,83 +326,184 @@ class _TextWriter:
                     key = key if type(key) is str else _key_text(key)
                     is_operator = key[:1] == "$"
                     child = place.fields.get(key) or (place.operators if is_operator else place.others)
-                    if child is OMITTED:
+                    if child is OMITTED or (child is OMITTED_IF_MASKED and not is_raw):
                         continue
                     if is_raw:
-                        head = extended_json.quoted(key, room) + ":"
+                        head = extended_json.quoted(key, limit) + ":"
                     elif level.masks_keys and not is_operator:
                         head = MASKED_KEY
                     else:
                         head = masked_key(key)
                         deduplicate = head == MASKED_KEY
-                left = room - len(level.comma) - len(head)
+                    if cuts:
+                        room += next(level.field_room, 0)
                 values -= 1
-                if values < 0:
-                    return
+                if values < 0 and (not level.is_command or values < -_KEYS):
+                    if values == -1:
+                        room = self._without_repetition(room)
+                        level = levels[-1]
+                    level.is_short = True
+                    level.is_cut = level.is_cut or level.place.is_pipeline
+                    break
+                left = space = room - len(level.comma) - len(head)
+                if deduplicate:
+                    if level.is_second_try:
+                        level.is_second_try = deduplicate = False
+                    else:
+                        # Written with the same room as the first item, or equal items would be cut differently.
+                        space = max(left, level.room_inside - len(head))
 
                 kind = type(value)
-                body = None if is_raw or kind in _LITERALS else _flat(value, kind, child)
-                # A flat value that doesn't fit is written value by value instead, as far as there is room.
-                if body is not None and len(body) <= left and (kind is list or len(value) <= values):
+                if is_raw or kind in _LITERALS or (cuts and (kind is not list or space < _LEAST_ROOM)):
+                    body = None
+                else:
+                    body = _flat(value, kind, child)
+                if body is not None and (kind is list or len(value) <= values):
                     values -= len(value) if kind is dict else 1
                 elif kind in _LITERALS or (inner := self._inner(value, kind)) is None:
                     if is_raw:
-                        body = extended_json.literal(value, left)
+                        body = extended_json.literal(value, left if cuts else limit)
                     else:
                         body = MASK if child.leaf is None else child.leaf(value)
-                elif left < 2:
-                    room = _NO_ROOM
+                elif not cuts and space < 2:
+                    return None
+                elif cuts and space < _LEAST_ROOM:
+                    level.is_cut = True
                     break
                 else:
-                    if child is COMMAND and isinstance(inner, Mapping):
+                    is_command = child is COMMAND and isinstance(inner, Mapping)
+                    if is_command:
                         command_name = _key_text(next(iter(inner), ""))
                         if is_sensitive(command_name):  # the driver doesn't redact nested commands
-                            return
-                        child = RAW_COMMAND if is_raw else command_place(command_name)
-                    nested = _Level(inner, child, len(pieces) + 1, deduplicate, room)
+                            return ""
+                        child = command_place(command_name)
+                    opened = _Level(
+                        inner,
+                        child,
+                        is_command=is_command,
+                        key=key,
+                        original=value,
+                        start=len(pieces) + 1,
+                        deduplicate=deduplicate,
+                        room_before=room,
+                    )
                     pieces.append(level.comma)
-                    pieces.append(head + ("[" if nested.is_array else "{"))
-                    levels.append(nested)
-                    room = left - 2
+                    pieces.append(head + ("[" if opened.is_array else "{"))
+                    levels.append(opened)
+                    room = self._room_inside(opened, inner, space)
                     break
                 if deduplicate and not level.is_new(head + body):
                     continue
                 if len(body) > left:
-                    room = _NO_ROOM
-                    break
+                    if not cuts:
+                        return None
+                    if left < len(extended_json.CUT) or body == MASK:
+                        level.is_cut = True
+                        break
+                    body = extended_json.CUT
                 pieces.append(level.comma + head + body)
                 level.comma = ","
                 room = left - len(body)
-            else:
-                pieces.append("]" if level.is_array else "}")
-                levels.pop()
-                if not levels:
-                    self.is_complete = True
-                    return
-                if level.deduplicate and not levels[-1].is_new("".join(pieces[level.start :])):
-                    room = level.room
+            if opened is not None:
+                level = opened
+                continue
+
+            # Nothing more is written of this document or array, except a mark and a pipeline's last stage.
+            if level.mark and (level.is_cut or (level.is_short and not level.has_merged)):
+                if not cuts:
+                    room -= len(level.comma) + len(level.mark)
+                    if room < 0:
+                        return None
+                pieces.append(level.comma + level.mark)
+                level.comma = ","
+                level.mark = ""
+                level.seen = None
+            if level.last:
+                room += level.stage_room
+                level.items = iter([(None, level.last[0])])
+                level.last = ()
+                if values < 0 and more_values:
+                    values = _STAGE_VALUES
+                    more_values -= _STAGE_VALUES
+                continue
+            pieces.append("]" if level.is_array else "}")
+            levels.pop()
+            if not levels:
+                return "".join(pieces)
+            parent = levels[-1]
+            if level.deduplicate:
+                text = "".join(pieces[level.start :])
+                room = level.room_before
+                left = room - len(parent.comma)
+                if not parent.is_new(text):
                     del pieces[level.start - 1 :]
+                elif len(text) <= left:
+                    room = left - len(text)
+                    parent.comma = ","
+                elif cuts:  # as much of it as fits
+                    del pieces[level.start - 1 :]
+                    parent.is_second_try = True
+                    parent.items = itertools.chain(((level.key, level.value),), parent.items)
                 else:
-                    levels[-1].comma = ","
-            if room == _NO_ROOM:
-                room = self._drop_repetition()
-                if room == _NO_ROOM:
-                    return
-            level = levels[-1]
+                    return None
+            else:
+                if cuts and level.mark:  # the room for it isn't needed
+                    room += 1 + len(level.mark)
+                parent.comma = ","
+            level = parent
 
-    def closed(self) -> str | None:
-        """Return the text with all open documents and arrays closed, or None if it is empty."""
-        self._drop_repetition()
-        text = "".join(self._pieces + ["]" if level.is_array else "}" for level in reversed(self._levels)])
-        return text if len(text) > 2 else None
+    def closed(self) -> str:
+        """Return the text up to a value that can't be read, with a mark in each document and array that is open."""
+        levels, pieces = self._levels, self._pieces
+        for number, (parent, level) in enumerate(itertools.pairwise(levels), 1):
+            # If it isn't the first item, it is written with more room than there is.
+            if level.deduplicate and parent.comma:
+                del pieces[level.start - 1 :]
+                del levels[number:]
+                break
+        comma = levels[-1].comma if levels else ""
+        for level in reversed(levels):
+            if level.mark:
+                pieces.append(comma + level.mark)
+            pieces.append("]" if level.is_array else "}")
+            comma = ","
+        return "".join(pieces)
 
-    def _drop_repetition(self) -> int:
+    def _room_inside(self, level: _Level, value: Any, space: int) -> int:
+        """Return how much of the room for a document or an array is left for its items."""
+        room = space - 2
+        if self._cuts:
+            room -= 1 + len(level.mark)
+            if level.is_command:
+                rooms = self._rooms_of_fields(value, level.place, room)
+                level.field_room = iter(rooms)
+                room -= sum(rooms)
+            elif level.last:
+                level.stage_room = min(room, _STAGE_ROOM, max(room // 2, 4 * _LEAST_ROOM))
+                room -= level.stage_room
+        level.room_inside = room
+        return room
+
+    def _rooms_of_fields(self, command: Mapping[str, Any], place: Place, room: int) -> list[int]:
+        """Return how much room to keep for each of a command's own fields, as far as there is room for them."""
+        of_value = max(_LEAST_ROOM, min(_FIELD_ROOM, room // 40))
+        rooms = []
+        for key in command:
+            if place.fields.get(key) is not OMITTED:
+                of_field = len(extended_json.quoted(_key_text(key), room)) + 2 + of_value
+                if of_field > room:
+                    break
+                rooms.append(of_field)
+                room -= of_field
+        return rooms
+
+    def _without_repetition(self, room: int) -> int:
         """Remove an unfinished item if its parent already contains an item that begins with the same text.
 
-        So one document and many documents of the same shape give the same text, even if they barely fit.
+        So one document and many documents of the same shape give the same text, even if not all of them are read.
 
         Returns:
-            How many characters are left after the removal, or `_NO_ROOM` if nothing was removed.
+            How many characters are left after the removal, or `room` if nothing was removed.
         """
         levels = self._levels
         for number, (parent, level) in enumerate(itertools.pairwise(levels), 1):
@@ -313,8 +513,9 @@ class _TextWriter:
             if any(item.startswith(beginning) for item in parent.seen):
                 del self._pieces[level.start - 1 :]
                 del levels[number:]
-                return level.room
-        return _NO_ROOM
+                parent.has_merged = True
+                return level.room_before
+        return room
 
     def _inner(self, value: Any, kind: type) -> Mapping[str, Any] | Sequence[Any] | None:
         """Return a value as the document or array that the driver sends, or None if it is neither.
@@ -344,7 +545,7 @@ class _TextWriter:
 
 def _is_cacheable(text: str) -> bool:
     # The caches' keys hold unmasked keys. A key that is masked in the text is data, and may have any length.
-    return len(text) <= _MAX_CACHED_LENGTH and MASKED_KEY not in text
+    return text not in _EMPTY and len(text) <= _MAX_CACHED_LENGTH and MASKED_KEY not in text
 
 
 def _is_flat(value: dict[Any, Any], place: Place) -> bool:
