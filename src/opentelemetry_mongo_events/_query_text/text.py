@@ -58,9 +58,9 @@ _STAGE_ROOM: Final = 200
 # How many values of a pipeline's last stage are read after the limit of values, and of all last stages.
 _STAGE_VALUES: Final = 20
 _MORE_VALUES: Final = 100
+_NO_FIELDS: Final[Iterator[int]] = iter(())
 # Texts that show nothing.
 _EMPTY: Final = frozenset({"", "{}", f"{{{_CUT_DOCUMENT}}}"})
-_NO_FIELDS: Final[Iterator[int]] = iter(())
 
 # The types of most values. One look-up of the type tells them apart from documents and arrays.
 _LITERALS: Final = frozenset(
@@ -174,8 +174,16 @@ def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple
 class _Level:
     """A document or an array that is being written.
 
-    Attributes:
+    Args:
+        value: The document or array.
         place: Its place in the command.
+        item: Its key and value, as in its parent's `items`.
+        start: Index of the piece that opens it, which includes its key.
+        deduplicate: Whether it is removed again if its parent already contains an equal item.
+        room_before: How many characters were left before it.
+        room_inside: How many characters are left for its items.
+
+    Attributes:
         items: The keys and values that are still to be written. The key of an array's element is None.
         last: The last stage of a pipeline, in a list, while it is still to be written.
         is_array: Whether it is an array.
@@ -187,12 +195,6 @@ class _Level:
         is_cut: Whether items were left out, for which there is a mark in any case.
         is_short: Whether items were not read, for which there is no mark if those that were read have been merged.
         mark: What its end looks like if it was cut. Empty once it is written.
-        key: Its key in its parent.
-        value: Its value, as in its parent.
-        start: Index of the piece that opens it, which includes its key.
-        deduplicate: Whether it is removed again if its parent already contains an equal item.
-        room_before: How many characters were left before it.
-        room_inside: How many characters were left for its items when it was opened.
         field_room: How many characters are kept for each of the following fields of a command.
         stage_room: How many characters are kept for the last stage.
         is_second_try: Whether the next item is written again because it didn't fit.
@@ -208,8 +210,8 @@ class _Level:
         "is_cut",
         "is_second_try",
         "is_short",
+        "item",
         "items",
-        "key",
         "last",
         "mark",
         "masks_keys",
@@ -219,40 +221,37 @@ class _Level:
         "seen",
         "stage_room",
         "start",
-        "value",
     )
 
     def __init__(
         self,
         value: Any,
         place: Place,
-        *,
-        is_command: bool = False,
-        key: Any = None,
-        original: Any = None,
-        start: int = 0,
-        deduplicate: bool = False,
-        room_before: int = 0,
+        item: tuple[Any, Any],
+        start: int,
+        deduplicate: bool,
+        room_before: int,
+        room_inside: int,
     ) -> None:
         self.place = place
-        self.comma = ""
-        self.seen: set[str] | None = None
-        self.has_merged = self.is_cut = self.is_short = self.is_second_try = False
-        self.is_command = is_command
-        self.key = key
-        self.value = original
+        self.item = item
         self.start = start
         self.deduplicate = deduplicate
         self.room_before = room_before
-        self.room_inside = self.stage_room = 0
-        self.field_room: Iterator[int] = _NO_FIELDS
+        self.room_inside = room_inside
+        self.comma = ""
+        self.seen: set[str] | None = None
         self.last: Sequence[Any] = ()
+        self.field_room: Iterator[int] = _NO_FIELDS
+        self.stage_room = 0
+        self.is_command = self.has_merged = self.is_cut = self.is_short = self.is_second_try = False
         self.is_array = type(value) is list or isinstance(value, (list, tuple))
         if self.is_array:
             self.mark = _CUT_ARRAY
             self.masks_keys = False
-            self.is_short = len(value) > _ELEMENTS
             elements = _ELEMENTS
+            if len(value) > _ELEMENTS:
+                self.is_short = True
             if place.is_pipeline and value:
                 self.last = value[-1:]
                 self.is_cut = self.is_short
@@ -260,7 +259,7 @@ class _Level:
             self.items: Iterator[tuple[Any, Any]] = zip(itertools.repeat(None), itertools.islice(value, elements))
         else:
             self.mark = _CUT_DOCUMENT
-            self.masks_keys = len(value) > _KEYS and not is_command
+            self.masks_keys = len(value) > _KEYS
             self.items = iter(value.items())
 
     def is_new(self, item: str) -> bool:
@@ -308,10 +307,12 @@ class _TextWriter:
         # This is one long loop for speed: splitting it would add at least one call per value. It keeps its own stack,
         # because documents may be nested deeper than Python's calls.
         levels, pieces, is_raw, cuts, limit = self._levels, self._pieces, self._is_raw, self._cuts, self._limit
-        level = _Level(command, place, is_command=True)
+        level = _Level(command, place, (None, command), 0, False, limit, limit - 2)
+        level.is_command = True
+        level.masks_keys = False
         levels.append(level)
         pieces.append("{")
-        room = self._room_inside(level, command, limit)
+        room = self._with_room_kept(level, command) if cuts else limit - 2
         values = _VALUES
         more_values = _MORE_VALUES
         while True:
@@ -351,7 +352,9 @@ class _TextWriter:
                         level.is_second_try = deduplicate = False
                     else:
                         # Written with the same room as the first item, or equal items would be cut differently.
-                        space = max(left, level.room_inside - len(head))
+                        first = level.room_inside - len(head)
+                        if first > space:  # not so for the last stage of a pipeline
+                            space = first
 
                 kind = type(value)
                 if is_raw or kind in _LITERALS or (cuts and (kind is not list or space < _LEAST_ROOM)):
@@ -377,20 +380,16 @@ class _TextWriter:
                         if is_sensitive(command_name):  # the driver doesn't redact nested commands
                             return ""
                         child = command_place(command_name)
-                    opened = _Level(
-                        inner,
-                        child,
-                        is_command=is_command,
-                        key=key,
-                        original=value,
-                        start=len(pieces) + 1,
-                        deduplicate=deduplicate,
-                        room_before=room,
-                    )
+                    opened = _Level(inner, child, (key, value), len(pieces) + 1, deduplicate, room, space - 2)
                     pieces.append(level.comma)
                     pieces.append(head + ("[" if opened.is_array else "{"))
                     levels.append(opened)
-                    room = self._room_inside(opened, inner, space)
+                    room = space - 2
+                    if is_command:
+                        opened.is_command = True
+                        opened.masks_keys = False
+                    if cuts:
+                        room = self._with_room_kept(opened, inner)
                     break
                 if deduplicate and not level.is_new(head + body):
                     continue
@@ -443,7 +442,7 @@ class _TextWriter:
                 elif cuts:  # as much of it as fits
                     del pieces[level.start - 1 :]
                     parent.is_second_try = True
-                    parent.items = itertools.chain(((level.key, level.value),), parent.items)
+                    parent.items = itertools.chain((level.item,), parent.items)
                 else:
                     return None
             else:
@@ -469,18 +468,16 @@ class _TextWriter:
             comma = ","
         return "".join(pieces)
 
-    def _room_inside(self, level: _Level, value: Any, space: int) -> int:
-        """Return how much of the room for a document or an array is left for its items."""
-        room = space - 2
-        if self._cuts:
-            room -= 1 + len(level.mark)
-            if level.is_command:
-                rooms = self._rooms_of_fields(value, level.place, room)
-                level.field_room = iter(rooms)
-                room -= sum(rooms)
-            elif level.last:
-                level.stage_room = min(room, _STAGE_ROOM, max(room // 2, 4 * _LEAST_ROOM))
-                room -= level.stage_room
+    def _with_room_kept(self, level: _Level, value: Any) -> int:
+        """Keep room in a document or array for what is shown in any case, and return how much is left."""
+        room = level.room_inside - 1 - len(level.mark)
+        if level.is_command:
+            rooms = self._rooms_of_fields(value, level.place, room)
+            level.field_room = iter(rooms)
+            room -= sum(rooms)
+        elif level.last:
+            level.stage_room = min(room, _STAGE_ROOM, max(room // 2, 4 * _LEAST_ROOM))
+            room -= level.stage_room
         level.room_inside = room
         return room
 
