@@ -988,7 +988,7 @@ def test_raw_text_leaves_out_the_session_and_the_command_s_comment() -> None:
 
 
 def test_16_elements_of_an_array_are_read() -> None:
-    many = {"find": "a", "filter": {"b": {"$in": list(range(1_000_000))}}}
+    many: dict[str, Any] = {"find": "a", "filter": {"b": {"$in": list(range(1_000_000))}}}
 
     assert masked(many) == '{"find":"a","filter":{"b":{"$in":["?"]}}}'
     assert json.loads(raw(many) or "")["filter"] == {"b": {"$in": [*range(16), "..."]}}

@@ -476,7 +476,7 @@ class _TextWriter:
             level.field_room = iter(rooms)
             room -= sum(rooms)
         elif level.last:
-            level.stage_room = min(room, _STAGE_ROOM, max(room // 2, 4 * _LEAST_ROOM))
+            level.stage_room = min(room, _STAGE_ROOM, max(room // 4, 4 * _LEAST_ROOM))
             room -= level.stage_room
         level.room_inside = room
         return room
