@@ -97,19 +97,21 @@ def is_cut_of(part: Any, whole: Any) -> bool:
     if isinstance(whole, Pairs):
         if not isinstance(part, Pairs):
             return bool(part == "...")
-        shown = part[:-1] if part and part[-1] == ("...", "...") else part
-        if len(shown) == len(part) and [key for key, _ in shown] != [key for key, _ in whole]:
-            return False
-        return all(
-            key == whole_key and is_cut_of(value, whole_value)
-            for (key, value), (whole_key, whole_value) in zip(shown, whole, strict=False)
-        )
+        is_marked = part[-1:] == [("...", "...")]
+        rest = part[:-1] if is_marked else part[:]
+        shown = []
+        for key, value in whole:
+            if rest and rest[0][0] == key and is_cut_of(rest[0][1], value):
+                shown.append(rest.pop(0))
+            elif key != "?" or not any(other == "?" and is_cut_of(each, value) for other, each in shown):
+                return is_marked and not rest
+        return not rest
     if isinstance(whole, list) and isinstance(part, list):
         shown = [each for each in part if each != "..."]
         ending = part[-1:] if "..." in part[:-1] else []  # the last stage of a pipeline
         if len(shown) < len(part):
             beginning = shown[:-1] if ending else shown
-            return is_beginning_of(beginning, whole) and all(is_cut_of(each, whole[-1]) for each in ending)
+            return is_beginning_of(beginning, whole) and (not ending or is_beginning_of(ending, whole[-1:]))
         # Elements that are equal as far as they are shown are one.
         return is_beginning_of(shown, whole) and all(any(is_cut_of(each, one) for each in shown) for one in whole)
     if isinstance(whole, str) and isinstance(part, str) and part.endswith("..."):
@@ -118,9 +120,15 @@ def is_cut_of(part: Any, whole: Any) -> bool:
 
 
 def is_beginning_of(elements: list[Any], whole: list[Any]) -> bool:
-    """Whether elements are some of the others, in their order."""
-    rest = iter(whole)
-    return all(any(is_cut_of(element, one) for one in rest) for element in elements)
+    """Whether elements are some of the others, in their order.
+
+    Two may be the same one: equal elements are one only if they are cut in the same place.
+    """
+    position = 0
+    for element in elements:
+        while position < len(whole) and not is_cut_of(element, whole[position]):
+            position += 1
+    return position < len(whole) or not elements
 
 
 @chosen

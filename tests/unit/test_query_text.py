@@ -1184,6 +1184,13 @@ def test_a_long_text_is_cut_and_what_comes_after_is_not_shown() -> None:
     assert raw({"find": "a", "filter": {"b": re.compile("x" * 1_000)}}, 100) == '{"find":"a","filter":{"b":"..."}}'
 
 
+def test_in_an_array_an_ellipsis_stands_for_all_that_follows() -> None:
+    for limit in range(40, 200):
+        values = [True, DAY, False, "x" * 30, "y", ID, 1]
+        shown = json.loads(raw({"find": "a", "filter": {"b": values}}, limit) or "").get("filter", {}).get("b", [])
+        assert "..." not in shown[:-1]
+
+
 def test_a_text_is_cut_in_the_same_place_whatever_the_type_of_the_values() -> None:
     class Money(float):
         pass

@@ -314,6 +314,7 @@ class _TextWriter:
         pieces.append("{")
         room = self._with_room_kept(level, command) if cuts else limit - 2
         values = _VALUES
+        is_exhausted = False
         more_values = _MORE_VALUES
         while True:
             opened = None
@@ -340,7 +341,8 @@ class _TextWriter:
                         room += next(level.field_room, 0)
                 values -= 1
                 if values < 0 and (not level.is_command or values < -_KEYS):
-                    if values == -1:
+                    if not is_exhausted:
+                        is_exhausted = True
                         room = self._without_repetition(room)
                         level = levels[-1]
                     level.is_short = True
@@ -393,10 +395,11 @@ class _TextWriter:
                     break
                 if deduplicate and not level.is_new(head + body):
                     continue
-                if len(body) > left:
+                if len(body) > left or (cuts and level.is_array and body == extended_json.CUT):
                     if not cuts:
                         return None
-                    if left < len(extended_json.CUT) or body == MASK:
+                    # In an array an ellipsis stands for all that follows.
+                    if level.is_array or left < len(extended_json.CUT) or body == MASK:
                         level.is_cut = True
                         break
                     body = extended_json.CUT
@@ -423,6 +426,7 @@ class _TextWriter:
                 level.last = ()
                 if values < 0 and more_values:
                     values = _STAGE_VALUES
+                    is_exhausted = False
                     more_values -= _STAGE_VALUES
                 continue
             pieces.append("]" if level.is_array else "}")
@@ -495,23 +499,23 @@ class _TextWriter:
         return rooms
 
     def _without_repetition(self, room: int) -> int:
-        """Remove an unfinished item if its parent already contains an item that begins with the same text.
+        """Remove each unfinished item whose parent already contains an item that begins with the same text.
 
         So one document and many documents of the same shape give the same text, even if not all of them are read.
 
         Returns:
             How many characters are left after the removal, or `room` if nothing was removed.
         """
-        levels = self._levels
-        for number, (parent, level) in enumerate(itertools.pairwise(levels), 1):
-            if not level.deduplicate or not parent.seen:
-                continue
-            beginning = "".join(self._pieces[level.start :])
-            if any(item.startswith(beginning) for item in parent.seen):
-                del self._pieces[level.start - 1 :]
-                del levels[number:]
-                parent.has_merged = True
-                return level.room_before
+        levels, pieces = self._levels, self._pieces
+        for number in range(len(levels) - 1, 0, -1):
+            level, parent = levels[number], levels[number - 1]
+            if level.deduplicate and parent.seen:
+                beginning = "".join(pieces[level.start :])
+                if any(item.startswith(beginning) for item in parent.seen):
+                    del pieces[level.start - 1 :]
+                    del levels[number:]
+                    parent.has_merged = True
+                    room = level.room_before
         return room
 
     def _inner(self, value: Any, kind: type) -> Mapping[str, Any] | Sequence[Any] | None:
