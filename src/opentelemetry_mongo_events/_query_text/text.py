@@ -394,6 +394,8 @@ class _TextWriter:
                         room = self._with_room_kept(opened, inner)
                     break
                 if deduplicate and not level.is_new(head + body):
+                    if level.is_array:  # counts as one value however many there are, as in a flat array
+                        values += 1
                     continue
                 if len(body) > left or (cuts and level.is_array and body == extended_json.CUT):
                     if not cuts:
