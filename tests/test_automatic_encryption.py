@@ -158,13 +158,12 @@ def test_a_mongocryptd_that_is_gone_is_no_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = sys.modules[ClientEncryption.__module__]
-    monkeypatch.setattr(module, "_MONGOCRYPTD_TIMEOUT_MS", 200)
+    monkeypatch.setattr(module, "_MONGOCRYPTD_TIMEOUT_MS", 2000)  # the driver looks for it that long
     with connect(server.uri, **arguments) as client:
         client.shop.orders.insert_one({})
         mongocryptd.stop()
-        for _ in range(2):  # the driver notices at the first, and waits in vain for a server at the second
-            with pytest.raises(PyMongoError):
-                client.shop.orders.insert_one({})
+        with pytest.raises(PyMongoError):
+            client.shop.orders.insert_one({})
         until(lambda: spans.named("mongodb.client.discovery"))
 
     assert servers(spans, metrics) == {server.port}
