@@ -19,25 +19,17 @@ from typing import TYPE_CHECKING, Any
 import pymongo
 from opentelemetry.sdk.trace import TracerProvider
 from pymongo import MongoClient
-from pymongo.monitoring import TopologyListener
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.end_to_end import server
 from opentelemetry_mongo_events import event_listeners
+from tests.events import QuietTopologyListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 COLUMNS = ("client", "listeners", "life", "ratio", "close", "longest close", "loop blocked")
-
-
-class Other(TopologyListener):
-    """A listener of another package, which does nothing."""
-
-    def opened(self, event: Any) -> None: ...
-    def description_changed(self, event: Any) -> None: ...
-    def closed(self, event: Any) -> None: ...
 
 
 def client_classes() -> dict[str, Callable[..., Any]]:
@@ -88,7 +80,7 @@ async def measure(turns: int) -> None:
         "none": list,
         "ours": lambda: event_listeners(tracer_provider=TracerProvider()),
         "ours, topology=False": lambda: event_listeners(tracer_provider=TracerProvider(), topology=False),
-        "another package's": lambda: [Other()],
+        "another package's": lambda: [QuietTopologyListener()],
     }
     with server() as port:
         for name, create in client_classes().items():

@@ -142,6 +142,12 @@ def watching(spans: Spans, metrics: Metrics) -> list[Any]:
 
 
 @pytest.fixture
+def primary(listeners: Any) -> Iterator[ScriptedServer]:
+    with ScriptedServer(role="primary") as server:
+        yield server
+
+
+@pytest.fixture
 def replica_set() -> Iterator[ScriptedReplicaSet]:
     with ScriptedReplicaSet(3) as replica_set:
         yield replica_set

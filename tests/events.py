@@ -28,6 +28,7 @@ from pymongo.monitoring import (
     ServerHeartbeatStartedEvent,
     ServerHeartbeatSucceededEvent,
     TopologyDescriptionChangedEvent,
+    TopologyListener,
 )
 from pymongo.server_description import ServerDescription
 from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
@@ -176,3 +177,11 @@ def topology_changed(servers: int) -> TopologyDescriptionChangedEvent:
         for servers in ({}, {address: ServerDescription(address) for address in ADDRESSES[:servers]})
     )
     return TopologyDescriptionChangedEvent(before, after, TOPOLOGY_ID)
+
+
+class QuietTopologyListener(TopologyListener):
+    """A listener of another package or of the application, which ignores all events."""
+
+    def opened(self, event: Any) -> None: ...
+    def description_changed(self, event: Any) -> None: ...
+    def closed(self, event: Any) -> None: ...

@@ -12,12 +12,12 @@ import pymongo
 import pytest
 from opentelemetry.trace import StatusCode
 from pymongo import monitoring
-from pymongo.monitoring import TopologyListener
 
 from opentelemetry_mongo_events._driver import client_internals, registration
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._servers import outages
 from tests.clients import aconnect
+from tests.events import QuietTopologyListener
 from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, attributes, events, table_of
 from tests.waiting import eventually
@@ -252,12 +252,8 @@ async def test_a_dropped_connection_ends_what_was_open(
     assert len(spans.named("find orders")) == len(server.received("find"))
 
 
-class Mine(TopologyListener):
+class Mine(QuietTopologyListener):
     """A listener of the application's own."""
-
-    def opened(self, event: Any) -> None: ...
-    def description_changed(self, event: Any) -> None: ...
-    def closed(self, event: Any) -> None: ...
 
 
 @pytest.mark.usefixtures("quick_driver")
@@ -273,7 +269,9 @@ def test_a_client_can_be_made_where_no_loop_runs(
     clients = [aconnect(server.uri, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=1000) for _ in range(2)]
 
     async def use() -> None:
-        instrumentor.instrument_client(clients[0])  # which adds what is still to be added
+        if TOPOLOGY_LISTENERS_NEED_A_LOOP:
+            instrumentor.instrument_client(clients[0])  # all is added without it
+            instrumentor.uninstrument_client(clients[0])
         for client in clients:
             await client.admin.command("ping")
         await asyncio.to_thread(server.stop)
@@ -284,11 +282,17 @@ def test_a_client_can_be_made_where_no_loop_runs(
     asyncio.run(use())
 
     assert len(spans.named("ping admin")) == 2
-    assert caplog.messages == []
+    told = ["uninstrument_client() has nothing to undo"] * TOPOLOGY_LISTENERS_NEED_A_LOOP
+    assert [message.partition(":")[0] for message in caplog.messages] == told
+    for outage in spans.named("mongodb.client.outage"):
+        assert attributes(outage)["mongodb.client.outage.failed_heartbeat_count"] == events(outage).count(
+            "heartbeat.failed"
+        )
     assert len(spans.named("mongodb.client.outage")) == 2
-    discovery = spans.named("mongodb.client.discovery")[-1]
-    assert attributes(discovery)["mongodb.client.discovery.outcome"] == "discovered"
-    assert {"topology.opened", "server.opened", "server.changed"} <= set(events(discovery))
+    for discovery in spans.named("mongodb.client.discovery"):
+        assert attributes(discovery)["mongodb.client.discovery.outcome"] == "discovered"
+        assert {"topology.opened", "server.opened", "heartbeat.succeeded", "server.changed"} <= set(events(discovery))
+    assert len(spans.named("mongodb.client.discovery")) == 2
     assert all(not deferred._waiting for deferred in registration._TopologyListeners.ours)
 
 

@@ -110,6 +110,7 @@ def test_a_message_of_the_driver_is_cut_where_it_is_said_to_be() -> None:
 def test_no_limit_of_the_code_is_left_out() -> None:
     """Whoever adds one is led here: to a sentence in the documentation, or to this list of what nobody notices."""
     unnoticed = {
+        ("_driver.encryption", "_MAX_FRAMES"),
         ("_runtime.guard", "_MAX_KINDS"),
         ("_commands.held_connections", "_LIMIT"),
         ("_telemetry.instruments", "_MAX_PENDING"),

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pymongo
 import pytest
-from pymongo import monitoring
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from opentelemetry_mongo_events._driver import events_executor
 from opentelemetry_mongo_events._driver.events_executor import deliver_promptly, speed_up
 from tests.clients import aconnect, connect
+from tests.events import QuietTopologyListener
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
@@ -50,12 +50,7 @@ def test_a_client_is_closed_at_once(server: ScriptedServer, watching: list[Any],
 def test_so_is_one_that_was_instrumented_later(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans
 ) -> None:
-    class Listener(monitoring.TopologyListener):
-        def opened(self, event: Any) -> None: ...
-        def description_changed(self, event: Any) -> None: ...
-        def closed(self, event: Any) -> None: ...
-
-    for listeners in ([], [Listener()]):
+    for listeners in ([], [QuietTopologyListener()]):
         times = []
         for _ in range(3):
             client = connect(server.uri, event_listeners=listeners)
@@ -72,10 +67,7 @@ def test_a_change_is_known_promptly(server: ScriptedServer, watching: list[Any],
     """Without the change it takes up to a second."""
     delays: list[float] = []
 
-    class Timed(monitoring.TopologyListener):
-        def opened(self, event: Any) -> None: ...
-        def closed(self, event: Any) -> None: ...
-
+    class Timed(QuietTopologyListener):
         def description_changed(self, event: Any) -> None:
             (server,) = event.new_description.server_descriptions().values()
             delays.append(time.monotonic() - server.last_update_time)
@@ -160,10 +152,7 @@ def test_without_it_all_else_works(
 def test_another_listener_that_blocks_does_not_fill_the_memory(server: ScriptedServer, watching: list[Any]) -> None:
     goes_on = threading.Event()
 
-    class Blocking(monitoring.TopologyListener):
-        def opened(self, event: Any) -> None: ...
-        def closed(self, event: Any) -> None: ...
-
+    class Blocking(QuietTopologyListener):
         def description_changed(self, event: Any) -> None:
             goes_on.wait(10)
 

@@ -275,7 +275,7 @@ def test_a_config_is_taken_as_a_whole(
     instrumentor: MongoEventsInstrumentor, server: ScriptedServer, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_PYTHON_MONGO_EVENTS_COMMANDS", "false")
-    config = Config(exclude_commands=frozenset({"ping"}), selections=False)
+    config = Config(exclude_commands=frozenset({"ping"}), selections=False, topology=False)
     instrumentor.instrument(tracer_provider=spans.provider, config=config)
     with connect(server.uri) as client:
         client.admin.command("ping")

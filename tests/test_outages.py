@@ -624,7 +624,8 @@ def assert_ended(spans: Spans, metrics: Metrics, outcome: str) -> None:
     assert attributes(outage)[OUTCOME] == outcome
     assert attributes(outage)["error.type"] in ("AutoReconnect", "OSError")
     assert "server.changed" in events(outage)
-    assert metrics.one(OUTAGES).count == 1
+    measured = metrics.one(OUTAGES)
+    assert (measured.count, measured.attributes.keys()) == (1, {"server.address", "server.port"})
 
 
 @tells_of_its_end

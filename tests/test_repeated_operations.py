@@ -49,12 +49,6 @@ asynchronous = pytest.mark.skipif(pymongo.version_tuple < (4, 9), reason="AsyncM
 
 
 @pytest.fixture
-def primary(listeners: Any) -> Iterator[ScriptedServer]:
-    with ScriptedServer(role="primary") as server:
-        yield server
-
-
-@pytest.fixture
 def client(primary: ScriptedServer, listeners: Any) -> Iterator[MongoClient[Any]]:
     with connect(primary.uri, event_listeners=listeners, **CREDENTIALS) as client:
         yield client

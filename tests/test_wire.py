@@ -38,12 +38,6 @@ tells_server_connection = pytest.mark.skipif(pymongo.version_tuple < (4, 7), rea
 
 
 @pytest.fixture
-def primary(listeners: Any) -> Iterator[ScriptedServer]:
-    with ScriptedServer(role="primary") as server:
-        yield server
-
-
-@pytest.fixture
 def retrying(primary: ScriptedServer, listeners: Any) -> Iterator[MongoClient[Any]]:
     with connect(primary.uri, event_listeners=listeners) as client:
         yield client

@@ -15,6 +15,7 @@ from opentelemetry_mongo_events._driver.client_internals import (
     is_ready,
 )
 from opentelemetry_mongo_events._driver.listeners import QuietPoolListener
+from opentelemetry_mongo_events._driver.registration import deferred_listeners
 from opentelemetry_mongo_events._listeners import SIGNALS, SignalListeners, are_active, usable_client_name
 from opentelemetry_mongo_events._runtime.background import background_worker
 from opentelemetry_mongo_events._runtime.guard import Guard, guarded
@@ -62,7 +63,7 @@ def instrument(client: object, keywords: Mapping[str, Any], defaults: Mapping[st
             return _warn_of_ignored(given)
         client_name = usable_client_name(given.get("client_name"))
         telemetry = telemetry_from(_merged(given, defaults), other_tracers=None)
-        current = internals.listeners.event_listeners()
+        current = [*internals.listeners.event_listeners(), *deferred_listeners(driver_client(client))]
         wanted = [s for s in SIGNALS if getattr(telemetry.config, s) and not are_active(current, s)]
         if not wanted:
             return _warn_of_ignored(given)

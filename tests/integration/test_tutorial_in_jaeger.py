@@ -121,6 +121,10 @@ def test_the_outage_is_seen_with_what_it_hit(server: FerretDB, jaeger: Jaeger, t
 def run_through_an_outage(reader: Reader, server: FerretDB) -> list[str]:
     """What the program says that imports orders, as its server goes away and comes back, and Jaeger shows that."""
     said: list[str] = []
+
+    def waiting() -> list[dict[str, dict[str, Any]]]:
+        return [each for each in reader.traces("POST /import") if {SELECT, "insert orders"} <= each.keys()]
+
     with ExitStack() as stack:
         process = stack.enter_context(reader.start("outage.py"))
         stack.callback(process.kill)
@@ -137,12 +141,9 @@ def run_through_an_outage(reader: Reader, server: FerretDB) -> list[str]:
         server.start()
         until(lambda: any(line.startswith("imported") for line in said))
         (outage,) = reader.traces(OUTAGE)[-1].values()
+        until(waiting)  # which may be exported later
     listening.join()
 
-    def waiting() -> list[dict[str, dict[str, Any]]]:
-        return [each for each in reader.traces("POST /import") if {SELECT, "insert orders"} <= each.keys()]
-
-    until(waiting)
     failed = [
         each["insert orders"]["spanID"]
         for each in reader.traces("POST /import")

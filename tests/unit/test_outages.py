@@ -282,6 +282,28 @@ def test_the_primary_that_ended_it(
     assert about["mongodb.client.outage.previous_primary"] == "db.example:27017"
 
 
+def test_the_primary_is_that_of_the_end(world: World, spans: Spans) -> None:
+    """The span may end later, and another primary be elected meanwhile."""
+    world.begin_outage()
+    world.topology.replica_set, world.topology.primary = "rs", "db.example:27018"
+    selection = object()
+    world.topology.waiting[selection] = None
+    world.serve_again()
+    world.topology.primary = "db.example:27017"
+    del world.topology.waiting[selection]
+
+    outage = spans.wait_for(names.OUTAGE)
+    assert attributes(outage)["mongodb.client.outage.primary"] == "db.example:27018"
+
+
+def test_nobody_knows_of_failed_heartbeats_without_their_listener(spans: Spans, metrics: Metrics) -> None:
+    world = World(spans, metrics, heartbeats=False)
+    world.begin_outage()
+    world.serve_again()
+
+    assert "mongodb.client.outage.failed_heartbeat_count" not in attributes(spans.one())
+
+
 def test_all_heartbeats_that_failed_are_counted(world: World, spans: Spans) -> None:
     world.begin_outage()
     for _ in range(200):

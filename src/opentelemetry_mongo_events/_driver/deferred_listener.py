@@ -9,10 +9,7 @@ import weakref
 from typing import Any
 
 from pymongo.monitoring import (
-    ServerHeartbeatFailedEvent,
-    ServerHeartbeatListener,
     ServerHeartbeatStartedEvent,
-    ServerHeartbeatSucceededEvent,
     TopologyDescriptionChangedEvent,
     TopologyListener,
     TopologyOpenedEvent,
@@ -20,11 +17,12 @@ from pymongo.monitoring import (
 from pymongo.topology_description import TOPOLOGY_TYPE, TopologyDescription
 
 from opentelemetry_mongo_events._driver.client_internals import ClientInternals
+from opentelemetry_mongo_events._driver.listeners import QuietHeartbeatListener
 from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._runtime.log import warn
 
 
-class DeferredListener(NeverCopied, ServerHeartbeatListener):
+class DeferredListener(NeverCopied, QuietHeartbeatListener):
     """Adds a topology listener to clients at their first heartbeat, which shows that their event loop runs.
 
     Methods are called in the task of a server's monitor. They never raise.
@@ -39,6 +37,11 @@ class DeferredListener(NeverCopied, ServerHeartbeatListener):
         self.listener = listener
         # By `id()`: a client that is being created has no hash yet.
         self._waiting: dict[int, weakref.ref[Any]] = {}
+
+    def is_waiting_for(self, client: object) -> bool:
+        """Whether the listener is still to be added to a client."""
+        reference = self._waiting.get(id(client))
+        return reference is not None and reference() is client
 
     def add_to(self, client: object) -> None:
         """Add the listener to a client as soon as it is used. Called by the constructor of the client; never raises."""
@@ -62,12 +65,6 @@ class DeferredListener(NeverCopied, ServerHeartbeatListener):
                 _append(client, self.listener)
                 return
 
-    def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
-        """Ignore the event."""
-
-    def failed(self, event: ServerHeartbeatFailedEvent) -> None:
-        """Ignore the event."""
-
 
 def _append(client: object, listener: TopologyListener) -> None:
     """Add a listener to a client that is in use, and publish to it what the client has published so far."""
@@ -80,8 +77,6 @@ def _append(client: object, listener: TopologyListener) -> None:
             error,
         )
         return
-    if any(isinstance(each, type(listener)) for each in internals.listeners.event_listeners()):
-        return  # `instrument_client()` was called for it
 
     def publish() -> None:
         topology_id, description = internals.topology_id, internals.description

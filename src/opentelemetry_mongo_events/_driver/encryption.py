@@ -38,6 +38,10 @@ _ENCRYPTION_MODULES: Final = frozenset(f"pymongo.{part}encryption" for part in (
 # The driver's method that creates a client with the arguments of another one. Only automatic encryption uses it.
 _COPY: Final = "_duplicate"
 
+# How many callers are looked at to find the constructor of a client, and who calls it. Without wrappers of other
+# packages these are ten.
+_MAX_FRAMES: Final = 40
+
 _OUR_PACKAGE: Final = f"{__name__.partition('.')[0]}."
 
 _guard: Final = Guard()
@@ -101,7 +105,7 @@ def _reports_servers(listener: object) -> bool:
 
 def _rule_for_new_client() -> _Rule | None:
     """Return which listeners the client doesn't get whose constructor has called this; None if it gets all."""
-    frames = _driver_frames()
+    frames = driver_frames()
     for frame in frames:
         if _module(frame) in _CLIENT_MODULES:
             break
@@ -121,10 +125,12 @@ def _rule_for_new_client() -> _Rule | None:
     return _is_ours if is_for_mongocryptd else None
 
 
-def _driver_frames() -> Iterator[types.FrameType]:
+def driver_frames() -> Iterator[types.FrameType]:
     """Yield the driver's frames on the current stack, the innermost first."""
     frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
+    for _ in range(_MAX_FRAMES):
+        if frame is None:
+            return
         if _module(frame).startswith("pymongo."):
             yield frame
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""The type of PyMongo's listeners, a pool listener that ignores all events, and a mark for some listeners."""
+"""The type of PyMongo's listeners, base classes that ignore all events, and a mark for some listeners."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from pymongo.monitoring import (
     PoolClosedEvent,
     PoolCreatedEvent,
     PoolReadyEvent,
+    ServerHeartbeatFailedEvent,
     ServerHeartbeatListener,
+    ServerHeartbeatStartedEvent,
+    ServerHeartbeatSucceededEvent,
     TopologyListener,
 )
 
@@ -30,6 +33,19 @@ class ServersListener:
 
     The internal client of automatic encryption doesn't get it, see `encryption`.
     """
+
+
+class QuietHeartbeatListener(ServerHeartbeatListener):
+    """A heartbeat listener that ignores all events: a base class for listeners that handle only some of them."""
+
+    def started(self, event: ServerHeartbeatStartedEvent) -> None:
+        """Ignore the event."""
+
+    def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
+        """Ignore the event."""
+
+    def failed(self, event: ServerHeartbeatFailedEvent) -> None:
+        """Ignore the event."""
 
 
 class QuietPoolListener(ConnectionPoolListener):

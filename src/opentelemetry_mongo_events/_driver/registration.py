@@ -8,20 +8,21 @@ break, so such a client is created without the registered topology listener, whi
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pymongo import monitoring
 
 from opentelemetry_mongo_events._driver.deferred_listener import DeferredListener
-from opentelemetry_mongo_events._driver.encryption import ClientListeners, RegisteredListeners, replace_registered_lists
+from opentelemetry_mongo_events._driver.encryption import (
+    ClientListeners,
+    RegisteredListeners,
+    driver_frames,
+    replace_registered_lists,
+)
 from opentelemetry_mongo_events._driver.versions import TOPOLOGY_LISTENERS_NEED_A_LOOP
 from opentelemetry_mongo_events._runtime.guard import Guard
-from opentelemetry_mongo_events._runtime.stacks import frames
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from opentelemetry_mongo_events._driver.listeners import Listener
 
 _ASYNC_CLIENTS: Final = "pymongo.asynchronous.mongo_client"
@@ -36,6 +37,11 @@ def register(listener: Listener) -> None:
         _TopologyListeners.ours.append(deferred)
         monitoring.register(deferred)
     monitoring.register(listener)
+
+
+def deferred_listeners(client: object) -> list[monitoring.TopologyListener]:
+    """Return the listeners that are still to be added to a client, as it was created without a running event loop."""
+    return [each.listener for each in _TopologyListeners.ours if each.is_waiting_for(client)]
 
 
 def _replace_driver_list() -> None:
@@ -57,7 +63,7 @@ class _TopologyListeners(RegisteredListeners):
             return selected
         if asyncio._get_running_loop() is not None:
             return selected
-        constructor = _async_constructor()
+        constructor = next((each for each in driver_frames() if each.f_globals.get("__name__") == _ASYNC_CLIENTS), None)
         if constructor is None:
             return selected
         client = constructor.f_locals.get("self")
@@ -68,8 +74,3 @@ class _TopologyListeners(RegisteredListeners):
                 deferred.add_to(client)
             selected = kept
         return selected
-
-
-def _async_constructor() -> FrameType | None:
-    """Return the frame of the constructor of an `AsyncMongoClient` that calls this; None if none does."""
-    return next((frame for frame in frames(sys._getframe()) if frame.f_globals.get("__name__") == _ASYNC_CLIENTS), None)

@@ -111,6 +111,7 @@ class Period(OngoingPeriod):
         "_delays",
         "_events",
         "_failures",
+        "_metric_attributes",
         "_more_failed_heartbeats",
         "_span",
         "_start_nanoseconds",
@@ -155,9 +156,12 @@ class Period(OngoingPeriod):
         self._failures: list[Failure] = []
         self._delays: list[Delay] = []
         self._unclaimed = [True]
-        attributes: Attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type}
-        if topology.replica_set is not None:
-            attributes[names.REPLICA_SET] = topology.replica_set
+        identity: Attributes = {} if topology.replica_set is None else {names.REPLICA_SET: topology.replica_set}
+        attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type} | identity
+        # Noted at the start: a client that is closed has no servers any more.
+        self._metric_attributes = identity
+        for server in topology.members.copy().values() if topology.type == "Single" else ():
+            self._metric_attributes = self._metric_attributes | server.attributes
         if len(unavailable_servers) == 1:
             attributes |= unavailable_servers[0].attributes
         if cause is not None and cause.previous_primary is not None:
@@ -235,7 +239,13 @@ class Period(OngoingPeriod):
             self._delays.append(delay)
 
     def end(
-        self, at: float, outcome: str | None = None, *, ended_by: Collection[int] = (), continues: bool = False
+        self,
+        at: float,
+        outcome: str | None = None,
+        *,
+        ended_by: Collection[int] = (),
+        primary: str | None = None,
+        continues: bool = False,
     ) -> None:
         """End the span, and measure an outage.
 
@@ -243,6 +253,7 @@ class Period(OngoingPeriod):
             at: When it ended.
             outcome: Why it ended; None if a server is available.
             ended_by: The `id()`s of the addresses of the servers that ended it.
+            primary: The result of `find_primary()` at that time.
             continues: Whether another period continues the outage, which is then not measured yet.
         """
         span = self._span
@@ -250,7 +261,7 @@ class Period(OngoingPeriod):
         run = _periods.guard.run
         try:
             # Each runs in a guard of its own, so that one that raises doesn't stop the others.
-            run("the outcome of a discovery or outage", self._set_outcome, at, outcome, ended_by)
+            run("the outcome of a discovery or outage", self._set_outcome, at, outcome, primary)
             run("the links of a discovery or outage", self._add_links, at)
             if self.telemetry.config.events in SPAN_EVENTS:
                 run("the events of a discovery or outage", self._add_events, at, last, ended_by)
@@ -261,7 +272,7 @@ class Period(OngoingPeriod):
                 if self.name == names.OUTAGE and not continues:
                     self._measure(max(0.0, at - self.began))
 
-    def _set_outcome(self, at: float, outcome: str | None, ended_by: Collection[int]) -> None:
+    def _set_outcome(self, at: float, outcome: str | None, primary: str | None) -> None:
         """Set the attributes and the status that are known at the end. A discovery that found a server is no error."""
         failures = [each for each in self._events.copy() if each.name == names.HEARTBEAT_FAILED and each.at <= at]
         attributes: Attributes = {}
@@ -270,8 +281,8 @@ class Period(OngoingPeriod):
             error = outcome and str(failures[0].attributes[names.ERROR_TYPE] if failures else outcome)
         else:
             attributes[names.OUTAGE_OUTCOME] = outcome or _RECOVERED
-            attributes[names.OUTAGE_FAILED_HEARTBEAT_COUNT] = len(failures) + next(self._more_failed_heartbeats)
-            primary = self._primary(ended_by) if outcome is None else None
+            if self.telemetry.config.heartbeats:  # otherwise nobody knows
+                attributes[names.OUTAGE_FAILED_HEARTBEAT_COUNT] = len(failures) + next(self._more_failed_heartbeats)
             if primary is not None:
                 attributes[names.OUTAGE_PRIMARY] = primary
             error = self.cause.error
@@ -280,9 +291,19 @@ class Period(OngoingPeriod):
             self._span.set_status(StatusCode.ERROR)
         self._span.set_attributes(attributes)
 
-    def _primary(self, ended_by: Collection[int]) -> str | None:
-        """Return the address of the primary that ended the outage; None if the topology is no replica set."""
+    def find_primary(self, outcome: str | None, ended_by: Collection[int]) -> str | None:
+        """Return the address of the primary that ends the outage now.
+
+        Args:
+            outcome: Why the outage ends; None if a server is available.
+            ended_by: The `id()`s of the addresses of the servers that end it.
+
+        Returns:
+            The address as text; None if no primary ends it, or if the topology is no replica set.
+        """
         topology = self.topology
+        if outcome is not None:
+            return None
         if topology.primary is not None or topology.replica_set is None or topology.type == "Single":
             return topology.primary
         found = [member for address, member in topology.members.copy().items() if address in ended_by]
@@ -303,12 +324,7 @@ class Period(OngoingPeriod):
                 background_event.add_to(self._span, min(self._stamp(background_event.at), last))
 
     def _measure(self, seconds: float) -> None:
-        topology = self.topology
-        attributes: Attributes = {} if topology.replica_set is None else {names.REPLICA_SET: topology.replica_set}
-        if topology.type == "Single":
-            for server in topology.members.copy().values():
-                attributes |= server.attributes
-        self.telemetry.instruments.outage_duration.record(seconds, attributes, self.context)
+        self.telemetry.instruments.outage_duration.record(seconds, self._metric_attributes, self.context)
 
     def _stamp(self, at: float) -> int:
         """Convert a time to nanoseconds since the epoch: one offset for the whole span, and never before its start."""
@@ -322,12 +338,14 @@ class _Ending(NamedTuple):
         at: When it ended, by `time.monotonic()`.
         outcome: Why it ended; None if a server is available.
         ended_by: The `id()`s of the addresses of the servers that ended it.
+        primary: The address of the primary that ended it, as text; None if none did.
         due: When its span has to end, even if a selection still waits.
     """
 
     at: float
     outcome: str | None
     ended_by: Collection[int]
+    primary: str | None
     due: float
 
 
@@ -475,7 +493,9 @@ def end(topology: TopologyState, at: float, outcome: str | None = None, *, ended
     if period is None:
         return
     topology.past_period = PastPeriod(period.started, at, period.span_context)
-    _periods.ending[period] = _Ending(at, outcome, ended_by, time.monotonic() + _MAX_WAIT_FOR_SELECTIONS)
+    _periods.ending[period] = _Ending(
+        at, outcome, ended_by, period.find_primary(outcome, ended_by), time.monotonic() + _MAX_WAIT_FOR_SELECTIONS
+    )
     if topology.waiting:
         background_worker.wake()
         return
@@ -492,7 +512,12 @@ def _finish(period: Period) -> None:
     for delay in period.topology.delays.copy():
         period.add_delay(delay)
     _periods.guard.run(
-        "the end of a discovery or outage", period.end, ending.at, ending.outcome, ended_by=ending.ended_by
+        "the end of a discovery or outage",
+        period.end,
+        ending.at,
+        ending.outcome,
+        ended_by=ending.ended_by,
+        primary=ending.primary,
     )
 
 

@@ -16,13 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import get_current
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-from pymongo.monitoring import (
-    ServerHeartbeatFailedEvent,
-    ServerHeartbeatListener,
-    ServerHeartbeatStartedEvent,
-    ServerHeartbeatSucceededEvent,
-)
 
+from opentelemetry_mongo_events._driver.listeners import QuietHeartbeatListener
 from opentelemetry_mongo_events._driver.selection_log import listeners_of, observe
 from opentelemetry_mongo_events._driver.values import plain_text
 from opentelemetry_mongo_events._driver.versions import runs_in_background
@@ -61,7 +56,7 @@ _SELECTION: Final = frozenset({_LOOP, "select_server"})
 _TIMEOUT: Final = "ServerSelectionTimeoutError"
 
 
-class SelectionEvents(NeverCopied, ServerHeartbeatListener):
+class SelectionEvents(NeverCopied, QuietHeartbeatListener):
     """Marks a client whose server selections are instrumented.
 
     The driver's log of selections is the same for all clients. From a message the listeners of its client can be found,
@@ -77,15 +72,6 @@ class SelectionEvents(NeverCopied, ServerHeartbeatListener):
         self._in_use: Telemetry | None = None
         if observe(_selections):
             _selections.add(self)
-
-    def started(self, event: ServerHeartbeatStartedEvent) -> None:
-        """Ignore the event."""
-
-    def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
-        """Ignore the event."""
-
-    def failed(self, event: ServerHeartbeatFailedEvent) -> None:
-        """Ignore the event."""
 
     @property
     def telemetry(self) -> Telemetry | None:
