@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from opentelemetry_mongo_events._driver.command_names import COLLECTION_COMMANDS
-from opentelemetry_mongo_events._query_text.extended_json import as_json
+from opentelemetry_mongo_events._query_text.extended_json import as_json, quoted
 
 MASK: Final = '"?"'
 MASKED_KEY: Final = '"?":'
@@ -59,7 +59,7 @@ def _field(value: object) -> str:
 
 def _name(value: object) -> str:
     """Render the name of a collection, of a database, or of both."""
-    return as_json(value[:KEY_LENGTH]) if type(value) is str else MASK
+    return quoted(value, KEY_LENGTH) if type(value) is str else MASK
 
 
 def _path(value: object) -> str:
@@ -172,7 +172,7 @@ _EXPRESSION: Final = Place(
 )
 _SORTS.others = _SORTS.operators = _SORTS.elements = _EXPRESSION
 # What a filter asks of a field. A document under any other operator is a value to compare with, and all in it is data.
-_CONDITION: Final = Place(fields={"$exists": FLAG}, others=_DATA)
+_CONDITION: Final = Place(fields={"$exists": FLAG}, others=_DATA, elements=_DATA)
 _ELEMENT: Final = Place(fields={"$exists": FLAG, "$not": _CONDITION}, others=_CONDITION, operators=_DATA)
 _ELEMENT.fields.update(dict.fromkeys(("$and", "$or", "$nor", "$elemMatch"), _ELEMENT))
 _CONDITION.fields.update({"$not": _CONDITION, "$elemMatch": _ELEMENT})
