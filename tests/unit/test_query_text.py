@@ -746,6 +746,7 @@ def test_a_flag_stays_where_an_option_is(flag: bool) -> None:
         {"find": "a", "filter": {"b": {"$elemMatch": {"$and": [{"c": {"$exists": flag}}]}}}},
         {"update": "a", "updates": [{"q": {}, "multi": flag}]},
         {"update": "a", "updates": [{"q": {}, "upsert": flag}]},
+        {"update": "a", "updates": [{"q": {}, "arrayFilters": [{"b.c": {"$exists": flag}}]}]},
         {"bulkWrite": "a", "ops": [{"filter": {}, "multi": flag}]},
         {"findAndModify": "a", "new": flag},
         {"findAndModify": "a", "remove": flag},
@@ -770,6 +771,8 @@ def test_a_field_of_the_application_that_is_called_like_an_option_is_masked(valu
         {"insert": "a", "documents": [fields, {"b": {**fields, "$exists": value}}]},
         {"find": "a", "filter": {**fields, "b": {**fields, "$eq": {"$exists": value}, "$in": [{"$exists": value}]}}},
         {"find": "a", "filter": {"b": {"$elemMatch": {**fields, "$eq": {"c": {"$exists": value}}}}}},
+        {"find": "a", "filter": {"b": [{"$exists": value}], "c": {"$not": [{"$exists": value}]}}},
+        {"find": "a", "filter": {"b": [[{"$exists": value}]], "$or": [{"c": [{"$exists": value}]}]}},
         {"find": "a", "let": fields, "collation": fields, "min": fields},
         {"update": "a", "updates": [{"q": fields, "u": {"$set": fields, "$setOnInsert": {"$exists": value}}}]},
         {"update": "a", "updates": [{"q": {}, "u": fields, "c": fields, "arrayFilters": [fields]}]},
@@ -1057,6 +1060,41 @@ def test_the_last_stage_of_a_pipeline_is_always_shown(
     assert text.endswith(json.dumps(write, separators=(",", ":")) + "]}")
 
 
+@pytest.mark.parametrize("text_of", [masked, raw])
+def test_so_it_is_in_pipelines_within_pipelines(text_of: Callable[[Mapping[str, Any], int], str | None]) -> None:
+    long = {"$match": {f"a{number}": "b" * 40 for number in range(100)}}
+    pipeline: list[Any] = [*[long, {"$skip": 1}] * 10, {"$out": "b"}]
+    for _ in range(20):
+        pipeline = [
+            long,
+            {"$unionWith": {"coll": "a", "pipeline": pipeline}},
+            *[long, {"$skip": 1}] * 10,
+            {"$out": "b"},
+        ]
+    for limit in (300, 4_096, 100_000):
+        shown = json.loads(text_of({"aggregate": "a", "pipeline": pipeline, "cursor": {}}, limit) or "")
+        assert shown["pipeline"][-2:] == ["...", {"$out": "b"}]
+        assert shown["cursor"] == {}
+
+
+def test_a_pipeline_whose_last_stage_isn_t_read_has_one_mark() -> None:
+    pipelines = {f"p{number}": [{"$skip": 1}, {"$limit": "x" * 30}] * 10 for number in range(99)}
+    text = raw({"aggregate": "a", "pipeline": [{"$facet": pipelines}] * 9, "cursor": {}}) or ""
+    assert '"...","..."]' not in text
+    wide = {"a": "x" * 5_000}
+    fields = {f"f{number}": [wide] for number in range(200)}
+    assert (raw({"find": "a", "filter": wide, **fields}) or "").endswith(',"...":"..."}')
+    for pipeline in ([{"$match": wide}], [{"$skip": 5}, {"$match": wide}]):
+        for limit in range(40, 70):
+            shown = json.loads(raw({"aggregate": "a", "pipeline": pipeline}, limit) or "").get("pipeline", "...")
+            assert shown == "..." or shown.count("...") <= 1
+
+
+def test_the_last_stage_is_read_after_a_stage_that_has_no_room() -> None:
+    pipeline: list[Any] = [{"$skip": 1}, {"$match": {"a": "x" * 4_090, "b": 1}}, {"$out": "b"}]
+    assert '"...",{"$out":"b"}]' in (raw({"aggregate": "a", "pipeline": pipeline}) or "")
+
+
 def test_the_command_s_own_fields_are_shown_after_a_long_filter() -> None:
     command = {
         "find": "a",
@@ -1188,6 +1226,36 @@ def test_a_long_text_is_cut_and_what_comes_after_is_not_shown() -> None:
     )
     assert raw({"find": "a", "filter": {"c": ID, "d": 1}}, 65) == '{"find":"a","filter":{"c":"...","d":1}}'
     assert raw({"find": "a", "filter": {"b": re.compile("x" * 1_000)}}, 100) == '{"find":"a","filter":{"b":"..."}}'
+
+
+def test_a_long_pattern_is_left_out() -> None:
+    for pattern in (Regex("x" * 1_000, "i"), re.compile(b"x" * 1_000)):
+        assert (
+            raw({"find": "a", "filter": {"b": pattern}, "limit": 1}, 100)
+            == '{"find":"a","filter":{"b":"..."},"limit":1}'
+        )
+        assert raw({"find": "a", "filter": {"b": [1, pattern, 2]}}, 100) == '{"find":"a","filter":{"b":[1,"..."]}}'
+
+
+def test_a_long_name_is_cut() -> None:
+    assert masked({"find": "x" * 256}) == '{"find":"' + "x" * 255 + '..."}'
+    assert masked({"find": "x" * 255}) == '{"find":"' + "x" * 255 + '"}'
+    assert masked({"find": "x" * 255}, 50) == '{"find":"' + "x" * 36 + '..."}'
+
+
+@pytest.mark.parametrize("text", ['"' * 50, "\\" * 50, "\x01" * 50, "a\\" * 50, "größe" * 50])
+def test_no_string_is_cut_within_a_character(text: str) -> None:
+    for limit in range(36, 100):
+        shown = json.loads(raw({"find": "a", "filter": {"b": text}}, limit) or "")["filter"]
+        assert shown == CUT or shown == "..." or text.startswith(shown["b"].removesuffix("..."))
+
+
+def test_a_document_that_is_written_at_once_is_cut_between_its_fields() -> None:
+    command = {"find": "a", "filter": {"first": 1, "second": [2], "third": {"fourth": 4, "fifth": 5}}, "limit": 1}
+
+    assert masked(command, 70) == '{"find":"a","filter":{"first":"?","...":"..."},"limit":"?"}'
+    flat = {"find": "a", "filter": {"first": 1, "second": 2, "third": 3}}
+    assert masked(flat, 55) == '{"find":"a","filter":{"first":"?","...":"..."}}'
 
 
 def test_in_an_array_an_ellipsis_stands_for_all_that_follows() -> None:

@@ -30,7 +30,7 @@ class Part:
         mark: What its end looks like if something was left out.
         is_array: Whether it is an array.
         is_command: Whether it is a command, each field of which is shown.
-        is_pipeline: Whether it is a pipeline, the last item of which is shown.
+        is_pipeline: Whether it is a pipeline, the last stage of which is shown.
     """
 
     __slots__ = ("is_array", "is_command", "is_pipeline", "mark", "nested", "texts")
@@ -74,7 +74,7 @@ class _Cutter:
             return ""
         if part.is_command:
             shown = self._fields(part, room, depth)
-        elif part.is_pipeline and part.is_array:
+        elif part.is_pipeline and part.texts[-1] != part.mark:
             shown = self._stages(part, room, depth)
         else:
             shown = self._beginning(part, len(part.texts), room, depth)

@@ -335,7 +335,7 @@ _COMMAND_FLAGS: Final = dict.fromkeys(
     ),
     FLAG,
 )
-_UPDATE_FLAGS: Final = dict.fromkeys(("multi", "upsert"), FLAG)
+_WRITE: Final = {"multi": FLAG, "upsert": FLAG, "arrayFilters": _FILTER, "sort": _ORDER, "hint": _ORDER}
 _INDEX_FLAGS: Final = dict.fromkeys(("background", "dropDups", "hidden", "prepareUnique", "sparse", "unique"), FLAG)
 
 
@@ -348,7 +348,9 @@ _INDEX: Final = Place(
     fields={**_INDEX_FLAGS, "key": _ORDER, "partialFilterExpression": _FILTER, "wildcardProjection": _PROJECTION},
     others=_DATA,
 )
-_FIND_AND_MODIFY: Final = _command(query=_FILTER, sort=_ORDER, hint=_ORDER, fields=_PROJECTION, update=_UPDATE)
+_FIND_AND_MODIFY: Final = _command(
+    query=_FILTER, sort=_ORDER, hint=_ORDER, fields=_PROJECTION, update=_UPDATE, arrayFilters=_FILTER
+)
 _MAP_REDUCE: Final = _command(
     query=_FILTER,
     sort=_ORDER,
@@ -360,7 +362,7 @@ _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER_COMMAND) | {
     "aggregate": _command(pipeline=_PIPELINE, hint=_ORDER),
     "bulkWrite": _command(
         ops=Place(
-            fields={**_UPDATE_FLAGS, "filter": _FILTER, "updateMods": _UPDATE, "sort": _ORDER, "hint": _ORDER},
+            fields={**_WRITE, "filter": _FILTER, "updateMods": _UPDATE},
             others=_DATA,
         ),
         nsInfo=Place(fields={"ns": NAME}, others=_DATA),
@@ -399,7 +401,7 @@ _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER_COMMAND) | {
     "renameCollection": _command(renameCollection=NAME, to=NAME),
     "update": _command(
         updates=Place(
-            fields={**_UPDATE_FLAGS, "q": _FILTER, "u": _UPDATE, "sort": _ORDER, "hint": _ORDER},
+            fields={**_WRITE, "q": _FILTER, "u": _UPDATE},
             others=_DATA,
         ),
     ),

@@ -47,11 +47,12 @@ _VALUES: Final = 1_000
 # A document with more keys is most likely a map whose keys are data.
 _KEYS: Final = 100
 
-# How many more values are read, in portions, of what a text always shows: a command's own fields and the last stages of
-# its pipelines. In raw text they have some room, too.
-_PORTION: Final = 20
-_PORTIONS: Final = 5
-_ROOM_OF_PORTION: Final = 200
+# How many more values are read of what a text always shows: the command's own fields and the last stages of its
+# pipelines. Each of them gets a part of the values that are left, but at least 2: a stage and its argument.
+_MORE_VALUES: Final = 500
+_PARTS: Final = 25
+# In raw text each of them has some room, too.
+_MORE_ROOM: Final = 200
 
 # Texts that show nothing.
 _EMPTY: Final = frozenset({"", "{}", '{"...":"..."}'})
@@ -179,25 +180,37 @@ class _Level(Part):
         seen: The written items, as text, that are not written again. None if there are none yet.
         has_merged: Whether items were merged: any or, if the order matters, the one before.
         is_short: Whether not all of its items were read.
+        is_marked: Whether its text says so.
     """
 
-    __slots__ = ("deduplicate", "has_merged", "is_short", "items", "key", "last", "masks_keys", "place", "seen")
+    __slots__ = (
+        "deduplicate",
+        "has_merged",
+        "is_marked",
+        "is_short",
+        "items",
+        "key",
+        "last",
+        "masks_keys",
+        "place",
+        "seen",
+    )
 
     def __init__(self, value: Any, place: Place, key: str, deduplicate: bool) -> None:
         is_array = type(value) is not dict and isinstance(value, (list, tuple))
-        super().__init__(is_array, place.is_pipeline)
+        super().__init__(is_array, is_array and place.is_pipeline)
         self.place = place
         self.key = key
         self.deduplicate = deduplicate
         self.seen: set[str] | None = None
         self.last: Sequence[Any] = ()
-        self.has_merged = False
+        self.has_merged = self.is_marked = False
         if is_array:
             count = len(value)
             self.masks_keys = False
             self.is_short = count > _ELEMENTS
             read = value
-            if place.is_pipeline and value:
+            if self.is_pipeline and value:
                 self.last = value[-1:]
                 read = itertools.islice(value, min(count, _ELEMENTS) - 1)
             elif count > _ELEMENTS:
@@ -221,6 +234,12 @@ class _Level(Part):
         else:
             self.seen.add(item)
         return True
+
+    def add_mark(self) -> None:
+        """Write that something is left out, once."""
+        if not self.is_marked:
+            self.is_marked = True
+            self.texts.append(self.mark)
 
     def add(self, inner: _Level) -> None:
         """Write a document or an array that is complete."""
@@ -256,7 +275,7 @@ class _TextWriter:
         level.masks_keys = False
         levels.append(level)
         values = _VALUES
-        portions = _PORTIONS
+        more_values = _MORE_VALUES
         room = limit  # in raw text
         is_exhausted = False
         while True:
@@ -282,10 +301,11 @@ class _TextWriter:
                         deduplicate = head == MASKED_KEY
                 values -= 1
                 if values < 0:
-                    if level.is_command and portions:
-                        values = _PORTION
-                        room = max(room, _ROOM_OF_PORTION)
-                        portions -= 1
+                    if level.is_command and more_values > 0:
+                        values = max(2, more_values // _PARTS)
+                        more_values -= values
+                        room = max(room, _MORE_ROOM)
+                        is_exhausted = False
                     elif not level.is_command or values < -_KEYS:
                         if not is_exhausted:
                             is_exhausted = True
@@ -330,16 +350,17 @@ class _TextWriter:
 
             # Nothing more is written of this document or array, except a mark and a pipeline's last stage.
             if level.is_short and (level.is_pipeline or not level.has_merged):
-                level.texts.append(level.mark)
+                level.add_mark()
                 level.seen = None
             if level.last:
                 level.items = iter([(None, level.last[0])])
                 level.last = ()
                 level.is_short = False
-                if values < 0 and portions:
-                    values = _PORTION
-                    room = max(room, _ROOM_OF_PORTION)
-                    portions -= 1
+                if values <= 0 < more_values:
+                    values = max(2, more_values // _PARTS)
+                    more_values -= values
+                    room = max(room, _MORE_ROOM)
+                    is_exhausted = False
                 continue
             levels.pop()
             if not levels:
@@ -355,8 +376,7 @@ class _TextWriter:
             if level is not None:
                 parent.add(level)
             level = parent
-            if level.mark not in level.texts:
-                level.texts.append(level.mark)
+            level.add_mark()
         return level
 
     def _leave_out_repetition(self) -> None:
