@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
 import re
+import sys
 import uuid
 from collections import UserDict
 from typing import TYPE_CHECKING, Any
@@ -1167,6 +1169,19 @@ def test_documents_may_be_nested_as_deep_as_can_be() -> None:
     # Python's own parser can't read a text that is nested so deep.
     text = query_text("find", {"find": "b", "filter": deep}, True, 20_000) or ""
     assert text == '{"find":"b","filter":' + '{"a":' * 998 + '{"...":"..."}' + "}" * 999
+
+
+def test_a_text_that_cant_be_cut_for_want_of_stack_is_left_out() -> None:
+    deep: Any = 1
+    for _ in range(90):
+        deep = {"a" * 40: deep}
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)
+    try:
+        assert query_text("find", {"find": "b", "filter": deep}, False, 4_000) is None
+        assert query_text("find", {"find": "b", "filter": {"a": 1}}, False, 4_000) is not None
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_bytes_of_raw_documents_are_bounded_over_all() -> None:

@@ -127,7 +127,10 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
         return None
     text = whole.text()
     if len(text) > limit:
-        text = cut(whole, limit, is_raw)
+        try:
+            text = cut(whole, limit, is_raw)
+        except RecursionError:  # it recurses, and the application's own calls may be nested deep
+            return None
     elif shape is not None and _is_cacheable(text):
         _texts_of_shapes.put(shape, text)
     return None if text in _EMPTY else text
