@@ -156,6 +156,7 @@ _filters = st.builds(
             "b": flags.map(lambda flag: {"$not": {"$exists": flag}}),
             "c": flags.map(lambda flag: {"$elemMatch": {"$or": [{"d": {"$exists": flag}}]}}),
             "d": data.map(lambda each: {"$eq": {"multi": {"$exists": Hole()}, "e": each}}),
+            "e": data.map(lambda each: [{"$exists": Hole()}, [each]]),
             "$text": flags.map(lambda flag: {"$search": Hole(), "$caseSensitive": flag}),
         },
     ),
@@ -241,7 +242,13 @@ commands: st.SearchStrategy[dict[str, Any]] = st.one_of(
         ordered=flags,
         updates=st.lists(
             _fixed(
-                q=_filters, u=_updates, c=data, multi=flags, upsert=flags, arrayFilters=st.lists(data), hint=_directions
+                q=_filters,
+                u=_updates,
+                c=data,
+                multi=flags,
+                upsert=flags,
+                arrayFilters=st.lists(_filters),
+                hint=_directions,
             ),
             max_size=2,
         )
