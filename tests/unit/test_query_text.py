@@ -1243,6 +1243,14 @@ def test_a_long_text_is_cut_and_what_comes_after_is_not_shown() -> None:
     assert raw({"find": "a", "filter": {"b": re.compile("x" * 1_000)}}, 100) == '{"find":"a","filter":{"b":"..."}}'
 
 
+def test_the_first_field_is_shown_even_if_there_is_hardly_any_room() -> None:
+    command = {"frobnicate": "x" * 100, "sort": {}}
+
+    assert raw(command, 42) == '{"frobnicate":"xxxxxxxxxxxx...","sort":{}}'
+    assert raw(command, 32) == '{"frobnicate":"...","...":"..."}'
+    assert raw(command, 31) is None
+
+
 def test_a_long_pattern_is_left_out() -> None:
     for pattern in (Regex("x" * 1_000, "i"), re.compile(b"x" * 1_000)):
         assert (

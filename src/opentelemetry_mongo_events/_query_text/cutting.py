@@ -125,6 +125,8 @@ class _Cutter:
                 break
             rooms.append(least)
             kept += least + 1
+        if not rooms:
+            return self._beginning(part, len(part.texts), room, depth)
         if len(rooms) < len(part.texts):
             room -= len(part.mark) + 1
         shown = []
