@@ -36,7 +36,7 @@ Span = dict[str, Any]
 DETAILS = {
     "db.operation.batch.size": "batch of {}",
     "db.response.returned_rows": "{} rows",
-    "mongodb.client.write_error_count": "{} write error(s)",
+    "mongodb.client.operation.write_error_count": "{} write error(s)",
     "mongodb.client.operation.attempt": "attempt {}",
     "mongodb.client.server_selection.selector": "{}",
 }
@@ -243,7 +243,8 @@ def label(span: Span, names: dict[str, str]) -> Text:
         if (waited := span["attributes"].get(name, 0)) > LONG:
             line.append(f"  waited {waited * 1000:.0f} ms {awaited}", "bold yellow")
     if span["status"]["status_code"] == "ERROR":
-        line.append(f"  ERROR {span['status'].get('description', '')}".rstrip(), "bold red")
+        error = span["attributes"]["error.type"] if is_command(span) else ""  # an outage has no room for it
+        line.append(f"  ERROR {span['status'].get('description') or error}".rstrip(), "bold red")
     for link in span["links"]:
         other = link["context"]["span_id"].removeprefix("0x")
         line.append(f"  -> {names.get(link['context']['span_id'], other)}", "yellow")

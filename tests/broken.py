@@ -72,6 +72,51 @@ class _BrokenSpan(Span):
     record_exception = _method("record_exception")
 
 
+class LinklessTracerProvider(TracerProvider):
+    """The spans of a real provider, to which no link can be added after their start, as to those of some vendors.
+
+    Args:
+        real: The real provider.
+        has_method: Whether they have the API's own method, which does nothing but warn; otherwise they have none, and
+            aren't of the API's class either.
+    """
+
+    def __init__(self, real: TracerProvider, *, has_method: bool) -> None:
+        self._real = real
+        self._has_method = has_method
+
+    def get_tracer(self, *args: Any, **more: Any) -> Tracer:
+        whole = BrokenTracerProvider(self._real) if self._has_method else None
+        return _LinklessTracer(self._real.get_tracer(*args, **more), whole)
+
+
+class _LinklessTracer(Tracer):
+    def __init__(self, real: Tracer, whole: BrokenTracerProvider | None) -> None:
+        self._real = real
+        self._whole = whole
+
+    def start_span(self, *args: Any, **more: Any) -> Any:
+        span = self._real.start_span(*args, **more)
+        return _BareSpan(span) if self._whole is None else _InheritingSpan(self._whole, span)
+
+    def start_as_current_span(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
+class _InheritingSpan(_BrokenSpan):
+    add_link = Span.add_link
+
+
+class _BareSpan:
+    def __init__(self, real: Span) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "add_link":
+            raise AttributeError(name)
+        return getattr(self._real, name)
+
+
 class BrokenMeterProvider(MeterProvider):
     """The instruments of a real provider, of which those histograms raise."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -29,6 +30,11 @@ class Exposed:
     def target(self) -> str:
         """The ``host:port`` to scrape."""
         return f"127.0.0.1:{self._server.server_port}"
+
+    def text(self) -> str:
+        """What Prometheus would scrape now."""
+        with urllib.request.urlopen(f"http://{self.target}/metrics", timeout=10) as response:
+            return str(response.read(), "utf-8")
 
     def __enter__(self) -> Self:
         return self

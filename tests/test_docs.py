@@ -238,6 +238,9 @@ def driver(snippet: str) -> None:
         pytest.importorskip("pymongo", minversion="4.9")
     if "motor" in snippet:
         pytest.importorskip("motor.motor_asyncio", exc_type=ImportError)
+    for vendor in ("logfire", "sentry_sdk"):
+        if f"import {vendor}" in snippet:
+            pytest.importorskip(vendor)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

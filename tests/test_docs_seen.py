@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pymongo
 import pytest
 from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
 from opentelemetry.trace import SpanKind, StatusCode
-from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import event_listeners
-from opentelemetry_mongo_events._runtime.background import background_worker
-from opentelemetry_mongo_events._servers.selection_listener import _selections
 from opentelemetry_mongo_events._telemetry import semconv
 from opentelemetry_mongo_events._telemetry.instruments import Instruments
-from tests.clients import connect
+from tests.life import live_through_all
 from tests.pages import ROOT, column, rows
 from tests.spans import attributes, end, linked, span_id, start
-from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from opentelemetry.sdk.trace import ReadableSpan
-    from pymongo import MongoClient
 
     from tests.logs import Logs
     from tests.metrics import Metrics
@@ -44,80 +36,6 @@ TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool}
 EPISODES: Final = (semconv.DISCOVERY, semconv.OUTAGE)
 SECTIONS: Final = ("## Commands", "## Connection pools", "## Servers and heartbeats")
 METRICS: Final = "docs/metrics.md"
-
-
-def live_through_all(
-    replica_set: ScriptedReplicaSet, spans: Spans, metrics: Metrics, listeners: list[Any]
-) -> dict[str, Any]:
-    """A client's life, with each thing in it that the reference has a name for; the metrics at its end."""
-    options: dict[str, Any] = {"heartbeatFrequencyMS": 500, "maxPoolSize": 1, "waitQueueTimeoutMS": 200}
-    primary, second, third = replica_set.members
-    with connect(replica_set.uri, event_listeners=listeners, **options) as client:
-        send_each_kind(client, replica_set)
-        wait_in_vain(client, replica_set)
-        third.stop()
-        until(lambda: "heartbeat.failed" in told_of(metrics))
-        primary.fail("find", close_connection=True)  # it is repeated, on a server that is Unknown for a moment
-        client.shop.orders.find_one({})
-        replica_set.step_down()
-        until(lambda: client.primary is None)
-        until(lambda: ("RSPrimary", 0) in server_counts(metrics))
-        wait_for_a_primary(client, lambda: replica_set.elect(second))
-        assert client.primary == second.address
-        until(lambda: spans.named(semconv.OUTAGE))
-        until(lambda: metrics.points("mongodb.client.outage.duration"))
-        return metrics.collected()  # before the client is closed, and its pools with it
-
-
-def send_each_kind(client: MongoClient[Any], replica_set: ScriptedReplicaSet) -> None:
-    primary = replica_set.members[0]
-    client.shop.orders.insert_many([{"_id": number} for number in range(5)])
-    assert len(list(client.shop.orders.find(batch_size=2))) == 5
-    primary.fail("insert", write_errors=[{"code": 11000, "errmsg": "E11000 index: email_1 dup key: {}"}])
-    primary.fail("count", code=59)
-    with contextlib.suppress(PyMongoError):
-        client.shop.orders.insert_one({})
-    with contextlib.suppress(PyMongoError):
-        client.shop.command("count", "orders")
-    with client.start_session() as session, session.start_transaction():
-        client.shop.orders.insert_one({}, session=session)
-
-
-def wait_for_a_primary(client: MongoClient[Any], elect: Callable[[], None]) -> None:
-    """One command gives up, the next one is sent when there is a primary again."""
-    with pymongo.timeout(0.2), contextlib.suppress(PyMongoError):
-        client.shop.orders.insert_one({})
-    background_worker.flush()
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(client.shop.orders.insert_one, {})
-        until(lambda: _selections.open)
-        time.sleep(0.05)  # a short wait has no span
-        elect()
-        waiting.result()
-
-
-def wait_in_vain(client: MongoClient[Any], replica_set: ScriptedReplicaSet) -> None:
-    """One command keeps the only connection, another one gets none."""
-    with ThreadPoolExecutor(1) as threads:
-        frozen = replica_set.members[0].freeze("find")
-        held = threads.submit(client.shop.orders.find_one, {})
-        assert frozen.reached.wait(20)
-        with contextlib.suppress(PyMongoError):
-            client.shop.orders.insert_one({})
-        frozen.release()
-        held.result()
-
-
-def told_of(metrics: Metrics) -> set[str]:
-    points = metrics.points("mongodb.client.heartbeat.duration")
-    return {"heartbeat.failed" for point in points if "error.type" in point.attributes}
-
-
-def server_counts(metrics: Metrics) -> set[tuple[str, int]]:
-    return {
-        (point.attributes["mongodb.client.server.type"], point.value)
-        for point in metrics.points("mongodb.client.server.count")
-    }
 
 
 class Life(NamedTuple):

@@ -136,7 +136,7 @@ class Command:
             return EVERY_ERROR
         expected: dict[str, Any] = {}
         if "writeErrors" in self.reply:
-            expected |= EVERY_ERROR | {"mongodb.client.write_error_count": 1}
+            expected |= EVERY_ERROR | {"mongodb.client.operation.write_error_count": 1}
         if "writeConcernError" in self.reply:
             expected |= EVERY_ERROR | {"db.response.status_code": str(self.reply["writeConcernError"]["code"])}
         cursor = self.reply.get("cursor", {})

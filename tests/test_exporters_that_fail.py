@@ -17,15 +17,15 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import StatusCode
-from pymongo.errors import DuplicateKeyError, OperationFailure
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._pools.state import PoolState
-from tests.broken import BrokenMeterProvider, BrokenTracerProvider, Picky, TelemetryError
+from tests.broken import BrokenMeterProvider, BrokenTracerProvider, LinklessTracerProvider, Picky, TelemetryError
 from tests.clients import answers, connect
 from tests.events import check_out_failed, checked_out, connection_closed, connection_created, connection_ready
 from tests.metrics import Metrics
-from tests.spans import Spans, attributes, event, table_of
+from tests.spans import Spans, attributes, event, linked, span_id, table_of
 from tests.test_outages import CLOSED_WITHOUT_SERVER, DISCOVERY, OFTEN, OUTAGE, TYPE, listeners_with, lose
 from tests.waiting import until
 
@@ -129,6 +129,40 @@ def test_a_span_of_which_a_method_raises(
     assert len(table_of(listeners)) == 0
     raised = [message for message in caplog.messages if f"raised {error.__name__}; the application goes on" in message]
     assert len(raised) == len(set(raised))
+
+
+@pytest.mark.parametrize("has_method", [True, False], ids=["the API's method", "no method"])
+def test_spans_that_take_no_links_after_their_start_lose_only_these(
+    has_method: bool,
+    replica_set: ScriptedReplicaSet,
+    spans: Spans,
+    metrics: Metrics,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    provider = LinklessTracerProvider(spans.provider, has_method=has_method)
+    listeners = event_listeners(tracer_provider=provider, meter_provider=metrics.provider, topology=True)
+    primary = replica_set.members[0]
+    with connect(replica_set.uri, event_listeners=listeners, **OFTEN) as client:
+        work(client)
+        primary.fail("count", close_connection=True)
+        replica_set.step_down()
+        with pytest.raises(PyMongoError):
+            client.shop.command("count", "orders")
+        until(lambda: client.primary is None)
+        replica_set.elect(primary)
+        outage = spans.wait_for(OUTAGE)
+
+    find, more = spans.named("find orders")[0], spans.one("getMore orders")
+    assert linked(more) == [span_id(find)]  # given at the start
+    assert linked(outage) == []
+    assert attributes(outage)["mongodb.client.outage.outcome"] == "recovered"
+    assert outage.status.status_code is StatusCode.ERROR
+    assert event(outage, "topology.changed")
+    assert measured(metrics) == MEASURED
+    assert metrics.one("mongodb.client.outage.duration").count == 1
+    assert caplog.messages == []
+    assert [str(each.message) for each in recwarn if "add_link" in str(each.message)] == []
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_duplicate_key_is_an_error(client: MongoClient[Any], server: ScriptedS
 
     span = spans.one("insert users")
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "DuplicateKey index email_1")
-    assert attributes(span)["mongodb.client.write_error_count"] == 1
+    assert attributes(span)["mongodb.client.operation.write_error_count"] == 1
     assert "alice" not in span.to_json()
 
 
@@ -284,7 +284,7 @@ def test_the_errors_of_a_client_bulk_write_are_errors(listeners: Any, spans: Spa
             client.bulk_write([InsertOne({"a": 1}, namespace="shop.orders")] * 2)
 
     span = spans.one("bulkWrite admin")
-    assert (span.status.description, attributes(span)["mongodb.client.write_error_count"]) == (
+    assert (span.status.description, attributes(span)["mongodb.client.operation.write_error_count"]) == (
         "DuplicateKey index a_1",
         1,
     )

@@ -46,7 +46,7 @@ def test_duplicate_keys_are_errors_that_show_no_value(shop: Any, spans: Spans) -
     assert span.status.status_code is StatusCode.ERROR
     assert span.status.description in ("DuplicateKey", "DuplicateKey index email_1")
     assert attributes(span)["error.type"] == "11000"
-    assert attributes(span)["mongodb.client.write_error_count"] == 2
+    assert attributes(span)["mongodb.client.operation.write_error_count"] == 2
     assert "alice" not in span.to_json()
 
 

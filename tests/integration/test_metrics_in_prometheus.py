@@ -37,6 +37,11 @@ RULE_TESTS = DEPLOY / "prometheus" / "mongodb-client.test.yml"
 
 DURATION = "db_client_operation_duration_seconds"
 WAIT = "db_client_connection_wait_time_seconds"
+MEASURED = {
+    getattr(semconv, name).replace(".", "_")
+    for name in semconv.__all__
+    if name.startswith(("DB_CLIENT_", "MONGODB_CLIENT_"))
+}
 SELECTION = "mongodb_client_server_selection_wait_time_seconds"
 
 
@@ -261,12 +266,26 @@ def test_the_rules_are_evaluated_without_an_error(scraping: Prometheus) -> None:
     assert {rule["name"]: rule["health"] for rule in scraping.rules()} == dict.fromkeys(names, "ok")
 
 
+@pytest.mark.usefixtures("bad_times", "prometheus")
+def test_promtool_objects_to_nothing_but_two_names(exposed: Exposed) -> None:
+    told: list[str] = []
+
+    def has_all() -> bool:
+        told.append(exposed.text())
+        return all(name in told[-1] for name in MEASURED)
+
+    until(has_all)
+    checked = promtool("check", "metrics", text=told[-1])
+
+    # The first name is the semantic conventions', and the second one follows it.
+    assert sorted(line.partition(" ")[0] for line in checked.stdout.splitlines()) == [
+        "db_client_connection_count",
+        "mongodb_client_server_count",
+    ]
+    assert checked.stdout.count('should not have "_count" suffix') == 2
+
+
 def test_what_is_measured_is_shown() -> None:
     shown = DASHBOARD.read_text()
-    ours = {
-        getattr(semconv, name).replace(".", "_")
-        for name in semconv.__all__
-        if name.startswith(("DB_CLIENT_", "MONGODB_CLIENT_"))
-    }
 
-    assert {name for name in ours if name not in shown} == {"db_client_connection_idle_min"}
+    assert {name for name in MEASURED if name not in shown} == {"db_client_connection_idle_min"}

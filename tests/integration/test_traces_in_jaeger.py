@@ -107,7 +107,7 @@ def test_a_trace_of_an_unmodified_script_arrives_in_jaeger(mongodb_uri: str, jae
         "error": True,
         "error.type": "11000",
         "otel.status_code": "ERROR",
-        "mongodb.client.write_error_count": 1,
+        "mongodb.client.operation.write_error_count": 1,
         "db.operation.batch.size": 2,
     }.items() <= tags(duplicate).items()
     # The message of a mongod names the index, that of FerretDB does not.

@@ -564,8 +564,12 @@ class Prometheus(Process):
         return _answer(self.name, self.ports[0], path, form)["data"]
 
 
-def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Prometheus' checker of rules and configurations to its end; its output is text.
+def promtool(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Prometheus' checker of rules, configurations and metrics to its end; its output is text.
+
+    Args:
+        arguments: Its command line.
+        text: What it reads from its standard input.
 
     Raises:
         Missing: The program isn't on this machine.
@@ -573,7 +577,7 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [_installed("promtool"), *arguments],
         env=environment(),
-        stdin=subprocess.DEVNULL,
+        input=text,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -269,7 +269,11 @@ DUPLICATE = 'E11000 duplicate key error collection: shop.users index: email_1 du
         (
             "insert",
             {"ok": 1, "writeErrors": [{"index": 0, "code": 11000, "errmsg": DUPLICATE}, {"index": 1, "code": 121}]},
-            {"error.type": "11000", "db.response.status_code": "11000", "mongodb.client.write_error_count": 2},
+            {
+                "error.type": "11000",
+                "db.response.status_code": "11000",
+                "mongodb.client.operation.write_error_count": 2,
+            },
             "DuplicateKey index email_1",
         ),
         (
@@ -279,20 +283,20 @@ DUPLICATE = 'E11000 duplicate key error collection: shop.users index: email_1 du
                 "error.type": "121",
                 "db.response.status_code": "121",
                 "mongodb.client.error.code_name": "DocumentValidationFailure",
-                "mongodb.client.write_error_count": 1,
+                "mongodb.client.operation.write_error_count": 1,
             },
             "DocumentValidationFailure",
         ),
         (
             "insert",
             {"ok": 1, "writeErrors": [{"errmsg": "alice"}]},
-            {"error.type": "_OTHER", "mongodb.client.write_error_count": 1},
+            {"error.type": "_OTHER", "mongodb.client.operation.write_error_count": 1},
             "_OTHER",
         ),
         (
             "insert",
             {"ok": 1, "writeErrors": ["odd"]},
-            {"error.type": "_OTHER", "mongodb.client.write_error_count": 1},
+            {"error.type": "_OTHER", "mongodb.client.operation.write_error_count": 1},
             "_OTHER",
         ),
         (
@@ -309,7 +313,7 @@ DUPLICATE = 'E11000 duplicate key error collection: shop.users index: email_1 du
         (
             "insert",
             {"ok": 1, "writeErrors": [{"code": 2}], "writeConcernError": {"code": 64}},
-            {"error.type": "2", "db.response.status_code": "2", "mongodb.client.write_error_count": 1},
+            {"error.type": "2", "db.response.status_code": "2", "mongodb.client.operation.write_error_count": 1},
             "2",
         ),
         (
@@ -322,14 +326,14 @@ DUPLICATE = 'E11000 duplicate key error collection: shop.users index: email_1 du
             {
                 "error.type": "11000",
                 "db.response.status_code": "11000",
-                "mongodb.client.write_error_count": 1,
+                "mongodb.client.operation.write_error_count": 1,
             },
             "DuplicateKey index email_1",
         ),
         (
             "bulkWrite",
             {"ok": 1, "nErrors": 3},
-            {"error.type": "_OTHER", "mongodb.client.write_error_count": 3},
+            {"error.type": "_OTHER", "mongodb.client.operation.write_error_count": 3},
             "_OTHER",
         ),
     ],

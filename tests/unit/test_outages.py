@@ -278,8 +278,8 @@ def test_the_primary_that_ended_it(
     end_all("exit")
 
     about = attributes(spans.one())
-    assert about.get("mongodb.client.outage.primary") == told
-    assert about["mongodb.client.outage.previous_primary"] == "db.example:27017"
+    assert about.get("mongodb.client.outage.primary.address") == told
+    assert about["mongodb.client.outage.previous_primary.address"] == "db.example:27017"
 
 
 def test_the_primary_is_that_of_the_end(world: World, spans: Spans) -> None:
@@ -293,7 +293,7 @@ def test_the_primary_is_that_of_the_end(world: World, spans: Spans) -> None:
     del world.topology.waiting[selection]
 
     outage = spans.wait_for(names.OUTAGE)
-    assert attributes(outage)["mongodb.client.outage.primary"] == "db.example:27018"
+    assert attributes(outage)["mongodb.client.outage.primary.address"] == "db.example:27018"
 
 
 def test_nobody_knows_of_failed_heartbeats_without_their_listener(spans: Spans, metrics: Metrics) -> None:

@@ -9,7 +9,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from opentelemetry.trace import INVALID_SPAN, Link, SpanKind, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, set_span_in_context
 from opentelemetry.trace.status import StatusCode
 
 from opentelemetry_mongo_events._config import SPAN_EVENTS
@@ -24,8 +24,6 @@ from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-
-    from opentelemetry.trace import Span
 
     from opentelemetry_mongo_events._servers.events import BackgroundEvent
     from opentelemetry_mongo_events._servers.state import Delay, Failure, ServerState, TopologyState
@@ -310,6 +308,8 @@ class Period(OngoingPeriod):
         return target(found[0].identity.address) if found else None
 
     def _add_links(self, at: float) -> None:
+        if not _accepts_links(self._span):
+            return
         for failure in self._failures.copy():
             if failure.at <= at:
                 self._span.add_link(failure.span_context)
@@ -329,6 +329,15 @@ class Period(OngoingPeriod):
     def _stamp(self, at: float) -> int:
         """Convert a time to nanoseconds since the epoch: one offset for the whole span, and never before its start."""
         return self._start_nanoseconds + max(0, int((at - self.started) * 1e9))
+
+
+def _accepts_links(span: Span) -> bool:
+    """Return whether links can be added to a span after its start.
+
+    The API's own method, which some vendors' spans inherit, only issues a Python warning for each link.
+    """
+    add_link = getattr(span, "add_link", None)
+    return add_link is not None and getattr(add_link, "__func__", None) is not Span.add_link
 
 
 class _Ending(NamedTuple):
