@@ -41,7 +41,7 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the supported versions of PyMongo: those of the extra `instruments`, and their pre-releases."""
-        # Before packaging 26 only a specifier with a pre-release allows any. The extra has none: pip would install some.
+        # Before packaging 26 only a specifier with a pre-release allows any. The extra has none: pip would install any.
         return ("pymongo >= 4.0.dev0, < 5",)
 
     @classmethod
