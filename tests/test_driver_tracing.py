@@ -392,6 +392,20 @@ def test_two_listeners_of_a_client_add_once(spans: Spans) -> None:
     assert attributes(spans.one()) == {WAIT_TIME: 0.25, SELECTION_WAIT_TIME: 0.5}
 
 
+def test_beside_a_span_of_ours_nothing_is_added(spans: Spans) -> None:
+    both = [commands_of(event_listeners(tracer_provider=spans.provider)) for _ in range(2)]
+    with in_an_operation(spans):
+        for listener in both:
+            hold(listener)
+        for listener in both:
+            listener.started(started({"find": "orders"}))
+        for listener in both:
+            listener.succeeded(succeeded("find"))
+
+    assert attributes(spans.one("find orders")).items() >= {WAIT_TIME: 0.25, SELECTION_WAIT_TIME: 0.5}.items()
+    assert attributes(spans.one("find shop.orders")) == {}
+
+
 class Scope:
     name = SCOPE
 

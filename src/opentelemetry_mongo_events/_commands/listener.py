@@ -341,9 +341,11 @@ class CommandEvents(NeverCopied, CommandListener):
         self, command_name: str, identifier: CommandId, telemetry: Telemetry, has_other_listeners: bool
     ) -> Span | None:
         """Return PyMongo's own span to which this listener is to add what would be on the command's span."""
-        span = current_operation_span()
-        if span is None or command_name in telemetry.config.exclude_commands:
+        span, config = current_operation_span(), telemetry.config
+        if span is None or command_name in config.exclude_commands:
             return None
+        if config.command_spans and telemetry.other_tracers is None:
+            return None  # requested explicitly, and another one of the client's listeners has the command's span
         if has_other_listeners and not DRIVER_SPANS.take(_claim_key(identifier), self._open):
             return None
         return span
