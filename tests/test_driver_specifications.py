@@ -16,12 +16,13 @@ import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._driver.versions import ATTEMPTS_SHARE_OPERATION_ID
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer, error
-from tests.spans import Spans, attributes, table_of
+from tests.spans import Spans, attributes, linked, span_id, table_of
 from tests.unified import Entities, Vector, unmatched, vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -68,7 +69,8 @@ def assert_told(span: ReadableSpan, expected: Mapping[str, Any], entities: Entit
     target = told.get("db.collection.name", told["db.namespace"])
     assert span.name == told["db.query.summary"] == f"{told['db.operation.name']} {target}"
     assert span.kind is SpanKind.CLIENT
-    assert span.status.status_code is (StatusCode.ERROR if "error.type" in expected else StatusCode.UNSET)
+    failed = expected.get("error.type", NONE) != NONE
+    assert span.status.status_code is (StatusCode.ERROR if failed else StatusCode.UNSET)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,6 +215,19 @@ OTHERWISE = {
     "mongodb.client.operation.attempt": maybe(2),
 } | ({} if pymongo.version_tuple >= (4, 7) else {"db.mongodb.server_connection_id": NONE})
 
+# What a vector need not mention.
+UNSAID = {
+    "db.mongodb.cursor_id": maybe(INTEGER),
+    "db.mongodb.driver_connection_id": maybe(INTEGER),
+    "db.mongodb.lsid": maybe(STRING),
+    "db.mongodb.server_connection_id": maybe(INTEGER),
+    "db.mongodb.txn_number": maybe(INTEGER),
+    "db.query.text": maybe(STRING),
+    "network.transport": maybe("tcp"),
+    "server.address": maybe(STRING),
+    "server.port": maybe(INTEGER),
+}
+
 # The number is an attribute where it tells of a transaction; a comment may hold the context of a trace, or anything.
 NOT_IN_TEXT = ("txnNumber", "comment")
 
@@ -220,16 +235,53 @@ NOT_IN_TEXT = ("txnNumber", "comment")
 RENAMED = {"db.command.name": "db.operation.name"}
 
 
-def expected_spans(tree: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The attributes of the command spans in a tree of spans, in the order of their starts."""
+# What says that a command failed.
+ERRORS = ("db.response.status_code", "error.type", "exception.type")
+
+
+@dataclass(frozen=True)
+class CommandSpan:
+    """A span of a command that a vector expects.
+
+    Attributes:
+        attributes: What it holds.
+        follows: The one before it in the span of their operation; None if it is the first one.
+    """
+
+    attributes: Mapping[str, Any]
+    follows: CommandSpan | None
+
+    @property
+    def name(self) -> str:
+        return str(self.attributes["db.operation.name"])
+
+    @property
+    def failed(self) -> bool:
+        return "error.type" in self.attributes and self.attributes["error.type"] != NONE
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is another attempt, of which the driver tells since PyMongo 4.18."""
+        earlier = self.follows
+        return ATTEMPTS_SHARE_OPERATION_ID and earlier is not None and earlier.failed and earlier.name == self.name
+
+
+def expected_spans(tree: Iterable[Mapping[str, Any]]) -> Iterator[CommandSpan]:
+    """The command spans in a tree of spans, in the order of their starts."""
+    earlier = None
     for span in tree:
-        if "db.command.name" in span["attributes"]:
-            expected = {RENAMED.get(name, name): told for name, told in span["attributes"].items()} | OTHERWISE
-            text = expected.get("db.query.text", {}).get("$$matchAsDocument", {}).get("$$matchAsRoot", {})
+        told = span["attributes"]
+        if "db.command.name" in told:
+            failed = any(told.get(name, NONE) != NONE for name in ERRORS)
+            expected = UNSAID | {RENAMED.get(name, name): each for name, each in told.items()} | OTHERWISE
+            text = expected["db.query.text"].get("$$matchAsDocument", {}).get("$$matchAsRoot", {})
             for name in NOT_IN_TEXT:
                 text.pop(name, None)
-            failed = expected["db.response.status_code"] != NONE
-            yield expected if not failed else EVERY_ERROR | expected
+            if failed:
+                # A connection that breaks has no code; a vector that has none at all doesn't say which one it was.
+                expected = EVERY_ERROR | {"db.response.status_code": maybe(STRING)} | expected
+            earlier = CommandSpan(expected, earlier)
+            yield earlier
         yield from expected_spans(span.get("nested", ()))
 
 
@@ -251,10 +303,25 @@ def test_each_command_span_of_a_driver_is_a_span_of_ours(vector: Vector, spans: 
         entities.run(vector.test["operations"])
         assert len(table_of(listeners)) == 0
 
-        told = spans.finished
-        if tracing["ignoreExtraSpans"]:
-            operations = {each["db.operation.name"] for each in expected}
+        # In them is what the specification has in spans of operations: ours of commands are not in each other.
+        told = [span for span in spans.finished if span.kind is SpanKind.CLIENT]
+        if tracing.get("ignoreExtraSpans"):
+            operations = {each.name for each in expected}
             told = [span for span in told if attributes(span)["db.operation.name"] in operations]
         assert len(told) == len(expected), spans.names
         for span, each in zip(told, expected, strict=True):
-            assert_told(span, each, entities)
+            assert_told(span, each.attributes, entities)
+            assert span.parent is None or span.parent.span_id not in map(span_id, told)
+        assert_linked(told, expected)
+
+
+def assert_linked(told: Sequence[ReadableSpan], expected: Sequence[CommandSpan]) -> None:
+    """Assert that the attempts of one operation, and the commands of one cursor, are linked, and no others."""
+    openers: dict[Any, int] = {}
+    for number, (span, each) in enumerate(zip(told, expected, strict=True)):
+        cursor = attributes(span).get("db.mongodb.cursor_id")
+        opener = openers.get(cursor) if each.name == "getMore" else None
+        openers.setdefault(cursor, span_id(span))
+        links = [span_id(told[number - 1])] if each.repeats else []
+        assert linked(span) == links + ([] if opener is None else [opener])
+        assert (attributes(span).get("mongodb.client.operation.attempt", 1) > 1) is each.repeats
