@@ -198,8 +198,9 @@ def test_each_command_that_is_monitored_is_a_span(vector: Vector, listeners: Any
 # ---------------------------------------------------------------------------------------------------------------------
 # OpenTelemetry: the specification has a span for each operation, and in it those of its commands; these are ours.
 
-# What is otherwise in our spans, on purpose; so is their name (the conventions' `find orders`, not `find`), and that no
-# span of ours is an operation's or a transaction's, of which the driver publishes nothing.
+# What is otherwise in our spans, on purpose; so is their name (the conventions' `find orders`, not `find`). No span of
+# ours is an operation's, of which the driver publishes nothing; and commands link to their transaction's span, which
+# begins with the first of them.
 OTHERWISE = {
     # The name of the span, as the conventions have it; the specification's has the database too.
     "db.query.summary": STRING,
@@ -246,10 +247,12 @@ class CommandSpan:
     Attributes:
         attributes: What it holds.
         follows: The one before it in the span of their operation; None if it is the first one.
+        transaction: What the vector says of its transaction's span; None if it is in none.
     """
 
     attributes: Mapping[str, Any]
     follows: CommandSpan | None
+    transaction: Mapping[str, Any] | None
 
     @property
     def name(self) -> str:
@@ -266,7 +269,9 @@ class CommandSpan:
         return ATTEMPTS_SHARE_OPERATION_ID and earlier is not None and earlier.failed and earlier.name == self.name
 
 
-def expected_spans(tree: Iterable[Mapping[str, Any]]) -> Iterator[CommandSpan]:
+def expected_spans(
+    tree: Iterable[Mapping[str, Any]], transaction: Mapping[str, Any] | None = None
+) -> Iterator[CommandSpan]:
     """The command spans in a tree of spans, in the order of their starts."""
     earlier = None
     for span in tree:
@@ -280,9 +285,9 @@ def expected_spans(tree: Iterable[Mapping[str, Any]]) -> Iterator[CommandSpan]:
             if failed:
                 # A connection that breaks has no code; a vector that has none at all doesn't say which one it was.
                 expected = EVERY_ERROR | {"db.response.status_code": maybe(STRING)} | expected
-            earlier = CommandSpan(expected, earlier)
+            earlier = CommandSpan(expected, earlier, transaction)
             yield earlier
-        yield from expected_spans(span.get("nested", ()))
+        yield from expected_spans(span.get("nested", ()), span if span["name"] == "transaction" else transaction)
 
 
 @pytest.mark.parametrize(
@@ -312,16 +317,34 @@ def test_each_command_span_of_a_driver_is_a_span_of_ours(vector: Vector, spans: 
         for span, each in zip(told, expected, strict=True):
             assert_told(span, each.attributes, entities)
             assert span.parent is None or span.parent.span_id not in map(span_id, told)
-        assert_linked(told, expected)
+        assert_linked(told, expected, spans.named("transaction"), entities)
 
 
-def assert_linked(told: Sequence[ReadableSpan], expected: Sequence[CommandSpan]) -> None:
-    """Assert that the attempts of one operation, and the commands of one cursor, are linked, and no others."""
+def assert_linked(
+    told: Sequence[ReadableSpan],
+    expected: Sequence[CommandSpan],
+    transactions: Iterable[ReadableSpan],
+    entities: Entities,
+) -> None:
+    """Assert that attempts of an operation, commands of a cursor and of a transaction are linked, and no others."""
     openers: dict[Any, int] = {}
+    remaining = iter(transactions)
+    current: Mapping[str, Any] | None = None
+    transaction: ReadableSpan | None = None
     for number, (span, each) in enumerate(zip(told, expected, strict=True)):
         cursor = attributes(span).get("db.mongodb.cursor_id")
         opener = openers.get(cursor) if each.name == "getMore" else None
         openers.setdefault(cursor, span_id(span))
+        if each.transaction is not current:
+            current = each.transaction
+            transaction = None
+            if current is not None:
+                transaction = next(remaining)
+                said = current["attributes"]
+                about = {name: value for name, value in attributes(transaction).items() if name in said}
+                assert unmatched(said, about, entities) == {}
         links = [span_id(told[number - 1])] if each.repeats else []
-        assert linked(span) == links + ([] if opener is None else [opener])
+        links += [] if opener is None else [opener]
+        assert linked(span) == links + ([] if transaction is None else [span_id(transaction)])
         assert (attributes(span).get("mongodb.client.operation.attempt", 1) > 1) is each.repeats
+    assert list(remaining) == []
