@@ -101,8 +101,8 @@ class Config:
 
     Attributes:
         commands: Whether commands are instrumented: spans and metrics. If not, no command listener is registered.
-        command_spans: Whether commands get spans. If not, they are only measured, and no other instrumentation is
-            warned about: the option for clients whose commands PyMongo itself traces.
+        command_spans: Whether commands and transactions get spans. If not, they are only measured, and no other
+            instrumentation is warned about: the option for clients whose commands PyMongo itself traces.
         pools: Whether connection pools are instrumented: metrics, and a span for each failed checkout. If not, no pool
             listener is registered, except the one that command spans require.
         heartbeats: Whether heartbeats are instrumented: metrics, and an event for each failed heartbeat. If not, no
