@@ -298,10 +298,25 @@ def test_a_write_error_is_the_error_of_its_transaction(
 
 
 @pytest.mark.parametrize("name", ["commitTransaction", "abortTransaction"])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"close_connection": True},
+        pytest.param(
+            {"code": 462, "labels": ["SystemOverloadedError", "RetryableError"]},
+            marks=pytest.mark.skipif(pymongo.version_tuple < (4, 17), reason="PyMongo 4.17 repeats them"),
+        ),
+    ],
+)
 def test_a_commit_or_an_abort_that_the_driver_repeats(
-    name: str, client: MongoClient[Any], primary: ScriptedServer, spans: Spans, metrics: Metrics
+    failure: dict[str, Any],
+    name: str,
+    client: MongoClient[Any],
+    primary: ScriptedServer,
+    spans: Spans,
+    metrics: Metrics,
 ) -> None:
-    primary.fail(name, close_connection=True)
+    primary.fail(name, **failure)
     with client.start_session() as session:
         session.start_transaction()
         insert(client, session)
@@ -328,6 +343,8 @@ def test_a_commit_or_an_abort_that_the_driver_repeats(
         {"code": 1, "labels": ["UnknownTransactionCommitResult"]},
         {"code": 91},
         {"close_connection": True},
+        {"write_concern_error": {"code": 64, "errmsg": "waiting for replication timed out"}},
+        {"write_concern_error": {"code": 11601, "errmsg": "operation was interrupted"}},
     ],
 )
 def test_a_commit_whose_result_is_unknown(
@@ -354,13 +371,22 @@ def test_a_commit_whose_result_is_unknown(
     assert measured(metrics) == {("unknown", error): 1}
 
 
-def test_a_commit_that_the_application_repeats(client: MongoClient[Any], primary: ScriptedServer, spans: Spans) -> None:
+def test_a_commit_that_the_application_repeats(
+    client: MongoClient[Any],
+    primary: ScriptedServer,
+    listeners: Any,
+    spans: Spans,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_CHECK_INTERVAL", 0.0)
     primary.fail("commitTransaction", code=50)
     with client.start_session() as session:
         session.start_transaction()
         insert(client, session)
         with pytest.raises(OperationFailure):
             session.commit_transaction()
+        assert transactions_of(listeners).check()  # it waits, however late the next commit comes
+        assert spans.named(TRANSACTION) == []
         session.commit_transaction()
         session.commit_transaction()  # committed already: it belongs to nothing that is open
 
@@ -397,6 +423,32 @@ def test_one_whose_commit_may_still_be_repeated_stays_open(
         "commit_attempt_count": 2,
         "error.type": "91",
     }
+
+
+@pytest.mark.skipif(not hasattr(pymongo, "timeout"), reason="PyMongo 4.2 has timeouts")
+def test_a_commit_that_cannot_be_sent_at_first(
+    client: MongoClient[Any], primary: ScriptedServer, listeners: Any, spans: Spans
+) -> None:
+    with begin(client) as session:
+        primary.stop()
+        with pymongo.timeout(0.1), pytest.raises(PyMongoError):
+            session.commit_transaction()
+        assert not transactions_of(listeners).check()
+        primary.start()
+        session.commit_transaction()
+
+    assert about(spans.one(TRANSACTION)) == {"outcome": "committed", "command_count": 2, "commit_attempt_count": 1}
+
+
+def test_an_abort_that_fails_is_not_repeated_by_the_application(
+    client: MongoClient[Any], primary: ScriptedServer, spans: Spans
+) -> None:
+    primary.fail("abortTransaction", times=2, close_connection=True)
+    with begin(client) as session:
+        session.abort_transaction()
+        transaction = spans.wait_for(TRANSACTION)
+
+    assert about(transaction)["outcome"] == "aborted"
 
 
 def test_it_does_not_stay_open_forever(
@@ -720,6 +772,17 @@ def test_a_session_that_has_ended_is_not_the_current_one(
         monkeypatch.setattr(sessions, "driver_frames", lambda: callers)
         assert sessions.current_session(session.session_id) is session
         assert sessions.current_session({"id": "another"}) is None
+
+
+def test_a_proxy_of_a_session_is_not_the_session(client: MongoClient[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(proxy: Any) -> Any:
+        raise RuntimeError
+
+    proxy: Any = type("Proxy", (), {"__class__": property(broken)})()  # like those of werkzeug
+    with client.start_session() as session:
+        callers = [SimpleNamespace(f_locals={"proxy": proxy, "session": session})]
+        monkeypatch.setattr(sessions, "driver_frames", lambda: callers)
+        assert sessions.current_session(session.session_id) is session
 
 
 def test_two_sets_of_listeners_record_it_once(primary: ScriptedServer, spans: Spans, metrics: Metrics) -> None:

@@ -55,9 +55,10 @@ _MAX_REPEAT_WAIT: Final = 120.0
 _CHECK_INTERVAL: Final = 1.0
 
 # The codes of errors after which a transaction may be committed nevertheless. With the last two, it is committed, but
-# without the write concern that was requested.
+# without the write concern that was requested. 11601 (Interrupted) is not in the specification: an operator may
+# interrupt a commit while it waits for its write concern.
 # Source: the drivers' specification of transactions, section "UnknownTransactionCommitResult".
-_UNKNOWN_COMMIT_CODES: Final = frozenset({"6", "7", "50", "64", "89", "134", "262", "9001", "79", "100"})
+_UNKNOWN_COMMIT_CODES: Final = frozenset({"6", "7", "50", "64", "89", "134", "262", "9001", "11601", "79", "100"})
 
 
 # The id of a session, the bytes of a UUID, and the number of a transaction.
@@ -434,16 +435,14 @@ def _end_all() -> None:
 def _end_without_command(transaction: Transaction) -> _End | None:
     """Return how a transaction has ended for which no command will be sent; None if one may still be sent."""
     end, now = transaction.ended, monotonic()
-    session = None if transaction.session is None else transaction.session()
-    if transaction.session is not None and session is None:
-        return end or _End(_ABANDONED, now)
-    if end is not None and now - end.at >= _MAX_REPEAT_WAIT:
-        return end
-    if end is not None and now - end.at < _CHECK_INTERVAL:
-        return None
-    if session is None or (not session.has_ended and session.in_transaction):
-        return None
-    return end or _End(_ABANDONED, now)
+    if transaction.session is not None:
+        session = transaction.session()
+        if session is None or session.has_ended:
+            return end or _End(_ABANDONED, now)
+        # The driver doesn't abort a transaction twice, but the application may commit one again.
+        if end is not None and end.outcome == _ABORTED and not session.in_transaction:
+            return end
+    return end if end is not None and now - end.at >= _MAX_REPEAT_WAIT else None
 
 
 def _is_unknown(outcome: Outcome) -> bool:
@@ -461,6 +460,7 @@ def _is_retryable(outcome: Outcome) -> bool:
         names.DB_RESPONSE_STATUS_CODE not in outcome.attributes  # no reply was received
         or is_loss_of_server(outcome.attributes)
         or "RetryableWriteError" in outcome.labels
+        or "RetryableError" in outcome.labels  # the server was overloaded; since PyMongo 4.17
     )
 
 

@@ -51,7 +51,8 @@ def current_session(session_id: object) -> Session | None:
     """
     for frame in driver_frames():
         for value in frame.f_locals.values():
-            if isinstance(value, _CLASSES) and _has_id(value, session_id):
+            # The type, not `__class__`: a proxy may not exist any longer than the call, and may raise when it is used.
+            if issubclass(type(value), _CLASSES) and _has_id(value, session_id):
                 session: Session = value
                 return session
     return None
