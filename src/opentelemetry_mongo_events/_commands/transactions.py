@@ -112,6 +112,7 @@ class Transaction:
         address: The `id()` of the address of the server of its last command.
         span_context: Its span; None if no span is recorded.
         ended: How it ended, if its commit or abort isn't sent again; None while it is in progress.
+        last_at: When its last command started or ended, by `time.monotonic()`.
     """
 
     __slots__ = (
@@ -127,6 +128,7 @@ class Transaction:
         "attempt",
         "ended",
         "key",
+        "last_at",
         "session",
         "since",
         "span_context",
@@ -149,7 +151,7 @@ class Transaction:
         self.attempt = 1 if previous is None else previous.attempt + 1
         self.address = 0
         self.ended: _End | None = None
-        self.since = monotonic()
+        self.since = self.last_at = monotonic()
         self.span_context: SpanContext | None = None
         self._span: Span = INVALID_SPAN
         self._context = context
@@ -205,16 +207,17 @@ class Transaction:
             # The driver adds the label itself after a network error.
             if is_transient or (command_name != _COMMIT and is_loss_of_server(outcome.attributes)):
                 self._is_transient = True
+        self.last_at = at = monotonic()
         if command_name == _ABORT:
-            end, may_be_repeated = _End(_ABORTED, monotonic()), outcome.error is not None and _is_retryable(outcome)
+            end, may_be_repeated = _End(_ABORTED, at), outcome.error is not None and _is_retryable(outcome)
         elif command_name != _COMMIT:
             return None
         elif outcome.error is None:
             self._error = None
-            end, may_be_repeated = _End(_COMMITTED, monotonic()), False
+            end, may_be_repeated = _End(_COMMITTED, at), False
         else:
             may_be_repeated = _is_unknown(outcome)
-            end = _End(_UNKNOWN if may_be_repeated else _ABORTED, monotonic())
+            end = _End(_UNKNOWN if may_be_repeated else _ABORTED, at)
         if not may_be_repeated:
             return end
         self.ended = end
@@ -333,7 +336,7 @@ class Transactions:
         # The driver begins another one only if the session's last one has ended.
         for other in list(self.open.values()):
             if other.key[0] == key[0]:
-                self.end(other, other.ended or _End(_ABANDONED, monotonic()))
+                self.end(other, other.ended or _End(_ABANDONED, other.last_at))
         session = current_session(command.get("lsid"))
         # When a session is collected, the transaction is over.
         reference = None if session is None else weakref.ref(session, lambda _: background_worker.wake())
@@ -434,15 +437,16 @@ def _end_all() -> None:
 
 def _end_without_command(transaction: Transaction) -> _End | None:
     """Return how a transaction has ended for which no command will be sent; None if one may still be sent."""
-    end, now = transaction.ended, monotonic()
+    end = transaction.ended
     if transaction.session is not None:
         session = transaction.session()
         if session is None or session.has_ended:
-            return end or _End(_ABANDONED, now)
+            # When that happened isn't known.
+            return end or _End(_ABANDONED, transaction.last_at)
         # The driver doesn't abort a transaction twice, but the application may commit one again.
         if end is not None and end.outcome == _ABORTED and not session.in_transaction:
             return end
-    return end if end is not None and now - end.at >= _MAX_REPEAT_WAIT else None
+    return end if end is not None and monotonic() - end.at >= _MAX_REPEAT_WAIT else None
 
 
 def _is_unknown(outcome: Outcome) -> bool:
