@@ -49,7 +49,7 @@ def pictures() -> Iterator[Path]:
         exit_code, output = demo.run_shop(server, to_console=True)
     if exit_code:
         raise RuntimeError(f"the shop failed with exit code {exit_code}")
-    with page(1200, 800, pixels=1.5) as browser:
+    with page(1200, 800, pixels=1.1) as browser:
         browser.set_content(html(output))
         yield keep("demo", browser.locator("pre").screenshot())
 
