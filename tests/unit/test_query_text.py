@@ -1184,6 +1184,15 @@ def test_a_text_that_cant_be_cut_for_want_of_stack_is_left_out() -> None:
         sys.setrecursionlimit(limit)
 
 
+def test_a_text_that_cant_be_cut_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: Any) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr(text_module, "cut", cut)
+
+    assert query_text("find", {"find": "b", "filter": {"a": 1}}, False, 10) is None
+
+
 def test_bytes_of_raw_documents_are_bounded_over_all() -> None:
     large = RawBSONDocument(encode({"a": b"x" * 5_000}))
     small = [RawBSONDocument(encode({name: b"x" * 1_000})) for name in "abcdefgh"]
