@@ -201,14 +201,16 @@ def test_read_the_docs_runs_what_make_docs_runs() -> None:
 def test_the_versions_that_are_supported_are_those_of_the_project() -> None:
     told = column("docs/versioning.md", "## Supported versions", "supported")
 
-    def asked(pattern: str) -> tuple[str, ...]:
-        return re.findall(pattern, PROJECT, re.MULTILINE)[0]
+    def asked(pattern: str) -> tuple[Any, ...]:
+        found = re.search(pattern, PROJECT, re.MULTILINE)
+        assert found is not None
+        return found.groups()
 
     assert told == {
-        "Python": "{} and newer".format(asked(r"^requires-python = .>=([0-9.]+)")),
+        "Python": "{} and newer".format(*asked(r"^requires-python = .>=([0-9.]+)")),
         "PyMongo": "{} and newer, below {}".format(*asked(r"^instruments = .*pymongo >= ([0-9.]+), < ([0-9]+)")),
         "OpenTelemetry API": "{} and newer, below {}".format(*asked(r"opentelemetry-api >= ([0-9.]+), < ([0-9]+)")),
-        "Motor": "{} and newer".format(asked(r"motor >= ([0-9.]+)")),
+        "Motor": "{} and newer".format(*asked(r"motor >= ([0-9.]+)")),
     }
 
 
