@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextvars
 from typing import Any
 
+from opentelemetry_mongo_events._commands import held_connections
 from opentelemetry_mongo_events._commands.held_connections import (
+    HeldConnection,
     _held,
     find_connection_of,
     find_free_connection,
-    hold,
     release,
 )
 
@@ -22,6 +23,12 @@ class Command:
 
     def __init__(self, *command_id: Any) -> None:
         self.command_id = command_id
+
+
+def hold(owner: object, address: Any, connection_id: int | None, *, is_establishing: bool = False) -> HeldConnection:
+    connection = HeldConnection(owner, address, connection_id, is_establishing)
+    held_connections.hold(connection)
+    return connection
 
 
 def ids() -> list[int | None]:

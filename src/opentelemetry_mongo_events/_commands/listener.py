@@ -20,7 +20,13 @@ from opentelemetry_mongo_events._commands.description import (
     killed_cursors,
     transaction_number,
 )
-from opentelemetry_mongo_events._commands.held_connections import find_connection_of, find_free_connection, hold
+from opentelemetry_mongo_events._commands.held_connections import (
+    NO_DELAYS,
+    HeldConnection,
+    find_connection_of,
+    find_free_connection,
+    hold,
+)
 from opentelemetry_mongo_events._commands.open_commands import LIMIT, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._commands.outcome import (
     FAILED,
@@ -47,13 +53,12 @@ from opentelemetry_mongo_events._runtime.process import peers
 from opentelemetry_mongo_events._servers.errors import is_loss_of_server
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
-from opentelemetry_mongo_events._telemetry.semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID, WAIT_TIME
+from opentelemetry_mongo_events._telemetry.semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from opentelemetry_mongo_events._commands.held_connections import HeldConnection
     from opentelemetry_mongo_events._commands.transactions import Transactions
     from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._servers.failed_checkouts import FailedCheckouts
@@ -176,13 +181,9 @@ class CommandEvents(NeverCopied, CommandListener):
             needs_check = identifier in table.by_id or table.duplicates or len(table.by_id) >= LIMIT
             if needs_check and (self._is_open_on(held, identifier) or not table.has_room()):
                 return
-            wait_time = selection_wait_time = failed_checkouts = None
-            if held is not None:
-                wait_time, held.wait_time = held.wait_time, None  # only the first command on a connection reports it
-                if held.selection_wait_time is not None:
-                    selection_wait_time, held.selection_wait_time = held.selection_wait_time, None
-                if held.failed_checkouts is not None:
-                    failed_checkouts, held.failed_checkouts = held.failed_checkouts, None
+            delays = NO_DELAYS
+            if held is not None and held.delays is not None:
+                delays, held.delays = held.delays, None  # only the first command on a connection reports them
 
             command, (_, address, server_connection_id) = event.command, identifier
             collection = command.get(command_name)
@@ -208,12 +209,13 @@ class CommandEvents(NeverCopied, CommandListener):
                     attributes[SERVER_CONNECTION_ID] = server_connection_id
                 if held is not None:
                     attributes[DRIVER_CONNECTION_ID] = held.connection_id
-                    if wait_time is not None:
-                        attributes[WAIT_TIME] = wait_time
-                    if selection_wait_time is not None:
-                        attributes[names.SELECTION_WAIT_TIME] = selection_wait_time
-                if self._failed_attempts or failed_checkouts is not None or command_name == "getMore":
-                    predecessors = self._find_predecessors(event, attributes, failed_checkouts)
+                if delays is not NO_DELAYS:
+                    if delays.wait_time is not None:
+                        attributes[names.WAIT_TIME] = delays.wait_time
+                    if delays.selection_wait_time is not None:
+                        attributes[names.SELECTION_WAIT_TIME] = delays.selection_wait_time
+                if self._failed_attempts or delays.failed_checkouts is not None or command_name == "getMore":
+                    predecessors = self._find_predecessors(event, attributes, delays.failed_checkouts)
                 links: Sequence[Link] | None = predecessors.links
                 if transaction is not None:
                     links = transaction.add_link(links)
@@ -226,7 +228,8 @@ class CommandEvents(NeverCopied, CommandListener):
             if span is None and not is_measured and transaction is None:
                 return
             if held is None:
-                held = hold(table, address, None)
+                held = HeldConnection(table, address, None)
+                hold(held)
             open_command = OpenCommand(
                 identifier, held, span, description.metric_attributes if is_measured else None, context, telemetry
             )
