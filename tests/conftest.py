@@ -16,7 +16,7 @@ from opentelemetry._logs import Logger
 from pymongo import MongoClient, common, monitoring
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
-from opentelemetry_mongo_events._commands.claims import METRICS, SPANS
+from opentelemetry_mongo_events._commands.claims import DRIVER_SPANS, METRICS, SPANS
 from opentelemetry_mongo_events._commands.held_connections import _held
 from opentelemetry_mongo_events._pools.state import PoolStates
 from opentelemetry_mongo_events._runtime.process import instances
@@ -85,6 +85,7 @@ def nothing_left_by_another_test() -> None:
     """A test may leave a command open or a connection checked out, and the next one have its number."""
     SPANS._last.set(None)
     METRICS._last.set(None)
+    DRIVER_SPANS._last.set(None)
     _held.set(())
     # Its listeners may not be collected yet, and would report what has the same address.
     for pools in instances(PoolStates):

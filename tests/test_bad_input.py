@@ -251,6 +251,7 @@ def test_a_value_that_cant_even_be_shown_stops_nothing(caplog: pytest.LogCapture
     ("name", "message"),
     [
         ("exclude_comands", "unknown option exclude_comands (is exclude_commands meant?)"),
+        ("capture_statement", "unknown option capture_statement (query_text is its name here)"),
         ("zzz", "unknown option zzz"),
     ],
 )
@@ -260,6 +261,24 @@ def test_an_unknown_option_is_one_warning_that_tells_what_is_meant(
     assert config_from({}, {name: 1}) == Config()
     (told,) = caplog.messages
     assert told == f"{message}: the options are {', '.join(OPTIONS)}"
+
+
+PROVIDERS_AND_HOOKS = (
+    "tracer_provider, meter_provider, logger_provider, request_hook, response_hook, failed_hook, config"
+)
+
+
+def test_the_warning_lists_all_that_is_allowed(
+    instrumentor: MongoEventsInstrumentor, caplog: pytest.LogCaptureFixture
+) -> None:
+    instrumentor.instrument(client_nam="billing")
+    event_listeners(client_nam="billing")
+
+    for_all = f"{', '.join(OPTIONS)}, {PROVIDERS_AND_HOOKS}"
+    assert caplog.messages == [
+        f"unknown option client_nam: the options are {for_all}",
+        f"unknown option client_nam (is client_name meant?): the options are {for_all}, client_name",
+    ]
 
 
 @pytest.mark.parametrize("name", ["", " ", 7])

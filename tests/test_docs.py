@@ -140,10 +140,19 @@ def test_each_text_of_the_reference_is_that_of_its_command() -> None:
     page = (ROOT / "docs/what-is-captured.md").read_text()
     pairs = re.findall(r"^```python\n(.*?)^```\n+```json\n(.*?)\n```", page, re.MULTILINE | re.DOTALL)
 
-    assert len(pairs) == page.count("```json") == 4
+    assert len(pairs) == page.count("```json") == 5
     for source, text in pairs:
         command = ast.literal_eval(source)
         assert query_text(next(iter(command)), command, is_raw=False, limit=4096) == text
+
+
+def test_the_cut_text_of_the_reference_is_that_of_its_command() -> None:
+    page = (ROOT / "docs/what-is-captured.md").read_text()
+    ((limit, text),) = re.findall(r"`query_text_max_length=(\d+)`:\n\n```text\n(.*?)\n```", page)
+    stages = [{"$match": {"note": "x" * 5_000, "state": "open"}}, {"$sort": {"total": 1}}, {"$out": "days"}]
+    command = {"aggregate": "orders", "pipeline": stages, "cursor": {}}
+
+    assert query_text("aggregate", command, is_raw=True, limit=int(limit)) == text
 
 
 def test_each_alert_is_explained_and_tested() -> None:

@@ -80,6 +80,8 @@ NUMBERS: Final = [
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
     ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text.text:_ELEMENTS"),
     ("docs/what-is-captured.md", r"and ([\d,]+) values of a command", "_query_text.text:_VALUES"),
+    ("docs/what-is-captured.md", r"was cut shows ([\d,]+) levels", "_query_text.cutting:_LEVELS"),
+    ("docs/what-is-captured.md", r"up\s+to ([\d,]+)\s+values are read in addition", "_query_text.text:_MORE_VALUES"),
     ("docs/what-is-captured.md", r"more than ([\d,]+) keys all of them are masked", "_query_text.text:_KEYS"),
 ]  # fmt: skip
 WORDS = {"five": "5", "ten": "10"}
@@ -117,6 +119,11 @@ def test_no_limit_of_the_code_is_left_out() -> None:
         ("_telemetry.instruments", "_MAX_PENDING"),
         ("_query_text.masking", "KEY_LENGTH"),
         ("_query_text.text", "_MAX_CACHED_LENGTH"),
+        ("_query_text.text", "_MORE_ROOM"),
+        ("_query_text.text", "_PARTS"),
+        ("_query_text.cutting", "_LEAST_ROOM"),
+        ("_query_text.cutting", "_FIELD_ROOM"),
+        ("_query_text.cutting", "_STAGE_ROOM"),
         ("_pools.waiters", "_CLEANUP_THRESHOLD"),
         ("_servers.state", "_MAX_ANSWERS"),
     }

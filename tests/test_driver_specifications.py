@@ -16,12 +16,13 @@ import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._driver.versions import ATTEMPTS_SHARE_OPERATION_ID
 from tests.servers.scripted import ScriptedReplicaSet, ScriptedServer, error
-from tests.spans import Spans, attributes, table_of
+from tests.spans import Spans, attributes, linked, span_id, table_of
 from tests.unified import Entities, Vector, unmatched, vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -68,7 +69,8 @@ def assert_told(span: ReadableSpan, expected: Mapping[str, Any], entities: Entit
     target = told.get("db.collection.name", told["db.namespace"])
     assert span.name == told["db.query.summary"] == f"{told['db.operation.name']} {target}"
     assert span.kind is SpanKind.CLIENT
-    assert span.status.status_code is (StatusCode.ERROR if "error.type" in expected else StatusCode.UNSET)
+    failed = expected.get("error.type", NONE) != NONE
+    assert span.status.status_code is (StatusCode.ERROR if failed else StatusCode.UNSET)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -196,8 +198,9 @@ def test_each_command_that_is_monitored_is_a_span(vector: Vector, listeners: Any
 # ---------------------------------------------------------------------------------------------------------------------
 # OpenTelemetry: the specification has a span for each operation, and in it those of its commands; these are ours.
 
-# What is otherwise in our spans, on purpose; so is their name (the conventions' `find orders`, not `find`), and that no
-# span of ours is an operation's or a transaction's, of which the driver publishes nothing.
+# What is otherwise in our spans, on purpose; so is their name (the conventions' `find orders`, not `find`). No span of
+# ours is an operation's, of which the driver publishes nothing; and commands link to their transaction's span, which
+# begins with the first of them.
 OTHERWISE = {
     # The name of the span, as the conventions have it; the specification's has the database too.
     "db.query.summary": STRING,
@@ -213,6 +216,19 @@ OTHERWISE = {
     "mongodb.client.operation.attempt": maybe(2),
 } | ({} if pymongo.version_tuple >= (4, 7) else {"db.mongodb.server_connection_id": NONE})
 
+# What a vector need not mention.
+UNSAID = {
+    "db.mongodb.cursor_id": maybe(INTEGER),
+    "db.mongodb.driver_connection_id": maybe(INTEGER),
+    "db.mongodb.lsid": maybe(STRING),
+    "db.mongodb.server_connection_id": maybe(INTEGER),
+    "db.mongodb.txn_number": maybe(INTEGER),
+    "db.query.text": maybe(STRING),
+    "network.transport": maybe("tcp"),
+    "server.address": maybe(STRING),
+    "server.port": maybe(INTEGER),
+}
+
 # The number is an attribute where it tells of a transaction; a comment may hold the context of a trace, or anything.
 NOT_IN_TEXT = ("txnNumber", "comment")
 
@@ -220,17 +236,58 @@ NOT_IN_TEXT = ("txnNumber", "comment")
 RENAMED = {"db.command.name": "db.operation.name"}
 
 
-def expected_spans(tree: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The attributes of the command spans in a tree of spans, in the order of their starts."""
+# What says that a command failed.
+ERRORS = ("db.response.status_code", "error.type", "exception.type")
+
+
+@dataclass(frozen=True)
+class CommandSpan:
+    """A span of a command that a vector expects.
+
+    Attributes:
+        attributes: What it holds.
+        follows: The one before it in the span of their operation; None if it is the first one.
+        transaction: What the vector says of its transaction's span; None if it is in none.
+    """
+
+    attributes: Mapping[str, Any]
+    follows: CommandSpan | None
+    transaction: Mapping[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return str(self.attributes["db.operation.name"])
+
+    @property
+    def failed(self) -> bool:
+        return "error.type" in self.attributes and self.attributes["error.type"] != NONE
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is another attempt, of which the driver tells since PyMongo 4.18."""
+        earlier = self.follows
+        return ATTEMPTS_SHARE_OPERATION_ID and earlier is not None and earlier.failed and earlier.name == self.name
+
+
+def expected_spans(
+    tree: Iterable[Mapping[str, Any]], transaction: Mapping[str, Any] | None = None
+) -> Iterator[CommandSpan]:
+    """The command spans in a tree of spans, in the order of their starts."""
+    earlier = None
     for span in tree:
-        if "db.command.name" in span["attributes"]:
-            expected = {RENAMED.get(name, name): told for name, told in span["attributes"].items()} | OTHERWISE
-            text = expected.get("db.query.text", {}).get("$$matchAsDocument", {}).get("$$matchAsRoot", {})
+        told = span["attributes"]
+        if "db.command.name" in told:
+            failed = any(told.get(name, NONE) != NONE for name in ERRORS)
+            expected = UNSAID | {RENAMED.get(name, name): each for name, each in told.items()} | OTHERWISE
+            text = expected["db.query.text"].get("$$matchAsDocument", {}).get("$$matchAsRoot", {})
             for name in NOT_IN_TEXT:
                 text.pop(name, None)
-            failed = expected["db.response.status_code"] != NONE
-            yield expected if not failed else EVERY_ERROR | expected
-        yield from expected_spans(span.get("nested", ()))
+            if failed:
+                # A connection that breaks has no code; a vector that has none at all doesn't say which one it was.
+                expected = EVERY_ERROR | {"db.response.status_code": maybe(STRING)} | expected
+            earlier = CommandSpan(expected, earlier, transaction)
+            yield earlier
+        yield from expected_spans(span.get("nested", ()), span if span["name"] == "transaction" else transaction)
 
 
 @pytest.mark.parametrize(
@@ -251,10 +308,43 @@ def test_each_command_span_of_a_driver_is_a_span_of_ours(vector: Vector, spans: 
         entities.run(vector.test["operations"])
         assert len(table_of(listeners)) == 0
 
-        told = spans.finished
-        if tracing["ignoreExtraSpans"]:
-            operations = {each["db.operation.name"] for each in expected}
+        # In them is what the specification has in spans of operations: ours of commands are not in each other.
+        told = [span for span in spans.finished if span.kind is SpanKind.CLIENT]
+        if tracing.get("ignoreExtraSpans"):
+            operations = {each.name for each in expected}
             told = [span for span in told if attributes(span)["db.operation.name"] in operations]
         assert len(told) == len(expected), spans.names
         for span, each in zip(told, expected, strict=True):
-            assert_told(span, each, entities)
+            assert_told(span, each.attributes, entities)
+            assert span.parent is None or span.parent.span_id not in map(span_id, told)
+        assert_linked(told, expected, spans.named("transaction"), entities)
+
+
+def assert_linked(
+    told: Sequence[ReadableSpan],
+    expected: Sequence[CommandSpan],
+    transactions: Iterable[ReadableSpan],
+    entities: Entities,
+) -> None:
+    """Assert that attempts of an operation, commands of a cursor and of a transaction are linked, and no others."""
+    openers: dict[Any, int] = {}
+    remaining = iter(transactions)
+    current: Mapping[str, Any] | None = None
+    transaction: ReadableSpan | None = None
+    for number, (span, each) in enumerate(zip(told, expected, strict=True)):
+        cursor = attributes(span).get("db.mongodb.cursor_id")
+        opener = openers.get(cursor) if each.name == "getMore" else None
+        openers.setdefault(cursor, span_id(span))
+        if each.transaction is not current:
+            current = each.transaction
+            transaction = None
+            if current is not None:
+                transaction = next(remaining)
+                said = current["attributes"]
+                about = {name: value for name, value in attributes(transaction).items() if name in said}
+                assert unmatched(said, about, entities) == {}
+        links = [span_id(told[number - 1])] if each.repeats else []
+        links += [] if opener is None else [opener]
+        assert linked(span) == links + ([] if transaction is None else [span_id(transaction)])
+        assert (attributes(span).get("mongodb.client.operation.attempt", 1) > 1) is each.repeats
+    assert list(remaining) == []

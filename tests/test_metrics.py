@@ -196,7 +196,7 @@ async def test_a_cancelled_command_counts_with_its_time(
         frozen.release()
 
     found = point(metrics, DURATION, "find")
-    kind = "interrupted" if pymongo.version_tuple <= (4, 20, 0) else "CancelledError"
+    kind = "interrupted" if pymongo.version_tuple[:3] <= (4, 20, 0) else "CancelledError"
     assert (found.count, found.attributes["error.type"]) == (1, kind)
     assert 0.05 <= found.sum < 5
 

@@ -84,6 +84,69 @@ def test_text_is_json_however_long_it_may_be(template: dict[str, Any], seed: int
         text_of(command, is_raw=True, limit=limit + 100)
 
 
+class Pairs(list[tuple[str, Any]]):
+    """A JSON document. Masked text may have the same key twice."""
+
+
+def parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=Pairs)
+
+
+def is_cut_of(part: Any, whole: Any) -> bool:
+    """Whether a value says of itself what it lacks of the whole one."""
+    if isinstance(whole, Pairs):
+        if not isinstance(part, Pairs):
+            return bool(part == "...")
+        is_marked = part[-1:] == [("...", "...")]
+        rest = part[:-1] if is_marked else part[:]
+        shown = []
+        for key, value in whole:
+            if rest and rest[0][0] == key and is_cut_of(rest[0][1], value):
+                shown.append(rest.pop(0))
+            elif key != "?" or not any(other == "?" and is_cut_of(each, value) for other, each in shown):
+                return is_marked and not rest
+        return not rest
+    if isinstance(whole, list) and isinstance(part, list):
+        shown = [each for each in part if each != "..."]
+        ending = part[-1:] if "..." in part[:-1] else []  # the last stage of a pipeline
+        if len(shown) < len(part):
+            beginning = shown[:-1] if ending else shown
+            return is_beginning_of(beginning, whole) and (not ending or is_beginning_of(ending, whole[-1:]))
+        # Elements that are equal as far as they are shown are one.
+        return is_beginning_of(shown, whole) and all(any(is_cut_of(each, one) for each in shown) for one in whole)
+    if isinstance(whole, str) and isinstance(part, str) and part.endswith("..."):
+        return part == whole or whole.startswith(part[:-3])
+    return bool(part == whole) or part == "..."
+
+
+def is_beginning_of(elements: list[Any], whole: list[Any]) -> bool:
+    """Whether elements are some of the others, in their order.
+
+    Two may be the same one: equal elements are one only if they are cut in the same place.
+    """
+    position = 0
+    for element in elements:
+        while position < len(whole) and not is_cut_of(element, whole[position]):
+            position += 1
+    return position < len(whole) or not elements
+
+
+@chosen
+@given(commands, seeds)
+def test_what_is_cut_says_so(template: dict[str, Any], seed: int) -> None:
+    chance = Random(seed)
+    command = filled(template, chance)
+    for is_raw in (False, True):
+        whole = text_of(command, is_raw=is_raw, limit=10_000_000)
+        for _ in range(FILLINGS):
+            limit = chance.randint(min(40, len(whole)), len(whole))
+            part = text_of(command, is_raw=is_raw, limit=limit)
+            assert is_cut_of(parsed(part), parsed(whole)), (part, whole)
+            assert limit < len(whole) or part == whole
+            if limit >= 1_000:
+                assert [key for key, _ in parsed(part)] == [key for key, _ in parsed(whole)]
+
+
 @chosen
 @given(commands, seeds)
 def test_a_command_is_not_changed(template: dict[str, Any], seed: int) -> None:

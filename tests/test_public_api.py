@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 import opentelemetry_mongo_events
 from opentelemetry_mongo_events import Config, MongoEventsInstrumentor, event_listeners
@@ -42,7 +43,16 @@ def test_the_versions_of_pymongo_are_those_of_the_extra() -> None:
 
     assert len(extra) == 1
     assert extra[0].replace('"', "'").split(";")[0].strip() == "pymongo<5,>=4.0"
-    assert list(MongoEventsInstrumentor().instrumentation_dependencies()) == ["pymongo >= 4.0, < 5"]
+    assert list(MongoEventsInstrumentor().instrumentation_dependencies()) == ["pymongo >= 4.0.dev0, < 5"]
+
+
+@pytest.mark.parametrize("version", ["4.0", "4.18.0.dev0", "4.18.0b1", "4.18.0rc1", "4.18.0.post1", "4.20.1"])
+def test_development_versions_of_pymongo_are_instrumented(version: str) -> None:
+    (requirement,) = map(Requirement, MongoEventsInstrumentor().instrumentation_dependencies())
+
+    assert requirement.specifier.contains(version)
+    assert not requirement.specifier.contains("3.13")
+    assert not requirement.specifier.contains("5.0")
 
 
 def test_the_package_is_typed() -> None:

@@ -7,6 +7,7 @@ What an operation returns and leaves behind (`expectResult`, `outcome`) is the d
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,15 @@ import pymongo
 import pytest
 from bson import json_util
 from pymongo import DeleteMany, DeleteOne, InsertOne, ReplaceOne, UpdateMany, UpdateOne, WriteConcern
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from tests.clients import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from pymongo import MongoClient
@@ -63,11 +67,34 @@ class Vector:
             return str(skipped)
         if self.max_wire_version is None:
             return "needs a server that the scripted one can't be"
-        for operation in self.test["operations"]:
-            since, otherwise = _SINCE.get(operation["name"], ((), ""))
+        if len(self.test.get("expectTracingMessages", ())) > 1:
+            return "expects the spans of several clients"
+        for entity in self.file["createEntities"]:
+            if not entity.keys() <= _ENTITIES:
+                return f"needs an entity that isn't known here: {', '.join(entity)}"
+        for operation in _all(self.test["operations"]):
+            name = operation["name"]
+            since, otherwise = _SINCE.get(name, ((), ""))
             if pymongo.version_tuple < since:
                 return f"PyMongo {pymongo.version} {otherwise}"
+            if not _is_known(name, operation["object"]):
+                return f"needs an operation that isn't known here: {name} of {operation['object']}"
         return None
+
+
+def _all(operations: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The operations, and those inside of them."""
+    for operation in operations:
+        yield operation
+        yield from _all(operation.get("arguments", {}).get("callback", ()))
+
+
+def _is_known(name: str, target: str) -> bool:
+    if target == "testRunner":
+        return name == "failPoint"
+    return (
+        name in _OPERATIONS or name == "withTransaction" or any(hasattr(each, _snake_case(name)) for each in _TARGETS)
+    )
 
 
 def vectors(folder: Path) -> list[Any]:
@@ -107,6 +134,26 @@ def _numbers(version: str) -> list[int]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Operations.
+
+
+_ENTITIES = {"client", "database", "collection", "session"}
+
+# An operation without a function of its own is a method of these, with the same name and arguments.
+_TARGETS = (pymongo.MongoClient, Database, Collection, ClientSession)
+
+
+class FindCursor:
+    """A cursor that has been opened by a command already: PyMongo sends none before a document is asked for."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+        self._first = list(itertools.islice(cursor, 1))
+
+    def next(self) -> object:
+        return self._first.pop() if self._first else next(self._cursor)
+
+    def close(self) -> None:
+        self._cursor.close()
 
 
 class Entities:
@@ -154,7 +201,9 @@ class Entities:
         for operation in operations:
             expected = pytest.raises(PyMongoError) if "expectError" in operation else contextlib.nullcontext()
             with expected:
-                self._run(operation["name"], operation["object"], dict(operation.get("arguments", {})))
+                result = self._run(operation["name"], operation["object"], dict(operation.get("arguments", {})))
+                if "saveResultAsEntity" in operation:
+                    self._entities[operation["saveResultAsEntity"]] = result
 
     def _run(self, name: str, target: str, arguments: Document) -> object:
         if name == "failPoint":
@@ -173,10 +222,10 @@ def _snake_case(name: str) -> str:
     return re.sub("[A-Z]+", lambda capitals: f"_{capitals[0].lower()}", name)
 
 
-def _find(collection: Any, **options: Any) -> object:
+def _cursor(collection: Any, **options: Any) -> Any:
     for name in options.keys() & {"hint", "max", "min", "sort"}:
         options[name] = list(options[name].items())
-    return list(collection.find(**options))
+    return collection.find(**options)
 
 
 def _bulk_write(target: Any, models: Iterable[Mapping[str, Any]], **options: Any) -> object:
@@ -198,10 +247,12 @@ _OPERATIONS: dict[str, Callable[..., object]] = {
     "bulkWrite": lambda collection, requests, **options: _bulk_write(collection, requests, **options),
     "clientBulkWrite": _bulk_write,
     "createCollection": lambda database, collection: database.create_collection(collection, check_exists=False),
+    "createFindCursor": lambda collection, **options: FindCursor(_cursor(collection, **options)),
     "createIndex": lambda collection, keys, **options: collection.create_index(list(keys.items()), **options),
     "distinct": lambda collection, field_name, **options: collection.distinct(field_name, **options),
     "dropCollection": lambda database, collection: database.drop_collection(collection),
-    "find": _find,
+    "find": lambda collection, **options: list(_cursor(collection, **options)),
+    "iterateUntilDocumentOrError": lambda cursor: cursor.next(),
     "listCollections": lambda database: list(database.list_collections()),
     "listDatabases": lambda client: list(client.list_databases()),
     "listIndexes": lambda collection: list(collection.list_indexes()),

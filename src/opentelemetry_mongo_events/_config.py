@@ -25,6 +25,9 @@ OFF = "off"
 
 _MAX_NAMES = 10_000
 
+# Keywords of `opentelemetry-instrumentation-pymongo` that have another name here. Its others have the same name.
+_OTHER_NAMES = {"capture_statement": "query_text"}
+
 _SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -98,8 +101,8 @@ class Config:
 
     Attributes:
         commands: Whether commands are instrumented: spans and metrics. If not, no command listener is registered.
-        command_spans: Whether commands get spans. If not, they are only measured, and no other instrumentation is
-            warned about: the option for clients whose commands PyMongo itself traces.
+        command_spans: Whether commands and transactions get spans. If not, they are only measured, and no other
+            instrumentation is warned about: the option for clients whose commands PyMongo itself traces.
         pools: Whether connection pools are instrumented: metrics, and a span for each failed checkout. If not, no pool
             listener is registered, except the one that command spans require.
         heartbeats: Whether heartbeats are instrumented: metrics, and an event for each failed heartbeat. If not, no
@@ -187,7 +190,12 @@ def shown(value: object) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base: Config | None = None) -> Config:
+def config_from(
+    environ: Mapping[str, str],
+    keywords: Mapping[str, object],
+    base: Config | None = None,
+    other_keywords: Iterable[str] = (),
+) -> Config:
     """Combine the options from all sources.
 
     Args:
@@ -197,6 +205,7 @@ def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base
         keywords: Options by name. They take precedence over everything else, unless they are None. An unknown name
             causes a warning.
         base: Options that replace environment variables and defaults.
+        other_keywords: The names of keywords that are no options but allowed where the options are, for the warning.
     """
     values: dict[str, object] = {}
     for name, option in OPTIONS.items():
@@ -209,12 +218,12 @@ def config_from(environ: Mapping[str, str], keywords: Mapping[str, object], base
                 if variable is not None and (value := environ.get(variable)):
                     values[name] = _converted(option, value, variable)
                     break
+    allowed = [*OPTIONS, *other_keywords]
     for name in keywords.keys() - OPTIONS.keys():
-        matches = difflib.get_close_matches(name, OPTIONS, n=1)
-        warn(
-            "unknown option %.100s%s: the options are %s",
-            name,
-            f" (is {matches[0]} meant?)" if matches else "",
-            ", ".join(OPTIONS),
-        )
+        if name in _OTHER_NAMES:
+            hint = f" ({_OTHER_NAMES[name]} is its name here)"
+        else:
+            matches = difflib.get_close_matches(name, allowed, n=1)
+            hint = f" (is {matches[0]} meant?)" if matches else ""
+        warn("unknown option %.100s%s: the options are %s", name, hint, ", ".join(allowed))
     return Config(**values)  # type: ignore[arg-type]  # the constructor checks each value

@@ -39,8 +39,9 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     _keywords: Mapping[str, Any] = {}
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return the supported versions of PyMongo, as in the extra `instruments`."""
-        return ("pymongo >= 4.0, < 5",)
+        """Return the supported versions of PyMongo: those of the extra `instruments`, and their pre-releases."""
+        # Before packaging 26 only a specifier with a pre-release allows any. The extra has none: pip would install any.
+        return ("pymongo >= 4.0.dev0, < 5",)
 
     @classmethod
     def instrument_client(cls, client: Any, **keywords: Any) -> None:

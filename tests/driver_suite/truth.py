@@ -208,8 +208,9 @@ def differences(command: Command, event: Any, span: ReadableSpan) -> Iterator[st
     text = attributes.get("db.query.text")
     if bool(started.command) is not (text is not None):
         yield "there is no text" if text is None else "there is a text of what is not to be shown"
-    # A key that is no name is not shown, wherever it stands.
-    if text is not None and next(iter(json.loads(str(text)))) not in (started.command_name, "?"):
+    # A key that is no name is not shown, wherever it stands. Nor is the cursor of a `getMore`.
+    firsts = (started.command_name, "?", "collection" if started.command_name == "getMore" else "?")
+    if text is not None and next(iter(json.loads(str(text)))) not in firsts:
         yield "the text is of another command"
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pymongo
 import pytest
 from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 
@@ -223,9 +224,15 @@ def bad_times(measured: list[Any]) -> Iterator[None]:
                     with contextlib.suppress(PyMongoError):
                         client.shop.command(command)
 
+        def pay() -> None:
+            while not over.wait(0.01):
+                with contextlib.suppress(PyMongoError), pymongo.timeout(2), client.start_session() as session:
+                    session.with_transaction(lambda each: client.shop.payments.insert_one({}, session=each))
+
         def faults() -> None:
             first, _, last = replica_set.members
             while not over.wait(0.5):
+                first.fail("insert", code=112, labels=["TransientTransactionError"])
                 frozen = first.freeze("find", times=2)
                 over.wait(0.3)
                 frozen.release()
@@ -235,7 +242,7 @@ def bad_times(measured: list[Any]) -> Iterator[None]:
                 replica_set.elect(first)
                 first.drop_connections()
 
-        threads = [threading.Thread(target=load) for _ in range(6)] + [threading.Thread(target=faults)]
+        threads = [threading.Thread(target=each) for each in (*[load] * 6, pay, faults)]
         for thread in threads:
             thread.start()
         try:

@@ -48,12 +48,15 @@ class Claim:
             self._last.set(None)
 
 
-# Two claims: a listener whose spans are disabled by another instrumentation still measures commands.
+# Three claims: a listener whose spans are disabled by another instrumentation still measures commands, and adds to
+# PyMongo's own spans.
 SPANS: Final = Claim("opentelemetry_mongo_events_claimed_span")
 METRICS: Final = Claim("opentelemetry_mongo_events_claimed_metrics")
+DRIVER_SPANS: Final = Claim("opentelemetry_mongo_events_claimed_driver_span")
 
 
 def give_up(owner: object) -> None:
-    """Give up both claims if they are `owner`'s: its command has ended."""
+    """Give up all claims if they are `owner`'s: its command has ended."""
     SPANS.give_up(owner)
     METRICS.give_up(owner)
+    DRIVER_SPANS.give_up(owner)

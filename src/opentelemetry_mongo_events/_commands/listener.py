@@ -10,7 +10,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, get_current_span
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
-from opentelemetry_mongo_events._commands.claims import METRICS, SPANS, give_up
+from opentelemetry_mongo_events._commands.claims import DRIVER_SPANS, METRICS, SPANS, give_up
 from opentelemetry_mongo_events._commands.description import (
     Description,
     add_batch_and_transaction,
@@ -20,6 +20,7 @@ from opentelemetry_mongo_events._commands.description import (
     killed_cursors,
     transaction_number,
 )
+from opentelemetry_mongo_events._commands.driver_spans import add_waits_and_attempt, current_operation_span
 from opentelemetry_mongo_events._commands.held_connections import (
     NO_DELAYS,
     HeldConnection,
@@ -171,11 +172,13 @@ class CommandEvents(NeverCopied, CommandListener):
             if has_other_listeners:
                 self._has_claimed = True
                 is_measured = is_measured and METRICS.take(_claim_key(identifier), table)
-            is_excluded = False
+            is_excluded, operation_span = False, None
             if is_traced and (has_other_listeners or telemetry.filters_commands):
                 is_traced = self._is_traced(identifier, context, telemetry, has_other_listeners)
                 is_excluded = command_name in telemetry.config.exclude_commands
-            if not is_measured and not is_traced and not self._transactions.open:
+                if not is_traced and not is_excluded:
+                    operation_span = self._operation_span(identifier, telemetry, has_other_listeners)
+            if not is_measured and not is_traced and operation_span is None and not self._transactions.open:
                 return
             held = find_free_connection(table, identifier)
             needs_check = identifier in table.by_id or table.duplicates or len(table.by_id) >= LIMIT
@@ -225,7 +228,12 @@ class CommandEvents(NeverCopied, CommandListener):
                         span = None
                 except FAILURES as error:  # the command is measured anyway
                     self.guard.failed("CommandEvents.started", error)
-            if span is None and not is_measured and transaction is None:
+            elif operation_span is not None:
+                if self._failed_attempts or delays.failed_checkouts is not None:
+                    predecessors = self._find_predecessors(event, {}, delays.failed_checkouts)
+                told = (delays.wait_time, delays.selection_wait_time, predecessors.attempt)
+                self.guard.run("an operation span", add_waits_and_attempt, operation_span, *told)
+            if span is None and not is_measured and transaction is None and operation_span is None:
                 return
             if held is None:
                 held = HeldConnection(table, address, None)
@@ -236,6 +244,8 @@ class CommandEvents(NeverCopied, CommandListener):
             if txn_number is not None:
                 open_command.txn_number = transaction_number(command)
                 open_command.transaction = transaction
+            if operation_span is not None:
+                open_command.operation_span = operation_span
             if predecessors is not _NO_PREDECESSORS:
                 open_command.attempt = predecessors.attempt
                 open_command.continued_cursor = predecessors.continued_cursor
@@ -268,6 +278,8 @@ class CommandEvents(NeverCopied, CommandListener):
                 outcome = reply_outcome(event.command_name, event.reply)
                 if outcome.error is not None:
                     self._note_failure(command, outcome)
+                    if command.operation_span is not None:
+                        self._remember_retryable_write(command, command.operation_span, event)
                 if command.span is not None and (
                     outcome.cursor or command.continued_cursor is not None or command.txn_number is not None
                 ):
@@ -299,6 +311,8 @@ class CommandEvents(NeverCopied, CommandListener):
             if span is not None:
                 self._remember_cursor(command, span, 0)
                 self._remember_attempt(command, span, event)
+            elif command.operation_span is not None:
+                self._remember_attempt(command, command.operation_span, event)
             seconds = event.duration_micros / 1e6
         finally:
             self._close(command, outcome, seconds, "failed_hook", command.telemetry.failed_hook, event)
@@ -326,6 +340,17 @@ class CommandEvents(NeverCopied, CommandListener):
         if has_other_listeners and not SPANS.take(_claim_key(identifier), self._open):
             return False
         return not config.require_parent_span or get_current_span(context).get_span_context().is_valid
+
+    def _operation_span(self, identifier: CommandId, telemetry: Telemetry, has_other_listeners: bool) -> Span | None:
+        """Return PyMongo's own span to which this listener is to add what would be on the command's span."""
+        span, config = current_operation_span(), telemetry.config
+        if span is None:
+            return None
+        if config.command_spans and telemetry.other_tracers is None:
+            return None  # requested explicitly, and another one of the client's listeners has the command's span
+        if has_other_listeners and not DRIVER_SPANS.take(_claim_key(identifier), self._open):
+            return None
+        return span
 
     def _renew_claims(self, command: OpenCommand, *, is_traced: bool) -> None:
         if command.metric_attributes is not None:
@@ -370,6 +395,10 @@ class CommandEvents(NeverCopied, CommandListener):
         """Remember the span if later commands may link to it."""
         if outcome.cursor or command.continued_cursor is not None:
             self._remember_cursor(command, span, outcome.cursor)
+        self._remember_retryable_write(command, span, event)
+
+    def _remember_retryable_write(self, command: OpenCommand, span: Span, event: CommandSucceededEvent) -> None:
+        """Remember an attempt that the driver repeats though the server has replied."""
         # The driver retries a write only if it has a transaction number, regardless of the label.
         if command.txn_number is not None and is_retryable_write_error(event.reply):
             self._remember_attempt(command, span, event)
@@ -398,10 +427,11 @@ class CommandEvents(NeverCopied, CommandListener):
     def _note_failure(self, command: OpenCommand, outcome: Outcome) -> None:
         """Remember a failure that indicates an unavailable server, to which an outage may link.
 
-        If the command has no span, because another instrumentation traces it, the outage links to the caller's span.
+        If the command has no span, because another instrumentation traces it, the outage links to the caller's span,
+        which is PyMongo's own span of the operation if there is one.
         """
         if is_loss_of_server(outcome.attributes):
-            span = get_current_span(command.context) if command.span is None else command.span
+            span = command.span or command.operation_span or get_current_span(command.context)
             note_failure(command.command_id[1], span.get_span_context())
 
     def _note_failure_without_span(self, event: CommandFailedEvent) -> None:

@@ -10,6 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
+from opentelemetry_mongo_events._commands.driver_spans import add_events
 from opentelemetry_mongo_events._commands.held_connections import (
     find_connection_of,
     find_free_connection,
@@ -59,6 +60,7 @@ class OpenCommand:
         since: When it started, by `time.monotonic()`, the clock that the driver uses, too.
         txn_number: The number of the transaction or retryable write that it is part of.
         attempt: The number of the attempt of its operation, from 1.
+        operation_span: PyMongo's own span of its operation, if that gets what would be on the span.
         continued_cursor: The id of the cursor that a `getMore` continues.
         events: The events of its server since it started.
         transaction: The command as a part of its transaction; None if it is not part of one.
@@ -67,6 +69,7 @@ class OpenCommand:
     # Defaults in the class, as few commands need other values: each assignment to an instance attribute takes time.
     txn_number: int | None = None
     attempt: int = 1
+    operation_span: Span | None = None
     continued_cursor: int | None = None
     events: Sequence[BackgroundEvent] = ()
     transaction: TransactionCommand | None = None
@@ -107,6 +110,8 @@ class OpenCommand:
                         background_event.add_to(span)
                 finally:
                     span.end()
+            elif self.operation_span is not None:
+                add_events(self.operation_span, self.events)
         finally:
             try:
                 if self.metric_attributes is not None:

@@ -1,4 +1,4 @@
-"""Unmasked values as MongoDB's relaxed Extended JSON, with long strings cut to the available room."""
+"""Unmasked values as MongoDB's relaxed Extended JSON, with long strings cut."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from bson.raw_bson import RawBSONDocument
 from bson.regex import Regex
 
 BINARY: Final = '{"$binary":"?"}'
+CUT: Final = '"..."'
+"""Stands for a value that was left out, and for elements of an array."""
 _UNKNOWN: Final = '"?"'
 
 as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -21,39 +23,32 @@ as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 _encoded: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def quoted(text: str, room: int) -> str:
-    """Encode as much of a string as fits, as a JSON string.
-
-    Args:
-        text: The string, of any length.
-        room: Maximum length of the result in characters. The result is `""` and longer than `room` only if not even
-            that fits.
-    """
-    text = str.__str__(text[: max(0, room)])
+def quoted(text: str, length: int) -> str:
+    """Encode a string as a JSON string. Of a string of more than `length` characters the beginning and `...`."""
+    is_long = len(text) > length
+    text = str.__str__(text[:length])
     if not text.isascii():
         # A lone surrogate makes exporters fail. No server ever received one: BSON strings are UTF-8.
         text = text.encode(errors="replace").decode()
-    while len(json_text := as_json(text)) > room and text:
-        text = text[: len(text) * max(0, room - 2) // (len(json_text) - 2)]
-    return json_text
+    json_text = as_json(text)
+    return f'{json_text[:-1]}..."' if is_long else json_text
 
 
-def literal(value: Any, room: int) -> str:
+def literal(value: Any, length: int) -> str:
     """Encode a value that is neither a document nor an array as JSON.
 
     Args:
         value: Any value that the driver can send. A type that needs one of the application's codecs becomes `"?"`.
-        room: Maximum length of a string in characters, including its quotes. A longer string is cut, and a regular
-            expression with a longer pattern becomes `"?"`. All other values are short, and are not cut.
+        length: How many characters of a string or a pattern are read. All other values are short.
     """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Code):  # a subclass of `str`
-        return f'{{"$code":{quoted(value, room - 10)}}}'
+        return f'{{"$code":{quoted(value, length)}}}'
     if isinstance(value, str):
-        return quoted(value, room)
+        return quoted(value, length)
     if isinstance(value, int):
         return int.__repr__(value)
     if isinstance(value, float) and math.isfinite(value):
@@ -62,9 +57,9 @@ def literal(value: Any, room: int) -> str:
         return BINARY
     if isinstance(value, uuid.UUID):
         return f'{{"$uuid":"{value}"}}'
-    if isinstance(value, (re.Pattern, Regex)) and len(value.pattern) > room:
-        return _UNKNOWN
     try:
+        if isinstance(value, (re.Pattern, Regex)) and len(value.pattern) > length:
+            value = Regex(value.pattern[:length], value.flags)
         return _encoded(default(value, RELAXED_JSON_OPTIONS))
     except (TypeError, ValueError, OverflowError):
         return _UNKNOWN

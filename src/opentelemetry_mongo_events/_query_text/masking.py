@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from opentelemetry_mongo_events._driver.command_names import COLLECTION_COMMANDS
-from opentelemetry_mongo_events._query_text.extended_json import as_json
+from opentelemetry_mongo_events._query_text.extended_json import as_json, quoted
 
 MASK: Final = '"?"'
 MASKED_KEY: Final = '"?":'
@@ -26,7 +26,7 @@ _SEGMENT: Final = re.compile(
 # An address, a date or a telephone number, not array indices: no path begins with an index, and hardly any has three
 # of them in a row.
 _NUMBERS: Final = re.compile(r"\d+\.|.*\.\d+\.\d+\.\d", re.ASCII)
-_FLAGS: Final = frozenset({"text", "2d", "2dsphere", "hashed"})
+_INDEX_TYPES: Final = frozenset({"text", "2d", "2dsphere", "hashed"})
 
 
 def masked_key(key: str) -> str:
@@ -59,7 +59,7 @@ def _field(value: object) -> str:
 
 def _name(value: object) -> str:
     """Render the name of a collection, of a database, or of both."""
-    return as_json(value[:KEY_LENGTH]) if type(value) is str else MASK
+    return quoted(value, KEY_LENGTH) if type(value) is str else MASK
 
 
 def _path(value: object) -> str:
@@ -69,18 +69,28 @@ def _path(value: object) -> str:
 
 
 def _flag(value: object) -> str:
-    """Render a sort direction, the type of an index, or whether a projection includes a field."""
+    """Render an option that is on or off. Anything but a boolean is masked."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)) and value in (1, -1, 0):
+    return MASK
+
+
+def _limit_of_delete(value: object) -> str:
+    """Render how many documents a delete may delete: 0 for all, or 1."""
+    return str(value) if type(value) is int and value in (0, 1) else MASK
+
+
+def _direction(value: object) -> str:
+    """Render a sort direction, the type of an index, or whether a projection includes a field."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value in (1, -1, 0):
         return str(int(value))
-    return as_json(value) if type(value) is str and value in _FLAGS else MASK
+    return as_json(value) if type(value) is str and value in _INDEX_TYPES else _flag(value)
 
 
-def _flag_or_path(value: object) -> str:
-    """Render a value of a projection: a flag, or a field path."""
-    flag = _flag(value)
-    return flag if flag != MASK else _path(value)
+def _direction_or_path(value: object) -> str:
+    """Render a value of a projection: whether it includes a field, or a field path."""
+    direction = _direction(value)
+    return direction if direction != MASK else _path(value)
 
 
 class Place:
@@ -97,9 +107,11 @@ class Place:
         masks_literals: Whether all literals under keys that aren't in `fields` are masked.
         is_ordered: Whether the order of an array's elements has a meaning. If so, only equal neighbours are merged
             into one; otherwise all equal elements are.
+        is_pipeline: Whether an array at this place is a pipeline. Its last stage is always shown, since that decides
+            whether the pipeline writes.
     """
 
-    __slots__ = ("elements", "fields", "is_ordered", "leaf", "masks_literals", "operators", "others")
+    __slots__ = ("elements", "fields", "is_ordered", "is_pipeline", "leaf", "masks_literals", "operators", "others")
 
     def __init__(
         self,
@@ -110,6 +122,7 @@ class Place:
         others: Place | None = None,
         elements: Place | None = None,
         is_ordered: bool = False,
+        is_pipeline: bool = False,
     ) -> None:
         self.leaf = leaf
         self.fields = dict(fields or {})
@@ -118,10 +131,14 @@ class Place:
         self.elements = elements or self
         self.masks_literals = self.others.leaf is None and self.operators.leaf is None
         self.is_ordered = is_ordered
+        self.is_pipeline = is_pipeline
 
 
 OMITTED: Final = Place()
 """A field that is never shown: the session, protocol fields, comments, the start of an authentication."""
+
+OMITTED_IF_MASKED: Final = Place()
+"""A field that only raw text shows: ids of cursors. Masked they say nothing, and the id is an attribute of the span."""
 
 COMMAND: Final = Place()
 """A command nested in another one. The name of the nested command, its first key, decides which place applies."""
@@ -130,6 +147,8 @@ COMMAND.masks_literals = False  # or the nested command would be written without
 _DATA: Final = Place()
 NAME: Final = Place(_name, others=_DATA, elements=_DATA)
 """The name of a collection, or of a database and a collection (`shop.orders`)."""
+FLAG: Final = Place(_flag, others=_DATA, elements=_DATA)
+"""An option that is on or off."""
 _FIELD: Final = Place(_field, others=_DATA)
 # Atlas Search: `{value: "title", multi: "english"}`.
 _FIELD.fields["value"] = _FIELD
@@ -143,7 +162,7 @@ def _collection(**fields: Place) -> Place:
 _COLLECTION: Final = _collection()
 
 # A sort, a hint or the key of an index, as a document of fields. Anything else, such as the name of an index, is data.
-_ORDER: Final = Place(others=Place(_flag, operators=_DATA), operators=_DATA)
+_ORDER: Final = Place(others=Place(_direction, operators=_DATA), operators=_DATA)
 _SORTS: Final = Place(_path, {"sortBy": _ORDER}, is_ordered=True)
 _EXPRESSION: Final = Place(
     _path,
@@ -152,11 +171,23 @@ _EXPRESSION: Final = Place(
     is_ordered=True,
 )
 _SORTS.others = _SORTS.operators = _SORTS.elements = _EXPRESSION
-_FILTER: Final = Place(fields={"$expr": _EXPRESSION}, others=_DATA)
-_FILTER.operators = _FILTER
+# What a filter asks of a field. A document under any other operator is a value to compare with, and all in it is data.
+_CONDITION: Final = Place(fields={"$exists": FLAG}, others=_DATA, elements=_DATA)
+_ELEMENT: Final = Place(fields={"$exists": FLAG, "$not": _CONDITION}, others=_CONDITION, operators=_DATA)
+_ELEMENT.fields.update(dict.fromkeys(("$and", "$or", "$nor", "$elemMatch"), _ELEMENT))
+_CONDITION.fields.update({"$not": _CONDITION, "$elemMatch": _ELEMENT})
+_FILTER: Final = Place(
+    fields={
+        "$expr": _EXPRESSION,
+        "$text": Place(fields={"$caseSensitive": FLAG, "$diacriticSensitive": FLAG}, others=_DATA),
+    },
+    others=_CONDITION,
+    operators=_DATA,
+)
+_FILTER.fields.update(dict.fromkeys(("$and", "$or", "$nor"), _FILTER))
 _PROJECTION: Final = Place(
     others=Place(
-        _flag_or_path,
+        _direction_or_path,
         {"$elemMatch": _FILTER, "$literal": _DATA, "$const": _DATA},
         operators=_EXPRESSION,
         elements=_EXPRESSION,
@@ -169,13 +200,16 @@ _SEARCH: Final = Place(
     fields={"path": _FIELD, "defaultPath": _FIELD, "like": _DATA, "query": _DATA, "value": _DATA, "sort": _ORDER},
 )
 
-_PIPELINE: Final = Place(others=_EXPRESSION, is_ordered=True)
+_PIPELINE: Final = Place(others=_EXPRESSION, is_ordered=True, is_pipeline=True)
 _PIPELINES: Final = Place(others=_PIPELINE)
 _RANKED: Final = Place(fields={"input": Place(fields={"pipelines": _PIPELINES}, others=_DATA)}, others=_DATA)
 # The stages whose arguments aren't only expressions.
 _PIPELINE.fields.update(
     {
-        "$changeStream": _DATA,
+        "$changeStream": Place(
+            fields=dict.fromkeys(("allChangesForCluster", "showExpandedEvents"), FLAG),
+            others=_DATA,
+        ),
         "$collStats": _DATA,
         "$count": _FIELD,
         "$currentOp": _DATA,
@@ -187,7 +221,14 @@ _PIPELINE.fields.update(
             others=_DATA,
         ),
         "$geoNear": Place(
-            fields={"query": _FILTER, "key": _FIELD, "distanceField": _FIELD, "includeLocs": _FIELD}, others=_DATA
+            fields={
+                "query": _FILTER,
+                "key": _FIELD,
+                "distanceField": _FIELD,
+                "includeLocs": _FIELD,
+                "spherical": FLAG,
+            },
+            others=_DATA,
         ),
         "$graphLookup": Place(
             fields={
@@ -231,33 +272,85 @@ _PIPELINE.fields.update(
         "$sort": _ORDER,
         "$unionWith": _collection(pipeline=_PIPELINE),
         "$unset": _FIELD,
-        "$unwind": Place(_path, {"path": _EXPRESSION, "includeArrayIndex": _FIELD}, others=_DATA),
-        "$vectorSearch": Place(fields={"path": _FIELD, "filter": _FILTER}, others=_DATA),
+        "$unwind": Place(
+            _path,
+            {"path": _EXPRESSION, "includeArrayIndex": _FIELD, "preserveNullAndEmptyArrays": FLAG},
+            others=_DATA,
+        ),
+        "$vectorSearch": Place(fields={"path": _FIELD, "filter": _FILTER, "exact": FLAG}, others=_DATA),
     }
 )
 
 _UPDATE_OPERATORS: Final = Place(fields={"$sort": _ORDER})
 # A document of update operators, a replacement document, or a pipeline.
-_UPDATE: Final = Place(others=_UPDATE_OPERATORS, elements=_PIPELINE, is_ordered=True)
+_UPDATE: Final = Place(others=_UPDATE_OPERATORS, elements=_PIPELINE, is_ordered=True, is_pipeline=True)
 
 _OMITTED_FIELDS: Final = dict.fromkeys(
-    ("lsid", "$db", "$clusterTime", "txnNumber", "signature", "$readPreference", "comment", "speculativeAuthenticate"),
+    (
+        "lsid",
+        "$db",
+        "$clusterTime",
+        "txnNumber",
+        "recoveryToken",
+        "signature",
+        "$readPreference",
+        "comment",
+        "speculativeAuthenticate",
+    ),
     OMITTED,
 )
 
-RAW_COMMAND: Final = Place(fields={**_OMITTED_FIELDS, "explain": COMMAND}, others=Place())
-"""A command whose values are shown."""
+# The options of commands that are on or off. Each of them means the same in all commands that have it.
+_COMMAND_FLAGS: Final = dict.fromkeys(
+    (
+        "allowDiskUse",
+        "allowPartialResults",
+        "authorizedCollections",
+        "authorizedDatabases",
+        "autocommit",
+        "awaitData",
+        "bypassDocumentValidation",
+        "capped",
+        "dropTarget",
+        "errorsOnly",
+        "exhaust",
+        "explain",
+        "force",
+        "full",
+        "jsMode",
+        "nameOnly",
+        "new",
+        "noCursorTimeout",
+        "oplogReplay",
+        "ordered",
+        "remove",
+        "returnKey",
+        "showRecordId",
+        "singleBatch",
+        "snapshot",
+        "startTransaction",
+        "tailable",
+        "upsert",
+        "verbose",
+    ),
+    FLAG,
+)
+_WRITE: Final = {"multi": FLAG, "upsert": FLAG, "arrayFilters": _FILTER, "sort": _ORDER, "hint": _ORDER}
+_INDEX_FLAGS: Final = dict.fromkeys(("background", "dropDups", "hidden", "prepareUnique", "sparse", "unique"), FLAG)
 
 
 def _command(**fields: Place) -> Place:
-    return Place(fields={**_OMITTED_FIELDS, **fields}, others=_DATA)
+    return Place(fields={**_OMITTED_FIELDS, **_COMMAND_FLAGS, **fields}, others=_DATA)
 
 
 _OTHER_COMMAND: Final = _command()
 _INDEX: Final = Place(
-    fields={"key": _ORDER, "partialFilterExpression": _FILTER, "wildcardProjection": _PROJECTION}, others=_DATA
+    fields={**_INDEX_FLAGS, "key": _ORDER, "partialFilterExpression": _FILTER, "wildcardProjection": _PROJECTION},
+    others=_DATA,
 )
-_FIND_AND_MODIFY: Final = _command(query=_FILTER, sort=_ORDER, hint=_ORDER, fields=_PROJECTION, update=_UPDATE)
+_FIND_AND_MODIFY: Final = _command(
+    query=_FILTER, sort=_ORDER, hint=_ORDER, fields=_PROJECTION, update=_UPDATE, arrayFilters=_FILTER
+)
 _MAP_REDUCE: Final = _command(
     query=_FILTER,
     sort=_ORDER,
@@ -269,18 +362,26 @@ _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER_COMMAND) | {
     "aggregate": _command(pipeline=_PIPELINE, hint=_ORDER),
     "bulkWrite": _command(
         ops=Place(
-            fields={"filter": _FILTER, "updateMods": _UPDATE, "sort": _ORDER, "hint": _ORDER},
+            fields={**_WRITE, "filter": _FILTER, "updateMods": _UPDATE},
             others=_DATA,
         ),
         nsInfo=Place(fields={"ns": NAME}, others=_DATA),
     ),
     "collMod": _command(
-        index=Place(fields={"keyPattern": _ORDER}, others=_DATA), viewOn=NAME, pipeline=_PIPELINE, validator=_FILTER
+        index=Place(fields={**_INDEX_FLAGS, "keyPattern": _ORDER}, others=_DATA),
+        viewOn=NAME,
+        pipeline=_PIPELINE,
+        validator=_FILTER,
     ),
     "count": _command(query=_FILTER, hint=_ORDER, fields=_PROJECTION),
     "create": _command(viewOn=NAME, pipeline=_PIPELINE, validator=_FILTER),
     "createIndexes": _command(indexes=_INDEX),
-    "delete": _command(deletes=Place(fields={"q": _FILTER, "hint": _ORDER}, others=_DATA)),
+    "delete": _command(
+        deletes=Place(
+            fields={"q": _FILTER, "hint": _ORDER, "limit": Place(_limit_of_delete, others=_DATA, elements=_DATA)},
+            others=_DATA,
+        ),
+    ),
     "deleteIndexes": _command(index=_ORDER),
     "distinct": _command(key=_FIELD, query=_FILTER, hint=_ORDER),
     "dropIndexes": _command(index=_ORDER),
@@ -289,7 +390,8 @@ _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER_COMMAND) | {
     "findAndModify": _FIND_AND_MODIFY,
     "findandmodify": _FIND_AND_MODIFY,
     "geoNear": _command(query=_FILTER),
-    "getMore": _command(collection=NAME),
+    "getMore": _command(getMore=OMITTED_IF_MASKED, collection=NAME),
+    "killCursors": _command(cursors=OMITTED_IF_MASKED),
     "mapReduce": _MAP_REDUCE,
     "mapreduce": _MAP_REDUCE,
     "planCacheClear": _command(**_PLAN),
@@ -298,7 +400,10 @@ _COMMANDS: Final = dict.fromkeys(COLLECTION_COMMANDS, _OTHER_COMMAND) | {
     "planCacheSetFilter": _command(**_PLAN, indexes=_ORDER),
     "renameCollection": _command(renameCollection=NAME, to=NAME),
     "update": _command(
-        updates=Place(fields={"q": _FILTER, "u": _UPDATE, "sort": _ORDER, "hint": _ORDER}, others=_DATA),
+        updates=Place(
+            fields={**_WRITE, "q": _FILTER, "u": _UPDATE},
+            others=_DATA,
+        ),
     ),
 }
 for _command_name in COLLECTION_COMMANDS:

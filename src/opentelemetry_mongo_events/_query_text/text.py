@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 import uuid
@@ -26,14 +25,16 @@ from bson.timestamp import Timestamp
 from opentelemetry_mongo_events._driver.command_names import is_sensitive
 from opentelemetry_mongo_events._driver.versions import CODEC_OPTIONS
 from opentelemetry_mongo_events._query_text import extended_json as extended_json
+from opentelemetry_mongo_events._query_text.cutting import Part, cut
 from opentelemetry_mongo_events._query_text.masking import (
     COMMAND,
+    FLAG,
     KEY_LENGTH,
     MASK,
     MASKED_KEY,
     NAME,
     OMITTED,
-    RAW_COMMAND,
+    OMITTED_IF_MASKED,
     Place,
     command_place,
     masked_key,
@@ -46,7 +47,15 @@ _VALUES: Final = 1_000
 # A document with more keys is most likely a map whose keys are data.
 _KEYS: Final = 100
 
-_NO_ROOM: Final = -1
+# How many more values are read of what a text always shows: the command's own fields and the last stages of its
+# pipelines. Each of them gets a part of the values that are left, but at least 2: a stage and its argument.
+_MORE_VALUES: Final = 500
+_PARTS: Final = 25
+# In raw text each of them has some room, too.
+_MORE_ROOM: Final = 200
+
+# Texts that show nothing.
+_EMPTY: Final = frozenset({"", "{}", '{"...":"..."}'})
 
 # The types of most values. One look-up of the type tells them apart from documents and arrays.
 _LITERALS: Final = frozenset(
@@ -82,8 +91,9 @@ _texts_of_shapes: Final[BoundedDict[tuple[Any, ...], str]] = BoundedDict(1_000)
 def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limit: int) -> str | None:
     """Return the text of a command as valid JSON.
 
-    Never raises. At most 16 elements of each array, 1,000 values in all, and `limit` bytes of raw documents are read.
-    The rest is left out.
+    Never raises. At most 16 elements of each array and `limit` bytes of raw documents are read, 1,000 values in all,
+    and some more of the command's own fields and of the last stages of pipelines. A document of which something was
+    left out ends with `"...":"..."`, an array with `"..."`, and a string with `...`.
 
     Args:
         command_name: The name of the command, as in the driver's event.
@@ -94,7 +104,7 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
     Returns:
         The text, or None if there is nothing to show, as for a command that holds credentials.
     """
-    place = RAW_COMMAND if is_raw else command_place(command_name)
+    place = command_place(command_name)
     shape = cached = None
     # A class of the application may raise anything, and reading a dictionary that another thread changes may raise too.
     try:
@@ -108,12 +118,22 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
     if is_sensitive(command_name):
         return None
     writer = _TextWriter(is_raw, limit)
-    with contextlib.suppress(Exception):
-        writer.write(command, place)
-    written = writer.closed()
-    if shape is not None and written is not None and writer.is_complete and _is_cacheable(written):
-        _texts_of_shapes.put(shape, written)
-    return written
+    try:
+        whole = writer.written(command, place)
+    except Exception:
+        whole = writer.closed()
+        shape = None
+    if whole is None:
+        return None
+    text = whole.text()
+    if len(text) > limit:
+        try:
+            text = cut(whole, limit, is_raw)
+        except RecursionError:  # it recurses, and the application's own calls may be nested deep
+            return None
+    elif shape is not None and _is_cacheable(text):
+        _texts_of_shapes.put(shape, text)
+    return None if text in _EMPTY else text
 
 
 def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple[Any, ...] | None:
@@ -121,21 +141,23 @@ def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple
 
     Returns:
         The key, or None for a command that holds anything except literals and flat documents (see `_is_flat`), or
-        that shows a literal other than the name of a collection.
+        that shows a literal other than a flag and the name of a collection.
     """
     if type(command) is not dict:
         return None
     parts: list[Any] = [command_name, tuple(command)]
     for key, value in command.items():
-        kind = type(value)
         child = place.fields.get(key)
-        if child is OMITTED:
+        if child is OMITTED or child is OMITTED_IF_MASKED:
             continue
+        kind = type(value)
         if kind in _LITERALS:
             if child is None or child.leaf is None:
                 parts.append(None)  # one part per key, so that different commands never have the same shape
             elif child is NAME and kind is str and len(value) <= KEY_LENGTH:  # else it is masked or cut
                 parts.append(value)
+            elif child is FLAG:
+                parts.append(value if kind is bool else None)
             else:
                 return None
         elif kind is dict and _is_flat(value, child or place.others):
@@ -145,78 +167,122 @@ def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple
     return tuple(parts)
 
 
-class _Level:
+class _Level(Part):
     """A document or an array that is being written.
 
-    Attributes:
+    Args:
+        value: The document or array.
         place: Its place in the command.
+        key: Its key as JSON, with the colon. Empty in an array.
+        deduplicate: Whether it is left out if its parent already contains an equal item.
+
+    Attributes:
         items: The keys and values that are still to be written. The key of an array's element is None.
-        is_array: Whether it is an array.
+        last: The last stage of a pipeline, in a list, while it is still to be written.
         masks_keys: Whether all its keys except operators are masked.
-        comma: The separator before the next item: empty before the first.
         seen: The written items, as text, that are not written again. None if there are none yet.
-        start: Index of the piece that opens it, which includes its key.
-        deduplicate: Whether it is removed again if its parent already contains an equal item.
-        room: How many characters were left before it.
+        has_merged: Whether items were merged: any or, if the order matters, the one before.
+        is_short: Whether not all of its items were read.
+        is_marked: Whether its text says so.
     """
 
-    __slots__ = ("comma", "deduplicate", "is_array", "items", "masks_keys", "place", "room", "seen", "start")
+    __slots__ = (
+        "deduplicate",
+        "has_merged",
+        "is_marked",
+        "is_short",
+        "items",
+        "key",
+        "last",
+        "masks_keys",
+        "place",
+        "seen",
+    )
 
-    def __init__(self, value: Any, place: Place, start: int = 0, deduplicate: bool = False, room: int = 0) -> None:
+    def __init__(self, value: Any, place: Place, key: str, deduplicate: bool) -> None:
+        is_array = type(value) is not dict and isinstance(value, (list, tuple))
+        super().__init__(is_array, is_array and place.is_pipeline)
         self.place = place
-        self.comma = ""
-        self.seen: set[str] | None = None
-        self.start = start
+        self.key = key
         self.deduplicate = deduplicate
-        self.room = room
-        self.is_array = type(value) is list or isinstance(value, (list, tuple))
-        if self.is_array:
-            self.items: Iterator[tuple[Any, Any]] = zip(itertools.repeat(None), itertools.islice(value, _ELEMENTS))
+        self.seen: set[str] | None = None
+        self.last: Sequence[Any] = ()
+        self.has_merged = self.is_marked = False
+        if is_array:
+            count = len(value)
             self.masks_keys = False
+            self.is_short = count > _ELEMENTS
+            read = value
+            if self.is_pipeline and value:
+                self.last = value[-1:]
+                read = itertools.islice(value, min(count, _ELEMENTS) - 1)
+            elif count > _ELEMENTS:
+                read = itertools.islice(value, _ELEMENTS)
+            self.items: Iterator[tuple[Any, Any]] = zip(itertools.repeat(None), read)
         else:
-            self.items = iter(value.items())
             self.masks_keys = len(value) > _KEYS
+            self.is_short = False
+            self.items = iter(value.items())
 
     def is_new(self, item: str) -> bool:
         """Whether to write an item: no equal item was written before or, if the order matters, directly before it."""
-        if self.seen is None or (self.is_array and self.place.is_ordered and item not in self.seen):
+        if self.seen is None:
             self.seen = {item}
         elif item in self.seen:
+            self.has_merged = True
             return False
+        elif self.is_array and self.place.is_ordered:
+            self.seen = {item}
+            self.has_merged = False
         else:
             self.seen.add(item)
         return True
 
+    def add_mark(self) -> None:
+        """Write that something is left out, once."""
+        if not self.is_marked:
+            self.is_marked = True
+            self.texts.append(self.mark)
+
+    def add(self, inner: _Level) -> None:
+        """Write a document or an array that is complete."""
+        text = inner.key + inner.text()
+        if not inner.deduplicate or self.is_new(text):
+            self.nested[len(self.texts)] = inner
+            self.texts.append(text)
+
 
 class _TextWriter:
-    """Writes the text of one command.
+    """Writes the whole text of one command, as far as it is read.
 
-    Attributes:
-        is_complete: Whether the whole command is written.
+    Args:
+        is_raw: Whether values are shown instead of masked.
+        limit: How many bytes of raw documents are read, and after how many characters of raw text the rest isn't read.
     """
 
-    __slots__ = ("_is_raw", "_levels", "_limit", "_pieces", "_raw_room", "is_complete")
+    __slots__ = ("_is_raw", "_levels", "_limit", "_raw_room")
 
     def __init__(self, is_raw: bool, limit: int) -> None:
         self._is_raw = is_raw
-        self._limit = limit
-        self.is_complete = False
-        self._pieces: list[str] = []
         self._levels: list[_Level] = []
+        self._limit = limit
         self._raw_room = limit  # bytes of raw documents that may still be read
 
-    def write(self, command: Mapping[str, Any], place: Place) -> None:
-        """Write the command, until the end or until a limit is reached."""
+    def written(self, command: Mapping[str, Any], place: Place) -> Part | None:
+        """Return a command as text, or None if a command that is nested in it holds credentials."""
         # This is one long loop for speed: splitting it would add at least one call per value. It keeps its own stack,
         # because documents may be nested deeper than Python's calls.
-        level = _Level(command, place)
+        levels, is_raw, limit = self._levels, self._is_raw, self._limit
+        level = _Level(command, place, "", False)
+        level.is_command = True
         level.masks_keys = False
-        levels, pieces, is_raw = self._levels, self._pieces, self._is_raw
         levels.append(level)
-        pieces.append("{")
-        room = self._limit - 2
         values = _VALUES
+        more_values = _MORE_VALUES
+        room = limit  # in raw text
+        is_exhausted = False
         while True:
+            opened = None
             for key, value in level.items:
                 place = level.place
                 head = ""
@@ -227,94 +293,110 @@ class _TextWriter:
                     key = key if type(key) is str else _key_text(key)
                     is_operator = key[:1] == "$"
                     child = place.fields.get(key) or (place.operators if is_operator else place.others)
-                    if child is OMITTED:
+                    if child is OMITTED or (child is OMITTED_IF_MASKED and not is_raw):
                         continue
                     if is_raw:
-                        head = extended_json.quoted(key, room) + ":"
+                        head = extended_json.quoted(key, limit) + ":"
                     elif level.masks_keys and not is_operator:
                         head = MASKED_KEY
                     else:
                         head = masked_key(key)
                         deduplicate = head == MASKED_KEY
-                left = room - len(level.comma) - len(head)
                 values -= 1
                 if values < 0:
-                    return
+                    if level.is_command and more_values > 0:
+                        values = max(2, more_values // _PARTS)
+                        more_values -= values
+                        room = max(room, _MORE_ROOM)
+                        is_exhausted = False
+                    elif not level.is_command or values < -_KEYS:
+                        if not is_exhausted:
+                            is_exhausted = True
+                            self._leave_out_repetition()
+                            level = levels[-1]
+                        level.is_short = True
+                        break
 
                 kind = type(value)
                 body = None if is_raw or kind in _LITERALS else _flat(value, kind, child)
-                # A flat value that doesn't fit is written value by value instead, as far as there is room.
-                if body is not None and len(body) <= left and (kind is list or len(value) <= values):
+                if body is not None and (kind is list or len(value) <= values):
                     values -= len(value) if kind is dict else 1
                 elif kind in _LITERALS or (inner := self._inner(value, kind)) is None:
                     if is_raw:
-                        body = extended_json.literal(value, left)
+                        body = extended_json.literal(value, limit)
+                        room -= len(head) + len(body)
+                        if room < 0:
+                            values = min(values, 0)
                     else:
                         body = MASK if child.leaf is None else child.leaf(value)
-                elif left < 2:
-                    room = _NO_ROOM
-                    break
                 else:
-                    if child is COMMAND and isinstance(inner, Mapping):
+                    is_command = child is COMMAND and isinstance(inner, Mapping)
+                    if is_command:
                         command_name = _key_text(next(iter(inner), ""))
                         if is_sensitive(command_name):  # the driver doesn't redact nested commands
-                            return
-                        child = RAW_COMMAND if is_raw else command_place(command_name)
-                    nested = _Level(inner, child, len(pieces) + 1, deduplicate, room)
-                    pieces.append(level.comma)
-                    pieces.append(head + ("[" if nested.is_array else "{"))
-                    levels.append(nested)
-                    room = left - 2
+                            return None
+                        child = command_place(command_name)
+                    opened = _Level(inner, child, head, deduplicate)
+                    levels.append(opened)
+                    if is_command:
+                        opened.is_command = True
+                        opened.masks_keys = False
                     break
-                if deduplicate and not level.is_new(head + body):
-                    continue
-                if len(body) > left:
-                    room = _NO_ROOM
-                    break
-                pieces.append(level.comma + head + body)
-                level.comma = ","
-                room = left - len(body)
-            else:
-                pieces.append("]" if level.is_array else "}")
-                levels.pop()
-                if not levels:
-                    self.is_complete = True
-                    return
-                if level.deduplicate and not levels[-1].is_new("".join(pieces[level.start :])):
-                    room = level.room
-                    del pieces[level.start - 1 :]
-                else:
-                    levels[-1].comma = ","
-            if room == _NO_ROOM:
-                room = self._drop_repetition()
-                if room == _NO_ROOM:
-                    return
+                text = head + body
+                if not deduplicate or level.is_new(text):
+                    level.texts.append(text)
+                elif level.is_array:  # counts as one value however many there are, as in a flat array
+                    values += 1
+            if opened is not None:
+                level = opened
+                continue
+
+            # Nothing more is written of this document or array, except a mark and a pipeline's last stage.
+            if level.is_short and (level.is_pipeline or not level.has_merged):
+                level.add_mark()
+                level.seen = None
+            if level.last:
+                level.items = iter([(None, level.last[0])])
+                level.last = ()
+                level.is_short = False
+                if values <= 0 < more_values:
+                    values = max(2, more_values // _PARTS)
+                    more_values -= values
+                    room = max(room, _MORE_ROOM)
+                    is_exhausted = False
+                continue
+            levels.pop()
+            if not levels:
+                return level
+            levels[-1].add(level)
             level = levels[-1]
 
-    def closed(self) -> str | None:
-        """Return the text with all open documents and arrays closed, or None if it is empty."""
-        self._drop_repetition()
-        text = "".join(self._pieces + ["]" if level.is_array else "}" for level in reversed(self._levels)])
-        return text if len(text) > 2 else None
+    def closed(self) -> Part | None:
+        """Return the text up to a value that can't be read, with a mark in each document and array that is open."""
+        self._leave_out_repetition()
+        level = None
+        for parent in reversed(self._levels):
+            if level is not None:
+                parent.add(level)
+            level = parent
+            level.add_mark()
+        return level
 
-    def _drop_repetition(self) -> int:
-        """Remove an unfinished item if its parent already contains an item that begins with the same text.
+    def _leave_out_repetition(self) -> None:
+        """Leave out each unfinished item whose parent already contains an item that begins with the same text.
 
-        So one document and many documents of the same shape give the same text, even if they barely fit.
-
-        Returns:
-            How many characters are left after the removal, or `_NO_ROOM` if nothing was removed.
+        So one document and many documents of the same shape give the same text, even if not all of them are read.
         """
         levels = self._levels
-        for number, (parent, level) in enumerate(itertools.pairwise(levels), 1):
-            if not level.deduplicate or not parent.seen:
-                continue
-            beginning = "".join(self._pieces[level.start :])
-            if any(item.startswith(beginning) for item in parent.seen):
-                del self._pieces[level.start - 1 :]
+        beginning = ""
+        for number in range(len(levels) - 1, 0, -1):
+            level, parent = levels[number], levels[number - 1]
+            texts = [*level.texts, beginning] if beginning else level.texts
+            beginning = level.key + ("[" if level.is_array else "{") + ",".join(texts)
+            if level.deduplicate and parent.seen and any(item.startswith(beginning) for item in parent.seen):
                 del levels[number:]
-                return level.room
-        return _NO_ROOM
+                parent.has_merged = True
+                beginning = ""
 
     def _inner(self, value: Any, kind: type) -> Mapping[str, Any] | Sequence[Any] | None:
         """Return a value as the document or array that the driver sends, or None if it is neither.

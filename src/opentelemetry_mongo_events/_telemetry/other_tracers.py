@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _CONTRIB: Final = "opentelemetry.instrumentation.pymongo"
 _DRIVER_SCOPE: Final = "PyMongo"
-"""The instrumentation scope of PyMongo's own spans, as set by the MongoDB drivers' specification."""
+"""The instrumentation scope of PyMongo's own spans, as set by the branch `otel` of its repository."""
 
 
 class OtherTracers:
@@ -38,8 +38,7 @@ class OtherTracers:
                 "set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo, or uninstall it",
             )
             return True
-        scope = getattr(current_span, "instrumentation_scope", None)
-        if scope is not None and scope.name == _DRIVER_SCOPE:
+        if is_driver_span(current_span):
             self._warn(
                 "PyMongo itself",
                 "switch the driver's tracing off (the client's option `tracing`, or "
@@ -59,6 +58,12 @@ class OtherTracers:
             other,
             how_to_disable,
         )
+
+
+def is_driver_span(span: Span) -> bool:
+    """Whether PyMongo itself has created a span. One that isn't sampled has no scope, so it is not recognized."""
+    scope = getattr(span, "instrumentation_scope", None)
+    return scope is not None and scope.name == _DRIVER_SCOPE
 
 
 def _contrib_is_active() -> bool:

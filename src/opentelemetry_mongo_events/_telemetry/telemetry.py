@@ -90,6 +90,18 @@ class Switch:
         return telemetry if telemetry is not None and getattr(telemetry.config, signal) else None
 
 
+_OTHER_KEYWORDS: Final = (
+    "tracer_provider",
+    "meter_provider",
+    "logger_provider",
+    "request_hook",
+    "response_hook",
+    "failed_hook",
+    "config",
+)
+"""The keywords beside the options."""
+
+
 def telemetry_from(keywords: Mapping[str, Any], *, other_tracers: OtherTracers | None) -> Telemetry:
     """Build the telemetry from the keywords of `instrument()` or `event_listeners()`.
 
@@ -105,7 +117,9 @@ def telemetry_from(keywords: Mapping[str, Any], *, other_tracers: OtherTracers |
     response_hook = usable(options, "response_hook", _is_hook, hook)
     failed_hook = usable(options, "failed_hook", _is_hook, hook)
     base = usable(options, "config", lambda value: isinstance(value, Config), "a Config")
-    config = config_from(os.environ, options, base)
+    # The name of a client is for one client, and so is what no other tracer disables.
+    others = (*_OTHER_KEYWORDS, "client_name") if other_tracers is None else _OTHER_KEYWORDS
+    config = config_from(os.environ, options, base, others)
     return Telemetry(
         _or_fallback(
             "TracerProvider",
