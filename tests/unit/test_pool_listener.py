@@ -67,6 +67,7 @@ def test_a_pool_counts_from_what_is_known(pools: Any, metrics: Metrics) -> None:
     pools.pool_closed(pool_closed())
     assert metrics.points("db.client.connection.count") == []
 
+    pools.connection_check_out_started(check_out_started())
     pools.connection_checked_out(checked_out(2))
     assert metrics.connections() == (0, 1)
     assert metrics.points("db.client.connection.limit") == []
