@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry.context import get_current
@@ -26,6 +27,7 @@ from opentelemetry_mongo_events._commands.held_connections import (
     HeldConnection,
     find_connection_of,
     find_free_connection,
+    held_connections,
     hold,
 )
 from opentelemetry_mongo_events._commands.open_commands import LIMIT, OpenCommand, OpenCommands
@@ -157,8 +159,8 @@ class CommandEvents(NeverCopied, CommandListener):
             if telemetry is None or not telemetry.config.commands:
                 return
             meter_check, tracer_check = telemetry.instruments.provider_check, telemetry.tracer_check
-            is_measured = meter_check.found_sdk or bool(meter_check)
-            is_traced = tracer_check.found_sdk or bool(tracer_check)
+            is_measured = meter_check.found_sdk or (perf_counter() >= meter_check.next_check and bool(meter_check))
+            is_traced = tracer_check.found_sdk or (perf_counter() >= tracer_check.next_check and bool(tracer_check))
             if not is_measured and not is_traced:
                 return
             context = get_current()
@@ -180,15 +182,26 @@ class CommandEvents(NeverCopied, CommandListener):
                     operation_span = self._operation_span(identifier, telemetry, has_other_listeners)
             if not is_measured and not is_traced and operation_span is None and not self._transactions.open:
                 return
-            held = find_free_connection(table, identifier)
-            needs_check = identifier in table.by_id or table.duplicates or len(table.by_id) >= LIMIT
-            if needs_check and (self._is_open_on(held, identifier) or not table.has_room()):
+            command, (_, address, server_connection_id) = event.command, identifier
+            connections = held_connections()
+            held = connections[-1] if connections else None
+            if held is not None:
+                if (  # the usual case
+                    held.server_connection_id is None
+                    and held.owner is table
+                    and held.pool == id(address)
+                    and held.command is None
+                    and held.connection_id is not None
+                ):
+                    held.server_connection_id = server_connection_id
+                else:
+                    held = find_free_connection(table, identifier)
+            if (table.by_id or table.duplicates) and not self._can_be_added(held, identifier):
                 return
             delays = NO_DELAYS
             if held is not None and held.delays is not None:
                 delays, held.delays = held.delays, None  # only the first command on a connection reports them
 
-            command, (_, address, server_connection_id) = event.command, identifier
             collection = command.get(command_name)
             if type(collection) is not str or command_name not in COLLECTION_COMMANDS:
                 collection = collection_name(command_name, command)
@@ -358,10 +371,15 @@ class CommandEvents(NeverCopied, CommandListener):
         if is_traced:
             SPANS.take(_claim_key(command.command_id), self._open)
 
-    def _is_open_on(self, held: HeldConnection | None, identifier: CommandId) -> bool:
-        """Return whether the command is already in progress on its connection: the client has this listener twice."""
-        connection = find_connection_of(self._open, identifier)
-        return connection is not None and (held is None or held.connection_id == connection.connection_id)
+    def _can_be_added(self, held: HeldConnection | None, identifier: CommandId) -> bool:
+        """Return whether the command can be added to the table, in which there are others."""
+        table = self._open
+        if identifier not in table.by_id and not table.duplicates and len(table.by_id) < LIMIT:
+            return True
+        connection = find_connection_of(table, identifier)
+        if connection is not None and (held is None or held.connection_id == connection.connection_id):
+            return False  # it is in progress on its connection: the client has this listener twice
+        return table.has_room()
 
     def _find_predecessors(
         self, event: CommandStartedEvent, attributes: Attributes, failed_checkouts: FailedCheckouts | None

@@ -24,7 +24,7 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
-from opentelemetry_mongo_events._driver.versions import duration, runs_in_background
+from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS, duration, runs_in_background
 from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.failed_checkouts import add_span
@@ -64,6 +64,8 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         self.guard = guard
         self._pools = pools
         self._servers = servers
+        if not POOL_EVENTS_HAVE_DURATIONS:  # the span of a failed checkout needs to know when it started
+            pools.tracked_since = time.perf_counter()
 
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
         """Note that the current thread or task waits for a connection."""

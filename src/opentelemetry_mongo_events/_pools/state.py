@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry_mongo_events._driver.identity import COUNTS_REFERENCES, Identity, identity
-from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS
 from opentelemetry_mongo_events._pools.waiters import Waiters
 from opentelemetry_mongo_events._runtime.process import instances, track
 from opentelemetry_mongo_events._telemetry import semconv as names
@@ -209,14 +208,13 @@ class PoolStates:
 
     Attributes:
         switch: The argument.
-        tracked_since: Since when checkouts and check-ins are tracked, by `time.perf_counter()`: since an SDK was there
-            to receive the metrics; None if there was none yet. Older drivers don't measure how long a checkout took, so
-            theirs are always tracked.
+        tracked_since: Since when checkouts and check-ins are tracked, by `time.perf_counter()`; None before there is an
+            SDK that receives the metrics.
     """
 
     def __init__(self, switch: Switch, client_name: str | None) -> None:
         self.switch = switch
-        self.tracked_since: float | None = None if POOL_EVENTS_HAVE_DURATIONS else time.perf_counter()
+        self.tracked_since: float | None = None
         self._client_name = client_name
         self._current: dict[int, PoolState] = {}
         self._pools: dict[PoolState, None] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -22,21 +23,22 @@ class ProviderCheck:
 
     Attributes:
         found_sdk: The last result. Once true, it stays true. Faster to read than `bool()` of this object.
+        next_check: From when on, by `time.perf_counter()`, `bool()` of this object may have another result.
     """
 
-    __slots__ = ("_api", "_interval", "_next_check", "_provider", "found_sdk")
+    __slots__ = ("_api", "_interval", "_provider", "found_sdk", "next_check")
 
     def __init__(self, provider: Callable[[], object], api: str, interval: float | None) -> None:
         self._provider = provider
         self._api = api
         self._interval = interval
-        self._next_check = 0.0
         self.found_sdk = interval is None and self._check()
+        self.next_check = math.inf if interval is None else 0.0
 
     def __bool__(self) -> bool:
-        if not self.found_sdk and self._interval is not None and time.perf_counter() >= self._next_check:
+        if not self.found_sdk and self._interval is not None and time.perf_counter() >= self.next_check:
             self.found_sdk = self._check()
-            self._next_check = time.perf_counter() + self._interval
+            self.next_check = time.perf_counter() + self._interval
         return self.found_sdk
 
     def _check(self) -> bool:
