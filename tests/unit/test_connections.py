@@ -13,6 +13,7 @@ from opentelemetry.trace import NoOpTracerProvider, StatusCode
 
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._commands.held_connections import held_connections
+from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS
 from tests.events import (
     check_out_started,
     checked_in,
@@ -183,6 +184,7 @@ def told(spans: Spans) -> list[tuple[Any, Any]]:
     ]
 
 
+@pytest.mark.skipif(not POOL_EVENTS_HAVE_DURATIONS, reason="older drivers don't say how long a checkout took")
 def test_a_connection_that_is_checked_out_again_tells_nothing_of_the_last_time(driver: Driver, spans: Spans) -> None:
     run(driver, 4, duration=0.5)
     (first,) = held_connections()
