@@ -16,10 +16,19 @@ Work = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Goal:
-    """A limit for the measured way: at most `factor` times the time that `base` takes."""
+    """A limit for one way: at most `factor` times the time that `base` takes.
+
+    Attributes:
+        base: The way to compare with.
+        factor: The limit.
+        of: The way that has the limit.
+        beside: A way whose time is subtracted from both first, to compare what they add to it; None for none.
+    """
 
     base: str
     factor: float
+    of: str = "ours"
+    beside: str | None = None
 
 
 def compare(
@@ -27,18 +36,16 @@ def compare(
     ways: Mapping[str, Work],
     goals: tuple[Goal, ...] = (),
     *,
-    of: str = "ours",
     loops: int,
     rounds: int,
     clock: Callable[[], float] = time.process_time,
 ) -> list[pyperf.Benchmark]:
-    """Measure each way, and print its median time and the ratios that have goals.
+    """Measure each way; print its median time, and for each goal the median of the ratios and the middle half of them.
 
     Args:
         title: What is measured.
         ways: The ways to do it, by name.
-        goals: The limits for `of`.
-        of: The way that has goals.
+        goals: The limits.
         loops: How often each turn does the thing.
         rounds: How many turns each way takes.
         clock: Returns seconds; by default the CPU time of all threads.
@@ -68,10 +75,13 @@ def compare(
         print(f"  {name:<28}{benchmark.median() * 1e6:9.2f} us  +- {benchmark.median_abs_dev() * 1e6:.2f}")
     for goal in goals:
         # The ratio of each turn, in which both had the same noise.
-        ratios = sorted(mine / base for mine, base in zip(seconds[of], seconds[goal.base], strict=True))
-        ratio = ratios[len(ratios) // 2]
+        offsets = [0.0] * rounds if goal.beside is None else seconds[goal.beside]
+        turns = zip(seconds[goal.of], seconds[goal.base], offsets, strict=True)
+        ratios = sorted((mine - offset) / (base - offset) for mine, base, offset in turns)
+        low, ratio, high = (ratios[len(ratios) * quarter // 4] for quarter in (1, 2, 3))
         verdict = "" if ratio <= goal.factor else "  <- above"
-        print(f"  {of} / {goal.base:<21}{ratio:9.3f}     goal {goal.factor:.3f}{verdict}")
+        name = f"{goal.of} / {goal.base}" + ("" if goal.beside is None else ", added")
+        print(f"  {name:<28}{ratio:9.2f}     {low:.2f} to {high:.2f}   goal {goal.factor:.2f}{verdict}")
     return list(benchmarks.values())
 
 

@@ -37,12 +37,12 @@ def beside_open_commands() -> Work:
     commands = next(each for each in listeners if isinstance(each, CommandListener))
     for number in range(OPEN):
         commands.started(events.started(FIND, request_id=1_000_000 + number))
-    return driven(listeners, checks_out=True)
+    return driven(listeners)
 
 
 def in_threads(threads: int) -> Work:
     """Return work that runs commands in that many threads at once."""
-    ways = [driven(all_listeners(), checks_out=True)] if threads == 1 else _of_one_client(threads)
+    ways = [driven(all_listeners())] if threads == 1 else _of_one_client(threads)
 
     def work(loops: int) -> None:
         share = loops // threads
@@ -57,7 +57,7 @@ def in_threads(threads: int) -> Work:
 
 def _of_one_client(threads: int) -> list[Work]:
     listeners = all_listeners()
-    return [driven(listeners, checks_out=True, first_request=1_000 * number) for number in range(threads)]
+    return [driven(listeners, first_request=1_000 * number) for number in range(threads)]
 
 
 def in_tasks(tasks: int, listeners: Any) -> Work:
@@ -106,7 +106,7 @@ def main() -> None:
     rounds, pairs = (1, 1) if parser(__doc__).parse_args().quick else (15, 10)
     compare(
         f"{OPEN:,} open commands",
-        {"none open": driven(all_listeners(), checks_out=True), "ours": beside_open_commands()},
+        {"none open": driven(all_listeners()), "ours": beside_open_commands()},
         (Goal("none open", 1.05),),
         loops=50 * pairs,
         rounds=rounds,

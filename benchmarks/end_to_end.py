@@ -24,7 +24,7 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.commands import SdkBaseline, measuring
+from benchmarks.commands import NO_METRICS, SPANS_ONLY, SdkBaseline, measuring
 from benchmarks.compare import Goal, Work, compare, parser
 from opentelemetry_mongo_events import event_listeners
 from tests.servers.scripted import read_request
@@ -32,6 +32,9 @@ from tests.servers.scripted import read_request
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
+
+UNCOMPARED: Final[dict[str, Any]] = {"selections": False}
+"""Selections would make the driver log those of the other clients, too."""
 
 HELLO: Final = {
     "ok": 1.0,
@@ -89,7 +92,7 @@ class SdkBaselineListener(CommandListener, ConnectionPoolListener):
 
     def __init__(self) -> None:
         meter = measuring().get_meter("sdk-baseline")
-        self._baseline = SdkBaseline(TracerProvider(shutdown_on_exit=False), meter, pools=True)
+        self._baseline = SdkBaseline(TracerProvider(shutdown_on_exit=False), meter)
 
     def started(self, event: Any) -> None:
         self._span = self._baseline.start()
@@ -147,11 +150,11 @@ def main() -> None:
         "no listener": [],
         "contrib (spans only)": [CommandTracer(tracer)],
         "SDK baseline": [SdkBaselineListener()],
+        "ours, spans only": event_listeners(
+            tracer_provider=TracerProvider(shutdown_on_exit=False), **SPANS_ONLY, **NO_METRICS, **UNCOMPARED
+        ),
         "ours": event_listeners(
-            tracer_provider=TracerProvider(shutdown_on_exit=False),
-            meter_provider=measuring(),
-            topology=False,
-            selections=False,  # they would make the driver log those of the other clients, too
+            tracer_provider=TracerProvider(shutdown_on_exit=False), meter_provider=measuring(), **UNCOMPARED
         ),
     }
     with server() as port, contextlib.ExitStack() as clients:
@@ -159,15 +162,18 @@ def main() -> None:
             name: finding(clients.enter_context(MongoClient("127.0.0.1", port, event_listeners=each)))
             for name, each in listeners.items()
         }
-        goals = (Goal("SDK baseline", 1.1),)
+        goals = (
+            Goal("contrib (spans only)", 1.15, "ours, spans only", beside="no listener"),
+            Goal("contrib (spans only)", 2.2, beside="no listener"),
+            Goal("SDK baseline", 1.3, beside="no listener"),
+        )
         compare("find_one, everything on: CPU", ways, goals, loops=loops, rounds=rounds)
         compare("find_one, everything on: wall", ways, goals, loops=loops, rounds=rounds, clock=time.perf_counter)
         find = ways["no listener"]
         compare(
             "find_one, no other listener: CPU",
             {"selections=False": find, "selections": with_selections(find)},
-            (Goal("selections=False", 1.1),),
-            of="selections",
+            (Goal("selections=False", 1.1, "selections"),),
             loops=loops,
             rounds=rounds,
         )

@@ -725,6 +725,7 @@ def test_an_odd_event_of_a_pool_is_passed_over(
     listeners: Any, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     pools = of_kind(listeners, "PoolEvents")
+    pools.connection_check_out_started(check_out_started())
     for _ in range(3):
         pools.connection_checked_out(checked_out(1, None))
 

@@ -303,10 +303,11 @@ def listener(instrumentor: MongoEventsInstrumentor, spans: Spans) -> Any:
 
 
 def hold(listener: Any, wait_time: float = 0.25) -> Any:
-    from opentelemetry_mongo_events._commands.held_connections import hold
+    from opentelemetry_mongo_events._commands.held_connections import Delays, HeldConnection, hold
 
-    held = hold(listener._open, ADDRESS, 1)
-    held.wait_time, held.selection_wait_time = wait_time, 2 * wait_time
+    held = HeldConnection(listener._open, ADDRESS, 1)
+    held.delays = Delays(wait_time, 2 * wait_time)
+    hold(held)
     return held
 
 

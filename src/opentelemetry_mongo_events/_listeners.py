@@ -168,7 +168,7 @@ class SignalListeners:
         self._transactions.append(transactions)
         return [
             CommandEvents(self._switch, open_commands, transactions, guard),
-            ConnectionEvents(open_commands, transactions, guard),
+            ConnectionEvents(self._switch, open_commands, transactions, guard),
         ]
 
     def _pools(self) -> list[Listener]:

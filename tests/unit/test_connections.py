@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
+import gc
+import weakref
 from typing import Any
 
 import pytest
-from opentelemetry.trace import StatusCode
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider, StatusCode
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._commands.held_connections import held_connections
+from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS
 from tests.events import (
+    check_out_started,
     checked_in,
     checked_out,
     connection_closed,
@@ -157,3 +164,84 @@ def test_a_connection_of_another_clients_that_was_taken_elsewhere_ends_nothing(d
     driver.commands.succeeded(succeeded("find", address=first))
     driver.connections.connection_checked_in(checked_in(1, first))
     assert spans.one("find orders").status.status_code is StatusCode.UNSET
+
+
+def run(driver: Driver, connection_id: int, request_id: int = 1, **checkout: Any) -> None:
+    """One command on a connection that is checked out for it."""
+    identity: dict[str, Any] = {"request_id": request_id, "server_connection_id": 70 + connection_id}
+    driver.connections.connection_check_out_started(check_out_started())
+    driver.connections.connection_checked_out(checked_out(connection_id, **checkout))
+    driver.commands.started(started({"find": "orders"}, **identity))
+    driver.commands.succeeded(succeeded("find", **identity))
+    driver.connections.connection_checked_in(checked_in(connection_id))
+
+
+def told(spans: Spans) -> list[tuple[Any, Any]]:
+    """The connection of each command, and how long it waited for that."""
+    each = [attributes(span) for span in spans.finished]
+    return [
+        (known["db.mongodb.driver_connection_id"], known.get("mongodb.client.connection.wait_time")) for known in each
+    ]
+
+
+@pytest.mark.skipif(not POOL_EVENTS_HAVE_DURATIONS, reason="older drivers don't say how long a checkout took")
+def test_a_connection_that_is_checked_out_again_tells_nothing_of_the_last_time(driver: Driver, spans: Spans) -> None:
+    run(driver, 4, duration=0.5)
+    (first,) = held_connections()
+    run(driver, 4, duration=0.0001)
+    assert held_connections() == (first,)
+
+    run(driver, 5, duration=0.25)
+    (second,) = held_connections()
+    assert second is not first
+
+    assert told(spans) == [(4, 0.5), (4, None), (5, 0.25)]
+
+
+def test_a_delay_that_no_command_has_told_is_not_that_of_the_next_checkout(driver: Driver, spans: Spans) -> None:
+    driver.connections.connection_checked_out(checked_out(4, duration=0.5))
+    driver.connections.connection_checked_in(checked_in(4))
+    run(driver, 4, duration=0.0001)
+
+    assert told(spans) == [(4, None)]
+
+
+def test_a_task_runs_its_commands_on_its_own_connection_and_not_on_its_parents(driver: Driver, spans: Spans) -> None:
+    run(driver, 4, duration=0.0001)
+    task = contextvars.copy_context()  # it has the record of the parent's connection, too
+
+    driver.connections.connection_checked_out(checked_out(4, duration=0.0001))
+    driver.commands.started(started({"find": "parents"}, request_id=2))
+    task.run(run, driver, 5, 3, duration=0.0001)
+    task.run(run, driver, 5, 4, duration=0.0001)
+    driver.commands.succeeded(succeeded("find", request_id=2))
+    driver.connections.connection_checked_in(checked_in(4))
+    task.run(run, driver, 4, 5, duration=0.0001)
+
+    assert [connection_id for connection_id, _ in told(spans)] == [4, 5, 5, 4, 4]
+    assert (driver.connections.guard.failures, len(driver.table)) == ({}, 0)
+
+
+def test_a_thread_that_ran_a_command_keeps_nothing_of_a_listener(spans: Spans) -> None:
+    driver = Driver(event_listeners(tracer_provider=spans.provider))
+    run(driver, 4)
+    table = weakref.ref(driver.table)
+    assert held_connections()
+
+    del driver
+    gc.collect()
+    assert table() is None
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_without_anything_to_receive_it_no_connection_is_tracked(is_on: bool, spans: Spans) -> None:
+    providers = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
+    driver = Driver(event_listeners(**providers if is_on else {"tracer_provider": spans.provider}))
+    if not is_on:
+        driver.commands._switch.telemetry = None
+    driver.connections.connection_checked_out(checked_out(4))
+    assert held_connections() == ()
+    driver.connections.connection_checked_in(checked_in(4))
+    run(driver, 4)
+
+    assert (held_connections(), spans.names, driver.connections.guard.failures) == ((), [], {})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextvars
 from typing import Any
 
+from opentelemetry_mongo_events._commands import held_connections
 from opentelemetry_mongo_events._commands.held_connections import (
+    HeldConnection,
     _held,
     find_connection_of,
     find_free_connection,
-    hold,
     release,
 )
 
@@ -22,6 +23,12 @@ class Command:
 
     def __init__(self, *command_id: Any) -> None:
         self.command_id = command_id
+
+
+def hold(owner: object, address: Any, connection_id: int | None, *, is_establishing: bool = False) -> HeldConnection:
+    connection = HeldConnection(owner, address, connection_id, is_establishing)
+    held_connections.hold(connection)
+    return connection
 
 
 def ids() -> list[int | None]:
@@ -142,3 +149,18 @@ def test_a_task_holds_its_own_connections_and_not_its_parents() -> None:
     contextvars.copy_context().run(hold, owner, HERE, 2)
 
     assert ids() == [1]
+
+
+def test_a_returned_connection_that_is_still_recorded_is_nobodys() -> None:
+    # The listener leaves the record of the only connection there, without its owner.
+    owner = object()
+    hold(owner, HERE, 1).owner = None
+    assert find_free_connection(owner, (1, HERE, 7)) is None
+    assert release(owner, HERE, 1) is None
+
+    hold(owner, HERE, 2)
+    assert ids() == [2]
+
+    hold(owner, HERE, 3).owner = None
+    hold(owner, HERE, 4)
+    assert ids() == [2, 4]

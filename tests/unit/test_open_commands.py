@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 ADDRESS = ("db.example", 27017)
 
 
+def held_connection(table: OpenCommands, connection_id: int | None) -> HeldConnection:
+    held = HeldConnection(table, ADDRESS, connection_id)
+    hold(held)
+    return held
+
+
 @pytest.fixture
 def table() -> OpenCommands:
     return OpenCommands()
@@ -40,7 +46,7 @@ def table() -> OpenCommands:
 @pytest.fixture
 def open_command(spans: Spans, table: OpenCommands) -> Callable[..., OpenCommand]:
     def opened(request_id: int, held: HeldConnection | None = None) -> OpenCommand:
-        held = held or hold(table, ADDRESS, 1)
+        held = held or held_connection(table, 1)
         command_id: CommandId = (request_id, ADDRESS, 42)
         span = spans.tracer.start_span(f"{request_id}")
         telemetry = telemetry_from({}, other_tracers=None)
@@ -87,7 +93,7 @@ def test_one_id_on_several_connections_is_several_commands(
 def test_a_connection_of_another_thread_is_forgotten_with_its_command(
     table: OpenCommands, open_command: Callable[..., OpenCommand]
 ) -> None:
-    held = hold(table, ADDRESS, None)
+    held = held_connection(table, None)
     command = open_command(1, held)
     table.add(command)
     assert find_connection_of(table, command.command_id) is held
@@ -172,7 +178,7 @@ def test_a_command_keeps_what_happens_to_its_server_from_its_start_on(
 def test_commands_are_found_by_the_drivers_own_address(
     table: OpenCommands, open_command: Callable[..., OpenCommand]
 ) -> None:
-    commands = [open_command(number, hold(table, ADDRESS, number)) for number in (0, 0, 1)]
+    commands = [open_command(number, held_connection(table, number)) for number in (0, 0, 1)]
     for command in commands:
         table.add(command)
 

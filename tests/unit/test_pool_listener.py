@@ -17,9 +17,11 @@ from pymongo.monitoring import ConnectionCheckOutFailedEvent, PoolClearedEvent
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._commands import connections
 from opentelemetry_mongo_events._driver import identity
+from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS
 from opentelemetry_mongo_events._pools import state
 from opentelemetry_mongo_events._pools.listener import PoolEvents
 from opentelemetry_mongo_events._runtime import process
+from opentelemetry_mongo_events._telemetry.telemetry import telemetry_from
 from tests.events import (
     ADDRESS,
     check_out_failed,
@@ -67,6 +69,7 @@ def test_a_pool_counts_from_what_is_known(pools: Any, metrics: Metrics) -> None:
     pools.pool_closed(pool_closed())
     assert metrics.points("db.client.connection.count") == []
 
+    pools.connection_check_out_started(check_out_started())
     pools.connection_checked_out(checked_out(2))
     assert metrics.connections() == (0, 1)
     assert metrics.points("db.client.connection.limit") == []
@@ -251,6 +254,34 @@ def test_what_was_idle_for_too_long_is_gone(pools: Any, metrics: Metrics, monkey
     # Whatever became of it, who gives it back had it.
     pools.connection_checked_in(checked_in(1))
     assert metrics.connections() == (1, 0)
+
+
+@pytest.mark.skipif(not POOL_EVENTS_HAVE_DURATIONS, reason="what has no duration is always tracked")
+def test_before_anything_receives_metrics_only_the_connections_are_known(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "_GRACE", 0.0)
+    made = event_listeners(meter_provider=NoOpMeterProvider())
+    pools: Any = next(each for each in made if isinstance(each, PoolEvents))
+    pools.pool_created(pool_created(maxIdleTimeMS=1))
+    for connection_id in (1, 2):
+        make(pools, connection_id, ADDRESS)
+        pools.connection_check_out_started(check_out_started())
+        pools.connection_checked_out(checked_out(connection_id))
+    pools.connection_checked_in(checked_in(2))
+    time.sleep(0.01)  # nobody knows how long the connections are idle
+    assert pools._pools.pools()[0].connections() == (2, 0)
+
+    pools._pools.switch.telemetry = telemetry_from({"meter_provider": metrics.provider}, other_tracers=None)
+    pools.connection_check_out_started(check_out_started())
+    monkeypatch.setattr(state, "_GRACE", 60.0)
+    pools.connection_checked_out(checked_out(2))
+    assert metrics.connections() == (1, 1)
+    pools.connection_checked_in(checked_in(2))
+    pools.connection_checked_in(checked_in(1))  # it was checked out before
+
+    assert metrics.connections() == (2, 0)
+    assert metrics.one("db.client.connection.use_time").count == 1
 
 
 @pytest.mark.skipif(not identity.COUNTS_REFERENCES, reason="PyPy has no reference counts")

@@ -8,11 +8,10 @@ connection. If a connection is returned while a command is assigned to it, the d
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-from opentelemetry_mongo_events._driver.identity import Identity, identity
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._driver.versions import CommandId
     from opentelemetry_mongo_events._servers.failed_checkouts import FailedCheckouts
 
@@ -27,72 +26,87 @@ class HeldCommand(Protocol):
     command_id: CommandId
 
 
+class Delays(NamedTuple):
+    """What delayed the first command on a connection that was checked out.
+
+    Attributes:
+        wait_time: The seconds that the checkout took, and those before it that failed; None if that is unknown or too
+            short to be reported.
+        selection_wait_time: The seconds that the selection of the server waited before; None if it didn't wait.
+        failed_checkouts: The checkouts of the same operation that failed before; None if there are none.
+    """
+
+    wait_time: float | None = None
+    selection_wait_time: float | None = None
+    failed_checkouts: FailedCheckouts | None = None
+
+
+NO_DELAYS: Final = Delays()
+
+
 class HeldConnection:
     """A connection, and the command in progress on it.
 
-    Attributes:
-        owner: Identifies the listener. Several listeners may receive the events of a client, and each has its own
-            records.
-        identity: The identity of the connection's pool, instead of its address: if the connection is never returned,
-            this record exists as long as the thread, and a reference to the address would make the client seem to exist
-            as long, too.
+    Args:
+        owner: Identifies the listener.
+        address: The driver's address object of the pool.
         connection_id: The driver's id of the connection; None if another thread or task checked it out.
         is_establishing: Whether the driver is still establishing the connection. It authenticates before it hands out
             the connection.
+
+    Attributes:
+        owner: The argument; None once the connection was returned. Several listeners may receive the events of a
+            client, and each has its own records.
+        pool: The `id()` of the address object. If the connection is never returned, this record exists as long as the
+            thread, and a reference to the address would make the client seem to exist as long, too.
+        connection_id: The argument.
+        is_establishing: The argument.
         server_connection_id: The server's id of the connection; None until a command has reported it.
         command: The command in progress.
-        wait_time: The seconds that the checkout took, and those before it that failed; None if that is unknown or a
-            command has reported it.
-        selection_wait_time: The seconds that the selection of the server waited before; None if it didn't wait, or a
-            command has reported it.
-        failed_checkouts: The checkouts of the same operation that failed before; None if there are none, or a command
-            has reported them.
+        delays: What delayed the next command; None if nothing did, as for nearly every command.
     """
 
     __slots__ = (
         "command",
         "connection_id",
-        "failed_checkouts",
-        "identity",
+        "delays",
         "is_establishing",
         "owner",
-        "selection_wait_time",
+        "pool",
         "server_connection_id",
-        "wait_time",
     )
 
-    def __init__(self, owner: object, identity: Identity, connection_id: int | None, is_establishing: bool) -> None:
-        self.owner = owner
-        self.identity = identity
+    def __init__(
+        self, owner: object, address: Address | None, connection_id: int | None, is_establishing: bool = False
+    ) -> None:
+        self.owner: object | None = owner
+        self.pool = id(address)
         self.connection_id = connection_id
         self.is_establishing = is_establishing
         self.server_connection_id: int | None = None
         self.command: HeldCommand | None = None
-        self.wait_time: float | None = None
-        self.selection_wait_time: float | None = None
-        self.failed_checkouts: FailedCheckouts | None = None
+        self.delays: Delays | None = None
 
 
 # A tuple, not a list: a task starts with a copy of its parent's context, but must not change its parent's connections.
 _held: ContextVar[tuple[HeldConnection, ...]] = ContextVar("opentelemetry_mongo_events_held_connections", default=())
 
 held_connections: Final = _held.get
-"""Returns the connections that the current thread or task holds, the newest last."""
+"""Returns the connections that the current thread or task holds, the newest last.
+
+A connection that was returned may be left there until the next one is checked out, which is faster than to remove it.
+Its record has no owner.
+"""
 
 
-def hold(owner: object, address: Any, connection_id: int | None, *, is_establishing: bool = False) -> HeldConnection:
-    """Record that the current thread or task holds a connection.
-
-    Args:
-        owner: Identifies the listener.
-        address: The driver's address object of the pool.
-        connection_id: The driver's id of the connection; None if another thread or task checked it out.
-        is_establishing: Whether the driver is establishing the connection, as opposed to having checked it out.
-    """
-    connection = HeldConnection(owner, identity(address), connection_id, is_establishing)
+def hold(connection: HeldConnection) -> None:
+    """Record that the current thread or task holds a connection."""
     held = _held.get()
-    _held.set((*held[-_LIMIT + 1 :], connection) if held else (connection,))
-    return connection
+    if not held or (held[-1].owner is None and len(held) == 1):  # the usual case
+        _held.set((connection,))
+    else:
+        held = tuple([other for other in held if other.owner is not None])
+        _held.set((*held[-_LIMIT + 1 :], connection))
 
 
 def release(owner: object, address: Any, connection_id: int, *, is_establishing: bool = False) -> HeldConnection | None:
@@ -107,8 +121,8 @@ def release(owner: object, address: Any, connection_id: int, *, is_establishing:
     without_id = None
     for connection in reversed(_held.get()):
         if (
-            connection.identity.address is address
-            and connection.owner is owner
+            connection.owner is owner
+            and connection.pool == id(address)
             and connection.is_establishing is is_establishing
         ):
             if connection.connection_id == connection_id:
@@ -123,6 +137,7 @@ def release(owner: object, address: Any, connection_id: int, *, is_establishing:
 
 def forget(connection: HeldConnection) -> None:
     """Remove a connection from those that the current thread or task holds."""
+    connection.owner = None
     held = _held.get()
     if held and held[-1] is connection:  # the usual case
         _held.set(held[:-1])
@@ -145,7 +160,7 @@ def find_free_connection(owner: object, command_id: CommandId) -> HeldConnection
         # the record.
         if connection.connection_id is None:
             continue
-        if connection.identity.address is address and connection.command is None and connection.owner is owner:
+        if connection.pool == id(address) and connection.command is None and connection.owner is owner:
             known = connection.server_connection_id
             if known is None or known == server_connection_id:
                 connection.server_connection_id = server_connection_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry.context import get_current
@@ -21,7 +22,14 @@ from opentelemetry_mongo_events._commands.description import (
     transaction_number,
 )
 from opentelemetry_mongo_events._commands.driver_spans import add_waits_and_attempt, current_operation_span
-from opentelemetry_mongo_events._commands.held_connections import find_connection_of, find_free_connection, hold
+from opentelemetry_mongo_events._commands.held_connections import (
+    NO_DELAYS,
+    HeldConnection,
+    find_connection_of,
+    find_free_connection,
+    held_connections,
+    hold,
+)
 from opentelemetry_mongo_events._commands.open_commands import LIMIT, OpenCommand, OpenCommands
 from opentelemetry_mongo_events._commands.outcome import (
     FAILED,
@@ -48,13 +56,12 @@ from opentelemetry_mongo_events._runtime.process import peers
 from opentelemetry_mongo_events._servers.errors import is_loss_of_server
 from opentelemetry_mongo_events._servers.state import note_failure
 from opentelemetry_mongo_events._telemetry import semconv as names
-from opentelemetry_mongo_events._telemetry.semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID, WAIT_TIME
+from opentelemetry_mongo_events._telemetry.semconv import DRIVER_CONNECTION_ID, SERVER_CONNECTION_ID
 from opentelemetry_mongo_events._telemetry.telemetry import NO_PARENT
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from opentelemetry_mongo_events._commands.held_connections import HeldConnection
     from opentelemetry_mongo_events._commands.transactions import Transactions
     from opentelemetry_mongo_events._driver.identity import Address
     from opentelemetry_mongo_events._servers.failed_checkouts import FailedCheckouts
@@ -152,8 +159,8 @@ class CommandEvents(NeverCopied, CommandListener):
             if telemetry is None or not telemetry.config.commands:
                 return
             meter_check, tracer_check = telemetry.instruments.provider_check, telemetry.tracer_check
-            is_measured = meter_check.found_sdk or bool(meter_check)
-            is_traced = tracer_check.found_sdk or bool(tracer_check)
+            is_measured = meter_check.found_sdk or (perf_counter() >= meter_check.next_check and bool(meter_check))
+            is_traced = tracer_check.found_sdk or (perf_counter() >= tracer_check.next_check and bool(tracer_check))
             if not is_measured and not is_traced:
                 return
             context = get_current()
@@ -175,19 +182,26 @@ class CommandEvents(NeverCopied, CommandListener):
                     operation_span = self._operation_span(identifier, telemetry, has_other_listeners)
             if not is_measured and not is_traced and operation_span is None and not self._transactions.open:
                 return
-            held = find_free_connection(table, identifier)
-            needs_check = identifier in table.by_id or table.duplicates or len(table.by_id) >= LIMIT
-            if needs_check and (self._is_open_on(held, identifier) or not table.has_room()):
-                return
-            wait_time = selection_wait_time = failed_checkouts = None
-            if held is not None:
-                wait_time, held.wait_time = held.wait_time, None  # only the first command on a connection reports it
-                if held.selection_wait_time is not None:
-                    selection_wait_time, held.selection_wait_time = held.selection_wait_time, None
-                if held.failed_checkouts is not None:
-                    failed_checkouts, held.failed_checkouts = held.failed_checkouts, None
-
             command, (_, address, server_connection_id) = event.command, identifier
+            connections = held_connections()
+            held = connections[-1] if connections else None
+            if held is not None:
+                if (  # the usual case
+                    held.server_connection_id is None
+                    and held.owner is table
+                    and held.pool == id(address)
+                    and held.command is None
+                    and held.connection_id is not None
+                ):
+                    held.server_connection_id = server_connection_id
+                else:
+                    held = find_free_connection(table, identifier)
+            if (table.by_id or table.duplicates) and not self._can_be_added(held, identifier):
+                return
+            delays = NO_DELAYS
+            if held is not None and held.delays is not None:
+                delays, held.delays = held.delays, None  # only the first command on a connection reports them
+
             collection = command.get(command_name)
             if type(collection) is not str or command_name not in COLLECTION_COMMANDS:
                 collection = collection_name(command_name, command)
@@ -211,12 +225,13 @@ class CommandEvents(NeverCopied, CommandListener):
                     attributes[SERVER_CONNECTION_ID] = server_connection_id
                 if held is not None:
                     attributes[DRIVER_CONNECTION_ID] = held.connection_id
-                    if wait_time is not None:
-                        attributes[WAIT_TIME] = wait_time
-                    if selection_wait_time is not None:
-                        attributes[names.SELECTION_WAIT_TIME] = selection_wait_time
-                if self._failed_attempts or failed_checkouts is not None or command_name == "getMore":
-                    predecessors = self._find_predecessors(event, attributes, failed_checkouts)
+                if delays is not NO_DELAYS:
+                    if delays.wait_time is not None:
+                        attributes[names.WAIT_TIME] = delays.wait_time
+                    if delays.selection_wait_time is not None:
+                        attributes[names.SELECTION_WAIT_TIME] = delays.selection_wait_time
+                if self._failed_attempts or delays.failed_checkouts is not None or command_name == "getMore":
+                    predecessors = self._find_predecessors(event, attributes, delays.failed_checkouts)
                 links: Sequence[Link] | None = predecessors.links
                 if transaction is not None:
                     links = transaction.add_link(links)
@@ -227,16 +242,15 @@ class CommandEvents(NeverCopied, CommandListener):
                 except FAILURES as error:  # the command is measured anyway
                     self.guard.failed("CommandEvents.started", error)
             elif operation_span is not None:
-                if self._failed_attempts or failed_checkouts is not None:
-                    predecessors = self._find_predecessors(event, {}, failed_checkouts)
-                attempt = predecessors.attempt
-                self.guard.run(
-                    "an operation span", add_waits_and_attempt, operation_span, wait_time, selection_wait_time, attempt
-                )
+                if self._failed_attempts or delays.failed_checkouts is not None:
+                    predecessors = self._find_predecessors(event, {}, delays.failed_checkouts)
+                told = (delays.wait_time, delays.selection_wait_time, predecessors.attempt)
+                self.guard.run("an operation span", add_waits_and_attempt, operation_span, *told)
             if span is None and not is_measured and transaction is None and operation_span is None:
                 return
             if held is None:
-                held = hold(table, address, None)
+                held = HeldConnection(table, address, None)
+                hold(held)
             open_command = OpenCommand(
                 identifier, held, span, description.metric_attributes if is_measured else None, context, telemetry
             )
@@ -357,10 +371,15 @@ class CommandEvents(NeverCopied, CommandListener):
         if is_traced:
             SPANS.take(_claim_key(command.command_id), self._open)
 
-    def _is_open_on(self, held: HeldConnection | None, identifier: CommandId) -> bool:
-        """Return whether the command is already in progress on its connection: the client has this listener twice."""
-        connection = find_connection_of(self._open, identifier)
-        return connection is not None and (held is None or held.connection_id == connection.connection_id)
+    def _can_be_added(self, held: HeldConnection | None, identifier: CommandId) -> bool:
+        """Return whether the command can be added to the table, in which there are others."""
+        table = self._open
+        if identifier not in table.by_id and not table.duplicates and len(table.by_id) < LIMIT:
+            return True
+        connection = find_connection_of(table, identifier)
+        if connection is not None and (held is None or held.connection_id == connection.connection_id):
+            return False  # it is in progress on its connection: the client has this listener twice
+        return table.has_room()
 
     def _find_predecessors(
         self, event: CommandStartedEvent, attributes: Attributes, failed_checkouts: FailedCheckouts | None

@@ -24,8 +24,8 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
-from opentelemetry_mongo_events._driver.versions import duration, runs_in_background
-from opentelemetry_mongo_events._runtime.guard import Guard, NeverCopied, guarded
+from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS, duration, runs_in_background
+from opentelemetry_mongo_events._runtime.guard import FAILURES, Guard, NeverCopied, guarded
 from opentelemetry_mongo_events._servers.events import BackgroundEvent
 from opentelemetry_mongo_events._servers.failed_checkouts import add_span
 from opentelemetry_mongo_events._servers.reports import report
@@ -50,7 +50,9 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
     the driver holds locks, so their methods must not block. All other events arrive on the thread, or in the task, that
     called the driver. No method raises.
 
-    Connections are tracked even while telemetry is switched off, because it may be switched on again.
+    Connections are tracked even while telemetry is switched off, because it may be switched on again. But before there
+    is an SDK that receives the metrics, the first three methods do nothing, since they run for each command. A
+    connection that is checked out when the SDK is installed counts as idle until it is checked in.
 
     Args:
         pools: The state of the pools.
@@ -62,6 +64,50 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         self.guard = guard
         self._pools = pools
         self._servers = servers
+        if not POOL_EVENTS_HAVE_DURATIONS:  # the span of a failed checkout needs to know when it started
+            pools.tracked_since = time.perf_counter()
+
+    def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
+        """Note that the current thread or task waits for a connection."""
+        try:
+            if self._pools.tracked_since is None and not self._pools.begin_tracking():
+                return
+            if isinstance(event, ConnectionCheckOutFailedEvent):  # PyMongo 4.0 and 4.1 publish a failure here
+                self.connection_check_out_failed(event)
+                return
+            self._pools.of(event.address).waiters.begin()
+        except FAILURES as error:
+            self.guard.failed("PoolEvents.connection_check_out_started", error)
+
+    def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
+        """Note that a connection was checked out, and measure how long that took."""
+        try:
+            if self._pools.tracked_since is None:
+                return
+            pool = self._pools.of(event.address)
+            since = pool.waiters.end()
+            if not pool.check_out(event.connection_id):
+                return  # the client has this listener twice
+            if (instruments := self._instruments(pool)) is not None:
+                _record(instruments.wait_time, duration(event, since), pool)
+        except FAILURES as error:
+            self.guard.failed("PoolEvents.connection_checked_out", error)
+
+    def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
+        """Note that a connection was checked in, and measure its use. One that was inherited in a fork isn't known."""
+        try:
+            if self._pools.tracked_since is None:
+                return
+            pool = self._pools.known(event.address)
+            since = None if pool is None else pool.check_in(event.connection_id)
+            if pool is None or since is None:
+                return
+            now = time.perf_counter()
+            pool.made[event.connection_id] = now
+            if (instruments := self._instruments(pool)) is not None:
+                _record(instruments.use_time, now - since, pool)
+        except FAILURES as error:
+            self.guard.failed("PoolEvents.connection_checked_in", error)
 
     @guarded
     def pool_created(self, event: PoolCreatedEvent) -> None:
@@ -139,24 +185,6 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
                 _record(instruments.use_time, time.perf_counter() - since, pool)
 
     @guarded
-    def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
-        """Note that the current thread or task waits for a connection."""
-        if isinstance(event, ConnectionCheckOutFailedEvent):  # PyMongo 4.0 and 4.1 publish a failure here
-            self.connection_check_out_failed(event)
-            return
-        self._pools.of(event.address).waiters.begin()
-
-    @guarded
-    def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
-        """Note that a connection was checked out, and measure how long that took."""
-        pool = self._pools.of(event.address)
-        since = pool.waiters.end()
-        if not pool.check_out(event.connection_id):
-            return  # the client has this listener twice
-        if (instruments := self._instruments(pool)) is not None:
-            _record(instruments.wait_time, duration(event, since), pool)
-
-    @guarded
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
         """Count a failed checkout, and record a span for it: no command is sent whose span could show it."""
         ended = time.time_ns()
@@ -170,18 +198,6 @@ class PoolEvents(NeverCopied, ConnectionPoolListener):
         if reason == "timeout":
             telemetry.instruments.add(names.DB_CLIENT_CONNECTION_TIMEOUTS, *pool.key)
         self._trace_failure(telemetry, pool, event, ended - int(seconds * 1e9), ended)
-
-    @guarded
-    def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
-        """Note that a connection was checked in, and measure its use. One that was inherited in a fork isn't known."""
-        pool = self._pools.known(event.address)
-        since = None if pool is None else pool.check_in(event.connection_id)
-        if pool is None or since is None:
-            return
-        now = time.perf_counter()
-        pool.made[event.connection_id] = now
-        if (instruments := self._instruments(pool)) is not None:
-            _record(instruments.use_time, now - since, pool)
 
     def _telemetry(self, pool: PoolState) -> Telemetry | None:
         """Return where to report a pool, or None."""

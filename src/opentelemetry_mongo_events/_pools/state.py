@@ -157,13 +157,18 @@ class PoolState:
         """
         self._remove_idle(time.perf_counter())
 
-    def drop_expired(self) -> None:
+    def drop_expired(self, tracked_since: float) -> None:
         """Remove connections that were idle for too long.
 
         The driver closes them within about a second. It publishes no event if its task is cancelled meanwhile.
+
+        Args:
+            tracked_since: Since when check-ins are tracked. Nothing is known of the time before.
         """
         if self.max_idle is not None:
-            self._remove_idle(time.perf_counter() - self.max_idle - _GRACE)
+            latest = time.perf_counter() - self.max_idle - _GRACE
+            if latest >= tracked_since:
+                self._remove_idle(latest)
 
     def _remove_idle(self, latest: float) -> None:
         """Remove the connections that have been idle since `latest` or longer, and expect the driver to close them."""
@@ -200,14 +205,28 @@ class PoolStates:
     Args:
         switch: Holds the telemetry that the listener reports to.
         client_name: The client's name, which the names of its pools begin with; None if it has none.
+
+    Attributes:
+        switch: The argument.
+        tracked_since: Since when checkouts and check-ins are tracked, by `time.perf_counter()`; None before there is an
+            SDK that receives the metrics.
     """
 
     def __init__(self, switch: Switch, client_name: str | None) -> None:
         self.switch = switch
+        self.tracked_since: float | None = None
         self._client_name = client_name
         self._current: dict[int, PoolState] = {}
         self._pools: dict[PoolState, None] = {}
         track(self)
+
+    def begin_tracking(self) -> bool:
+        """Track checkouts and check-ins from now on, for good, if an SDK receives the metrics. Runs on any thread."""
+        telemetry = self.switch.telemetry
+        if telemetry is None or not telemetry.instruments.provider_check:
+            return False
+        self.tracked_since = time.perf_counter()
+        return True
 
     def create(self, address: Address, options: Mapping[str, Any]) -> None:
         """Add a new pool. A server that was removed and added again has a new pool with the same address."""
@@ -260,6 +279,9 @@ class PoolStates:
 
     def _new(self, address: Address) -> PoolState:
         """Create the state of a pool. If several listeners see the pool, the first one reports it."""
+        telemetry = self.switch.telemetry
+        if self.tracked_since is None and telemetry is not None and telemetry.instruments.provider_check.found_sdk:
+            self.begin_tracking()  # it may be switched off by the first checkout
         others = [each.switch for each in instances(PoolStates) if each is not self and id(address) in each._current]
         return PoolState(identity(address), self._client_name, others)
 
@@ -276,6 +298,7 @@ class PoolStates:
 
     def _sweep(self) -> None:
         for pool in list(self._pools):
-            pool.drop_expired()
+            if self.tracked_since is not None:
+                pool.drop_expired(self.tracked_since)
             if pool.is_gone:
                 self._drop(pool)

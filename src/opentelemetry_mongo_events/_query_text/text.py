@@ -82,10 +82,11 @@ _LITERALS: Final = frozenset(
 )
 
 _MAX_CACHED_LENGTH: Final = 1_000
-# Caches of texts. Of a command they hold its keys, if none is masked, and the value in place of a collection name, but
-# no other values.
+# Caches of texts, and the kinds of the commands among them. Of a command they hold its keys, if none is masked, and the
+# value in place of a collection name, but no other values.
 _texts_of_keys: Final[BoundedDict[tuple[str, ...], str]] = BoundedDict(1_000)
 _texts_of_shapes: Final[BoundedDict[tuple[Any, ...], str]] = BoundedDict(1_000)
+_kinds: Final[BoundedDict[tuple[Any, ...], _Kind]] = BoundedDict(1_000)
 
 
 def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limit: int) -> str | None:
@@ -136,38 +137,78 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
         return None
     if shape is not None and _is_cacheable(text):
         _texts_of_shapes.put(shape, text)
+        _kinds.put(shape[0].key, shape[0])
     return text
 
 
-def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple[Any, ...] | None:
-    """Return everything that the masked text of a command depends on, as a cache key.
+class _Kind:
+    """What all commands with the same name, the same keys and values of the same types have in common.
 
-    Returns:
-        The key, or None for a command that holds anything except literals and flat documents (see `_is_flat`), or
-        that shows a literal other than a flag and the name of a collection.
+    Attributes:
+        key: The name, the keys and the types.
+        variable: The keys of the values that the masked text depends on, each with its place; None if it depends on
+            more than a cache key can hold.
     """
-    if type(command) is not dict:
-        return None
-    parts: list[Any] = [command_name, tuple(command)]
+
+    __slots__ = ("key", "variable")
+
+    def __init__(self, key: tuple[Any, ...], command: dict[str, Any], place: Place) -> None:
+        self.key = key
+        self.variable = _variable_values(command, place)
+
+
+def _variable_values(command: dict[str, Any], place: Place) -> tuple[tuple[str, Place], ...] | None:
+    """Return `_Kind.variable`.
+
+    It is None for a command that holds anything except literals and documents, or that shows a literal other than a
+    flag and the name of a collection.
+    """
+    variable = []
     for key, value in command.items():
         child = place.fields.get(key)
         if child is OMITTED or child is OMITTED_IF_MASKED:
             continue
         kind = type(value)
-        if kind in _LITERALS:
-            if child is None or child.leaf is None:
-                parts.append(None)  # one part per key, so that different commands never have the same shape
-            elif child is NAME and kind is str and len(value) <= KEY_LENGTH:  # else it is masked or cut
-                parts.append(value)
-            elif child is FLAG:
-                parts.append(value if kind is bool else None)
-            else:
-                return None
-        elif kind is dict and _is_flat(value, child or place.others):
-            parts.append(tuple(value))
+        if kind is dict:
+            variable.append((key, child or place.others))
+        elif kind not in _LITERALS:
+            return None
+        elif child is None or child.leaf is None or (child is FLAG and kind is not bool):
+            continue  # always masked
+        elif child is FLAG or (child is NAME and kind is str):
+            variable.append((key, child))
         else:
             return None
-    return tuple(parts)
+    return tuple(variable)
+
+
+def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple[Any, ...] | None:
+    """Return everything that the masked text of a command depends on, as a cache key that begins with its kind.
+
+    Returns:
+        The key; None if there is none for commands of this kind, if a document isn't flat (see `_is_flat`), or if the
+        name of the collection is too long to be shown.
+    """
+    if type(command) is not dict:
+        return None
+    key = (command_name, *command, *map(type, command.values()))
+    kind = _kinds.get(key) or _Kind(key, command, place)
+    if kind.variable is None:
+        return None
+    shape: list[Any] = [kind]
+    for name, child in kind.variable:
+        value = command[name]
+        if child is FLAG:
+            shape.append(value)
+        elif child is NAME:
+            if len(value) > KEY_LENGTH:  # it is masked or cut
+                return None
+            shape.append(value)
+        elif _is_flat(value, child):
+            shape.append(tuple(value))
+        else:
+            return None
+    return tuple(shape)
 
 
 class _Level(Part):

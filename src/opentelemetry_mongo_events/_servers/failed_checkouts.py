@@ -53,6 +53,12 @@ class FailedCheckouts(NamedTuple):
 
 _failed: ContextVar[FailedCheckouts | None] = ContextVar("opentelemetry_mongo_events_failed_checkouts", default=None)
 
+failed_before: Final = _failed.get
+"""Returns the failed checkouts that the current thread or task had before; None if there are none, as usual.
+
+Then `checkout_started()` and `checkout_succeeded()` need not be called.
+"""
+
 
 # A client may have several listeners, which call these functions with the same event, one after another. So a second
 # call has no effect.

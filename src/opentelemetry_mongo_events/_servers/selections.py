@@ -38,14 +38,18 @@ class _Delay(NamedTuple):
     Attributes:
         seconds: The wait.
         address: The selected server.
+        is_checkout: Whether the checkout of a connection has begun since.
     """
 
     seconds: float
     address: Address
+    is_checkout: bool = False
 
 
 _delay: ContextVar[_Delay | None] = ContextVar("opentelemetry_mongo_events_selection_delay", default=None)
-_checkout_delay: ContextVar[float | None] = ContextVar("opentelemetry_mongo_events_checkout_delay", default=None)
+
+pending_delay: Final = _delay.get
+"""Returns what `begin_checkout()` and `take_delay()` are about; they need not be called if it is None, as usual."""
 
 
 def set_delay(seconds: float, address: Address) -> None:
@@ -66,10 +70,8 @@ def begin_checkout(address: Address) -> None:
     """
     delay = _delay.get()
     if delay is not None:
-        _delay.set(None)
-    elif _checkout_delay.get() is None:  # the usual case
-        return
-    _checkout_delay.set(round(delay.seconds, 6) if delay is not None and delay.address == address else None)
+        is_for_this = not delay.is_checkout and delay.address == address
+        _delay.set(delay._replace(is_checkout=True) if is_for_this else None)
 
 
 def take_delay() -> float | None:
@@ -78,10 +80,11 @@ def take_delay() -> float | None:
     Returns:
         The seconds, rounded to microseconds; None if it didn't wait.
     """
-    seconds = _checkout_delay.get()
-    if seconds is not None:
-        _checkout_delay.set(None)
-    return seconds
+    delay = _delay.get()
+    if delay is None or not delay.is_checkout:
+        return None
+    _delay.set(None)
+    return round(delay.seconds, 6)
 
 
 class Selection:

@@ -79,7 +79,8 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider | None) -> None:
         self._provider = _global_provider if provider is None else _reference(provider)
-        self.provider_check = ProviderCheck(self._provider, "opentelemetry.metrics", _CHECK_INTERVAL)
+        interval = _CHECK_INTERVAL if provider is None else None
+        self.provider_check = ProviderCheck(self._provider, "opentelemetry.metrics", interval)
         self._pending: deque[tuple[str, tuple[str | int | None, ...]]] = deque()
         self._count_lock = threading.Lock()
         self._counts: dict[str, dict[tuple[str | int | None, ...], int]] = {name: {} for name in _COUNTERS}

@@ -204,10 +204,9 @@ _DEFERRED: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, in
 
 def _tracer_check(provider: trace.TracerProvider | None) -> ProviderCheck:
     # The API's placeholder for the global provider may be given explicitly, too.
-    is_global = provider is None or isinstance(provider, trace.ProxyTracerProvider)
-    return ProviderCheck(
-        trace.get_tracer_provider if is_global else lambda: provider, "opentelemetry.trace", _CHECK_INTERVAL
-    )
+    if provider is None or isinstance(provider, trace.ProxyTracerProvider):
+        return ProviderCheck(trace.get_tracer_provider, "opentelemetry.trace", _CHECK_INTERVAL)
+    return ProviderCheck(lambda: provider, "opentelemetry.trace", None)
 
 
 def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:
