@@ -75,7 +75,7 @@ def with_links_of_the_site(text: str, path: Path) -> str:
         target = (path.parent / link[1]).resolve()
         if target in pages:
             return f"]({pages[target]}"
-        if path in pages and "://" not in link[1]:
+        if path in pages and ":" not in link[1]:
             inside = target.is_relative_to(DOCS)
             return f"](/{target.relative_to(DOCS)}" if inside else f"](../{target.relative_to(DOCS.parent)}"
         return link[0]
