@@ -61,8 +61,10 @@ FULL_NAMES = {
 DOCS = Path(__file__).resolve().parent
 OUTSIDE = {
     "changelog": DOCS.parent / "CHANGELOG.md",
+    "code-of-conduct": DOCS.parent / "CODE_OF_CONDUCT.md",
     "contributing": DOCS.parent / "CONTRIBUTING.md",
     "examples": DOCS.parent / "examples" / "README.md",
+    "releasing": DOCS.parent / "RELEASING.md",
     "security": DOCS.parent / "SECURITY.md",
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FILES = [
     *sorted(ROOT.glob("*.md")),
-    *sorted(path for folder in ("docs", "examples", ".github") for path in (ROOT / folder).rglob("*.md")),
+    *sorted(path for folder in ("docs", "examples") for path in (ROOT / folder).rglob("*.md")),
 ]
 FILES = [path for path in FILES if "_build" not in path.parts]
 CONFIGURATION = (ROOT / "docs" / "conf.py").read_text()
@@ -114,7 +114,7 @@ def test_each_page_is_in_the_navigation_of_the_site() -> None:
     linked = {
         (ROOT / "docs" / link).resolve() for link in re.findall(r"^- \[[^\]]+\]\(([^():]+)\)", page, re.MULTILINE)
     }
-    outside = dict(re.findall(r'^    "(\w+)": DOCS.parent / (.*),$', CONFIGURATION, re.MULTILINE))
+    outside = dict(re.findall(r'^    "([\w-]+)": DOCS.parent / (.*),$', CONFIGURATION, re.MULTILINE))
     stubs = {ROOT / "docs" / f"{name}.md" for name in outside}
 
     pages = {

@@ -1184,6 +1184,20 @@ def test_a_text_that_cant_be_cut_for_want_of_stack_is_left_out() -> None:
         sys.setrecursionlimit(limit)
 
 
+def test_a_command_without_content_has_no_text_however_often_it_is_sent() -> None:
+    # The driver publishes a `hello` that authenticates as an empty document.
+    assert [query_text("hello", {}, is_raw, 4096) for is_raw in (False, True) for _ in range(3)] == [None] * 6
+
+
+def test_a_text_that_cant_be_cut_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: Any) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr(text_module, "cut", cut)
+
+    assert query_text("find", {"find": "b", "filter": {"a": 1}}, False, 10) is None
+
+
 def test_bytes_of_raw_documents_are_bounded_over_all() -> None:
     large = RawBSONDocument(encode({"a": b"x" * 5_000}))
     small = [RawBSONDocument(encode({name: b"x" * 1_000})) for name in "abcdefgh"]

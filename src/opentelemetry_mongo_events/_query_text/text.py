@@ -127,13 +127,16 @@ def query_text(command_name: str, command: Mapping[str, Any], is_raw: bool, limi
         return None
     text = whole.text()
     if len(text) > limit:
+        shape = None
         try:
             text = cut(whole, limit, is_raw)
         except RecursionError:  # it recurses, and the application's own calls may be nested deep
             return None
-    elif shape is not None and _is_cacheable(text):
+    if text in _EMPTY:
+        return None
+    if shape is not None and _is_cacheable(text):
         _texts_of_shapes.put(shape, text)
-    return None if text in _EMPTY else text
+    return text
 
 
 def _shape(command_name: str, command: Mapping[str, Any], place: Place) -> tuple[Any, ...] | None:

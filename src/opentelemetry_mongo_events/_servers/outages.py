@@ -60,6 +60,9 @@ _TOLERANCE: Final = 0.1
 # so there is no other that this could include.
 _END_TOLERANCE: Final = 0.5
 
+# The events with which the first discovery of a client begins.
+_OPENING: Final = (names.TOPOLOGY_OPENED, names.SERVER_OPENED)
+
 # How often the background worker checks whether the client of a period was garbage-collected. It wakes earlier for a
 # period that is due.
 _CHECK_INTERVAL: Final = 0.5
@@ -215,7 +218,9 @@ class Period(OngoingPeriod):
         limit = _MAX_REPEATED_EVENTS if is_repeated else _MAX_EVENTS
         is_cause = background_event.server in self._addresses and background_event.name == names.HEARTBEAT_FAILED
         tolerance = self._tolerance if is_cause or self.name == names.DISCOVERY else 0
-        if background_event.at < self.started - tolerance:
+        # A client may be created long before it is used, and its discovery begins only then.
+        is_opening = self._tolerance > 0 and self.name == names.DISCOVERY and background_event.name in _OPENING
+        if background_event.at < self.started - tolerance and not is_opening:
             return
         if len(self._events) < limit:
             self._events[background_event] = None
