@@ -308,7 +308,8 @@ def test_a_name_that_cant_be_used_is_a_warning(name: Any, caplog: pytest.LogCapt
 def test_a_keyword_that_cant_be_used_is_one_warning_and_left_out(
     instrumentor: MongoEventsInstrumentor, caplog: pytest.LogCaptureFixture, keyword: str, allowed: str
 ) -> None:
-    instrumentor.instrument(**{keyword: 3})
+    wrong: dict[str, Any] = {keyword: 3}
+    instrumentor.instrument(**wrong)
 
     assert instrumentor.is_instrumented_by_opentelemetry
     assert caplog.messages == [f"{keyword}=3 can't be used: {allowed} allowed; it is left out"]
@@ -372,7 +373,7 @@ def test_a_provider_that_cant_be_used_is_one_warning_and_left_out(
     caplog: pytest.LogCaptureFixture,
     spans: Spans,
 ) -> None:
-    keywords = {"tracer_provider": spans.provider, "events": "both"} | {keyword: PROVIDERS[what]}
+    keywords: dict[str, Any] = {"tracer_provider": spans.provider, "events": "both"} | {keyword: PROVIDERS[what]}
     instrumentor.instrument(**keywords)
     with connect(server.uri) as client:
         client.admin.command("ping")

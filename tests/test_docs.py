@@ -94,7 +94,7 @@ def test_each_event_and_each_span_of_a_clients_own_is_in_the_reference() -> None
     documented = [cells[0].strip("`") for cells in rows("docs/outages.md", "## Events")]
 
     assert sorted(f"mongodb.client.{name}" for name in documented) == sorted(events)
-    assert {semconv.DISCOVERY, semconv.OUTAGE} == set(re.findall(r"^`(mongodb\.client\.\w+)`\n: ", page, re.MULTILINE))
+    assert {semconv.DISCOVERY, semconv.OUTAGE} == set(re.findall(r"^### `(mongodb\.client\.\w+)`$", page, re.MULTILINE))
 
 
 def test_each_metric_is_in_the_reference_and_no_other() -> None:

@@ -14,7 +14,7 @@ import pytest
 from pymongo.errors import AutoReconnect
 
 import opentelemetry_mongo_events
-from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
 from opentelemetry_mongo_events._config import _SWITCHES, ENVIRONMENT_PREFIX, OPTIONS, Config
 from opentelemetry_mongo_events._driver import command_names
 from opentelemetry_mongo_events._servers import errors, outages, selection_listener
@@ -167,10 +167,9 @@ def test_each_environment_variable_is_read_by_somebody() -> None:
 
 
 def test_each_keyword_without_a_variable_is_in_the_reference() -> None:
-    section = (
-        (ROOT / "docs/options.md").read_text().partition("## Keywords that have no variable\n")[2].partition("\n## ")[0]
-    )
-    told = re.findall(r"^`(\w+)(?:\(.*\))?`\n: ", section, re.MULTILINE)
+    told = [
+        cells[0].strip("`").partition("(")[0] for cells in rows("docs/options.md", "## Keywords that have no variable")
+    ]
 
     keywords = [each.name for each in inspect.signature(event_listeners).parameters.values() if each.name != "options"]
     assert sorted(told) == sorted(keywords)
@@ -203,9 +202,28 @@ def test_the_choices_of_an_option_are_those_that_are_allowed() -> None:
 
 
 def test_each_public_name_is_in_the_reference() -> None:
-    told = re.findall(r"^\.\. auto(?:class|function):: (\w+)", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    told = re.findall(r"^\.\. auto(?:class|function):: (\w+)", (ROOT / "docs/api.rst").read_text(), re.MULTILINE)
 
     assert set(told) == set(opentelemetry_mongo_events.__all__) - {"__version__"}
+
+
+def test_instrument_has_the_keywords_and_the_docstring_of_event_listeners() -> None:
+    def documented(function: object) -> dict[str, str]:
+        """Each argument's description, without line breaks."""
+        arguments = inspect.cleandoc(str(function.__doc__)).partition("Args:\n")[2].partition("\n\n")[0]
+        found = re.findall(r"^    (\S+): (.*(?:\n {5}.*)*)", arguments, re.MULTILINE)
+        return {name: " ".join(text.split()) for name, text in found}
+
+    instrument, listeners = MongoEventsInstrumentor.instrument, event_listeners
+    both = [dict(inspect.signature(function).parameters) for function in (instrument, listeners)]
+    assert both[1].pop("client_name")
+    assert both[0].pop("self")
+    assert both[0] == both[1]
+
+    told, of_listeners = documented(instrument), documented(listeners)
+    assert set(told) == {"**options", *both[0]} - {"options"}
+    assert told.pop("**options").startswith(of_listeners["**options"])
+    assert told.items() <= of_listeners.items()
 
 
 def test_each_outcome_of_a_discovery_or_an_outage_is_in_the_reference() -> None:

@@ -75,7 +75,7 @@ def test_the_attributes_of_commands(life: Life) -> None:
     assert_types_are_those_of("docs/spans.md", told)
 
     when = column("docs/spans.md", "## Attributes", "when")
-    (kind,) = re.findall(r"^Kind\n: `(\w+)`", (ROOT / "docs/spans.md").read_text(), re.MULTILINE)
+    (kind,) = re.findall(r"^- \*\*Kind\*\*: `(\w+)`", (ROOT / "docs/spans.md").read_text(), re.MULTILINE)
     for span in commands(life):
         present = attributes(span).keys()
         for name, condition in when.items():

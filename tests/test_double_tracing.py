@@ -181,13 +181,12 @@ def test_an_outage_links_to_the_callers_span(
     metrics: Metrics,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    measured = {"meter_provider": metrics.provider} if is_measured else {}
     instrumentor.instrument(
         tracer_provider=spans.provider,
         topology=True,
         selections=True,
         command_spans=other != "command_spans",
-        **measured,
+        meter_provider=metrics.provider if is_measured else None,
     )
     tracer: Any = spans.provider.get_tracer("PyMongo", "4.99.0") if other == "the driver" else spans.tracer
     with connect(server.uri, retryReads=False) as client:  # no heartbeat finds out first

@@ -16,6 +16,12 @@ from opentelemetry_mongo_events._telemetry.telemetry import Switch, telemetry_fr
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from opentelemetry_mongo_events._config import Config
+    from opentelemetry_mongo_events._telemetry.telemetry import FailedHook, RequestHook, ResponseHook
+
 
 class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Instruments every client that is created after `instrument()`.
@@ -27,9 +33,7 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     Example:
         `MongoEventsInstrumentor().instrument(exclude_commands="ping")`
 
-    `instrument()` takes the keywords of `event_listeners()` except `client_name`. An invalid value raises no exception:
-    it is ignored and a warning is logged. `uninstrument()` stops new spans and all metrics. Commands in progress still
-    end their spans; a discovery or an outage in progress ends as an error.
+    The class is a singleton: each call of the constructor returns the same instance.
     """
 
     # The class is a singleton whose constructor may run many times, so its state belongs to the class.
@@ -42,6 +46,53 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         """Return the supported versions of PyMongo: those of the extra `instruments`, and their pre-releases."""
         # Before packaging 26 only a specifier with a pre-release allows any. The extra has none: pip would install any.
         return ("pymongo >= 4.0.dev0, < 5",)
+
+    def instrument(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        logger_provider: Any | None = None,
+        config: Config | None = None,
+        request_hook: RequestHook | None = None,
+        response_hook: ResponseHook | None = None,
+        failed_hook: FailedHook | None = None,
+        **options: Any,
+    ) -> None:
+        """Instrument all clients that are created from now on.
+
+        An invalid value raises no exception: it is ignored and a warning is logged. A second call has no effect, until
+        `uninstrument()` is called. If the installed version of PyMongo is not supported, an error is logged and nothing
+        is instrumented. May be called on any thread.
+
+        Example:
+            `MongoEventsInstrumentor().instrument(exclude_commands="ping", query_text="off")`
+
+        Args:
+            tracer_provider: Receives the spans. Defaults to the global provider.
+            meter_provider: Receives the metrics. Defaults to the global provider.
+            logger_provider: Receives the log records, if the option `events` enables them. Defaults to the global
+                provider.
+            config: All options at once, instead of environment variables and defaults.
+            request_hook: Called as `request_hook(span, started_event)` right after a recording span is started.
+            response_hook: Called as `response_hook(span, succeeded_event)` just before the span ends.
+            failed_hook: Called as `failed_hook(span, failed_event)` just before the span ends as an error.
+            **options: The fields of `Config` by name. They take precedence over everything else. In addition,
+                `skip_dep_check=True` instruments without checking the version of PyMongo.
+
+        Hooks run on the thread, or in the task, that called the driver. If a hook raises, the exception is logged once
+        and has no other effect.
+        """
+        keywords = {
+            "tracer_provider": tracer_provider,
+            "meter_provider": meter_provider,
+            "logger_provider": logger_provider,
+            "config": config,
+            "request_hook": request_hook,
+            "response_hook": response_hook,
+            "failed_hook": failed_hook,
+        }
+        super().instrument(**{name: value for name, value in keywords.items() if value is not None}, **options)
 
     @classmethod
     def instrument_client(cls, client: Any, **keywords: Any) -> None:
@@ -91,7 +142,14 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         _existing_clients.uninstrument(client)
 
     def uninstrument(self, **kwargs: Any) -> None:
-        """Uninstrument all clients except those that were created with `event_listeners(...)`."""
+        """Uninstrument all clients except those that were created with `event_listeners(...)`.
+
+        No new spans are started, and nothing is measured any more. Commands in progress still end their spans; a
+        discovery or an outage in progress ends as an error.
+
+        Args:
+            **kwargs: Ignored. OpenTelemetry's `BaseInstrumentor` allows any keywords here.
+        """
         # The module can't be imported without PyMongo. If nothing has imported it, it has instrumented no clients.
         existing_clients = sys.modules.get(f"{__package__}._existing_clients")
         had_existing_clients = existing_clients is not None and existing_clients.uninstrument_all()
