@@ -431,6 +431,7 @@ def test_a_commit_that_cannot_be_sent_at_first(
 ) -> None:
     with begin(client) as session:
         primary.stop()
+        until(lambda: not client.topology_description.has_writable_server())  # otherwise it is sent
         with pymongo.timeout(0.1), pytest.raises(PyMongoError):
             session.commit_transaction()
         assert not transactions_of(listeners).check()
@@ -587,6 +588,7 @@ def test_an_abort_that_cannot_be_sent(client: MongoClient[Any], primary: Scripte
         with pytest.raises(AutoReconnect):
             insert(client, session)
         primary.stop()
+        until(lambda: not client.topology_description.has_writable_server())
         with pymongo.timeout(0.1):
             session.abort_transaction()
         primary.start()

@@ -31,6 +31,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
         ("big_topologies.py", [], ["ours"]),
         ("closing.py", [], ["MongoClient", "ours, topology=False"]),
         ("memory.py", [], ["KB held", "1,000"]),
+        ("transactions.py", [], ["ours / outside of a transaction"]),
     ],
 )
 def test_a_benchmark_runs(name: str, arguments: list[str], told: list[str]) -> None:

@@ -14,7 +14,9 @@ from opentelemetry.trace import NoOpTracerProvider, StatusCode
 from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._commands.held_connections import held_connections
 from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS
+from opentelemetry_mongo_events._servers.selections import set_delay
 from tests.events import (
+    ADDRESS,
     check_out_started,
     checked_in,
     checked_out,
@@ -245,3 +247,32 @@ def test_without_anything_to_receive_it_no_connection_is_tracked(is_on: bool, sp
     run(driver, 4)
 
     assert (held_connections(), spans.names, driver.connections.guard.failures) == ((), [], {})
+
+
+def test_an_odd_event_is_passed_over(driver: Driver, spans: Spans) -> None:
+    odd: Any = object()
+    set_delay(1.5, ADDRESS)
+    driver.connections.connection_check_out_started(odd)
+    driver.connections.connection_checked_out(odd)
+    run(driver, 4, duration=0.0001)
+    driver.connections.connection_checked_out(checked_out(4))
+    driver.connections.connection_checked_in(odd)
+    driver.connections.connection_checked_in(checked_in(4))
+
+    assert told(spans) == [(4, None)]
+    assert sorted(place for place, _ in driver.connections.guard.failures) == [
+        "ConnectionEvents.connection_check_out_started",
+        "ConnectionEvents.connection_checked_in",
+        "ConnectionEvents.connection_checked_out",
+    ]
+
+
+def test_a_wait_for_a_server_is_told_even_if_that_for_the_connection_is_unknown(driver: Driver, spans: Spans) -> None:
+    set_delay(1.5, ADDRESS)
+    driver.connections.connection_check_out_started(check_out_started())
+    driver.connections.connection_checked_out(checked_out(4, duration=None))
+    driver.commands.started(started({"find": "orders"}))
+    driver.commands.succeeded(succeeded("find"))
+    driver.connections.connection_checked_in(checked_in(4))
+
+    assert attributes(spans.one())["mongodb.client.server_selection.wait_time"] == 1.5

@@ -18,6 +18,7 @@ from opentelemetry_mongo_events import event_listeners
 from opentelemetry_mongo_events._commands import connections
 from opentelemetry_mongo_events._driver import identity
 from opentelemetry_mongo_events._driver.versions import POOL_EVENTS_HAVE_DURATIONS
+from opentelemetry_mongo_events._pools import listener as listener_module
 from opentelemetry_mongo_events._pools import state
 from opentelemetry_mongo_events._pools.listener import PoolEvents
 from opentelemetry_mongo_events._runtime import process
@@ -282,6 +283,17 @@ def test_before_anything_receives_metrics_only_the_connections_are_known(
 
     assert metrics.connections() == (2, 0)
     assert metrics.one("db.client.connection.use_time").count == 1
+
+
+def test_what_has_no_duration_is_always_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Up to PyMongo 4.6. The span of a failed checkout says when it started, without a meter provider, too.
+    monkeypatch.setattr(listener_module, "POOL_EVENTS_HAVE_DURATIONS", False)
+    made = event_listeners(meter_provider=NoOpMeterProvider())
+    pools: Any = next(each for each in made if isinstance(each, PoolEvents))
+    pools.pool_created(pool_created())
+    pools.connection_check_out_started(check_out_started())
+
+    assert pools._pools.known(ADDRESS).waiters.end() is not None
 
 
 @pytest.mark.skipif(not identity.COUNTS_REFERENCES, reason="PyPy has no reference counts")

@@ -1184,6 +1184,14 @@ def test_a_text_that_cant_be_cut_for_want_of_stack_is_left_out() -> None:
         sys.setrecursionlimit(limit)
 
 
+def test_a_document_that_begins_with_no_operator_is_a_value() -> None:
+    for value in ({"x": 1, "$exists": True}, {"x": [1], "$exists": True}, {"x": {"y": 1}, "$exists": [True]}):
+        assert "true" not in str(masked({"find": "c", "filter": {"a": value}}))
+    assert masked({"find": "c", "filter": {"a": {"$exists": True, "x": [1]}}}) == (
+        '{"find":"c","filter":{"a":{"$exists":true,"x":["?"]}}}'
+    )
+
+
 def test_a_command_without_content_has_no_text_however_often_it_is_sent() -> None:
     # The driver publishes a `hello` that authenticates as an empty document.
     assert [query_text("hello", {}, is_raw, 4096) for is_raw in (False, True) for _ in range(3)] == [None] * 6

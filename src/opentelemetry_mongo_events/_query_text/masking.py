@@ -171,17 +171,19 @@ _EXPRESSION: Final = Place(
     is_ordered=True,
 )
 _SORTS.others = _SORTS.operators = _SORTS.elements = _EXPRESSION
-# What a filter asks of a field. A document under any other operator is a value to compare with, and all in it is data.
-_CONDITION: Final = Place(fields={"$exists": FLAG}, others=_DATA, elements=_DATA)
-_ELEMENT: Final = Place(fields={"$exists": FLAG, "$not": _CONDITION}, others=_CONDITION, operators=_DATA)
+CONDITION: Final = Place(fields={"$exists": FLAG}, others=_DATA, elements=_DATA)
+"""What a filter asks of a field. A document whose first key is no operator, or one under any other operator, is a value
+to compare with, and all in it is data."""
+
+_ELEMENT: Final = Place(fields={"$exists": FLAG, "$not": CONDITION}, others=CONDITION, operators=_DATA)
 _ELEMENT.fields.update(dict.fromkeys(("$and", "$or", "$nor", "$elemMatch"), _ELEMENT))
-_CONDITION.fields.update({"$not": _CONDITION, "$elemMatch": _ELEMENT})
+CONDITION.fields.update({"$not": CONDITION, "$elemMatch": _ELEMENT})
 _FILTER: Final = Place(
     fields={
         "$expr": _EXPRESSION,
         "$text": Place(fields={"$caseSensitive": FLAG, "$diacriticSensitive": FLAG}, others=_DATA),
     },
-    others=_CONDITION,
+    others=CONDITION,
     operators=_DATA,
 )
 _FILTER.fields.update(dict.fromkeys(("$and", "$or", "$nor"), _FILTER))

@@ -28,6 +28,7 @@ from opentelemetry_mongo_events._query_text import extended_json as extended_jso
 from opentelemetry_mongo_events._query_text.cutting import Part, cut
 from opentelemetry_mongo_events._query_text.masking import (
     COMMAND,
+    CONDITION,
     FLAG,
     KEY_LENGTH,
     MASK,
@@ -380,6 +381,8 @@ class _TextWriter:
                         if is_sensitive(command_name):  # the driver doesn't redact nested commands
                             return None
                         child = command_place(command_name)
+                    if child is CONDITION and _is_value(inner):
+                        child = child.others
                     opened = _Level(inner, child, head, deduplicate)
                     levels.append(opened)
                     if is_command:
@@ -499,6 +502,11 @@ def _flat(value: Any, kind: type, place: Place) -> str | None:
         if _is_cacheable(text):
             _texts_of_keys.put(keys, text)
     return text
+
+
+def _is_value(inner: Mapping[str, Any] | Sequence[Any]) -> bool:
+    """Whether a document in a filter is a value to compare with, and no operators: its first key decides."""
+    return isinstance(inner, Mapping) and not _key_text(next(iter(inner), "")).startswith("$")
 
 
 def _key_text(key: object) -> str:
