@@ -481,6 +481,7 @@ def in_code(server: ScriptedServer) -> Callable[..., Ran]:
     return run
 
 
+@pytest.mark.timeout(150)  # it starts many programs
 def test_each_step_is_as_it_is_said_to_be_with_zero_code(zero_code: Callable[[dict[str, str]], Ran]) -> None:
     warned = zero_code({})
     assert (warned.names, len(warned.stderr.splitlines())) == ({"shop.find"}, 1)
@@ -504,6 +505,7 @@ def test_each_step_is_as_it_is_said_to_be_with_zero_code(zero_code: Callable[[di
     assert (back.names, back.stderr, NEW_METRIC in back.metrics) == ({"shop.find"}, "", False)
 
 
+@pytest.mark.timeout(150)  # it starts many programs
 def test_each_step_is_as_it_is_said_to_be_in_code(in_code: Callable[..., Ran]) -> None:
     # The installation alone changes nothing, nor does the variable.
     alone = in_code(CONTRIB_ALONE, variables(STEPS[2]))

@@ -35,8 +35,8 @@ class OtherTracers:
         if _contrib_is_active():
             self._warn(
                 "opentelemetry-instrumentation-pymongo",
-                "remove the call PymongoInstrumentor().instrument() from the code, or, if opentelemetry-instrument makes"
-                " the call, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo",
+                "remove the call PymongoInstrumentor().instrument() from the code, or, if opentelemetry-instrument "
+                "makes the call, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo",
             )
             return True
         if is_driver_span(current_span):
