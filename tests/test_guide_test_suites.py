@@ -32,7 +32,7 @@ def test_the_tests_of_the_guide_pass(fixtures: str, server: ScriptedServer, tmp_
     (tmp_path / "conftest.py").write_text(FILES[fixtures].replace("mongodb://localhost:27017", server.uri))
     (tmp_path / "test_orders.py").write_text(FILES["test_orders.py"])
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio", str(tmp_path)],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
