@@ -414,7 +414,7 @@ def section(heading: str) -> str:
     """The text under a heading of the page."""
     text = (ROOT / PAGE).read_text().partition(f"\n{heading}\n")[2]
     assert text, heading
-    return re.split(r"^#", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.split(r"^#+ (?!\S+\.py$)", text, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def block(heading: str, language: str) -> str:
