@@ -55,7 +55,8 @@ def test_beside_the_other_instrumentation_there_is_one_span(
         "opentelemetry-instrumentation-pymongo traces MongoDB commands already, "
         "so opentelemetry-mongo-events creates no command spans. "
     )
-    assert "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo" in message
+    assert "remove the call PymongoInstrumentor().instrument() from the code" in message
+    assert "if opentelemetry-instrument makes the call, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo" in message
     assert "command_spans=False (OTEL_PYTHON_MONGO_EVENTS_COMMAND_SPANS=false)" in message
 
 

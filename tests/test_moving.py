@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import json
 import re
+import subprocess
+import sys
 import threading
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
@@ -19,12 +22,15 @@ from pymongo import monitoring
 from pymongo.errors import PyMongoError
 
 from opentelemetry_mongo_events import MongoEventsInstrumentor
+from tests.application import console_metrics, console_spans, run_instrumented
 from tests.clients import connect
-from tests.pages import rows, table
+from tests.pages import ROOT, rows, table
+from tests.servers.processes import environment
 from tests.spans import Spans, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.servers.scripted import ScriptedServer
 
@@ -176,7 +182,7 @@ def test_each_attribute_of_the_other_one_has_its_place_here(sides: tuple[Side, S
     assert pairs.keys() == old.keys()
     for name, (new_name, what_differs) in pairs.items():
         assert new_name in new
-        if what_differs == "nothing":
+        if what_differs == "none":
             assert new[new_name] == old[name]
     assert old["db.statement"] == new["db.operation.name"] == "find"
 
@@ -209,7 +215,9 @@ def test_where_the_other_one_has_new_names_they_are_the_same(
     text = "db.query.text"
     assert {name: new.get(name) for name in old if name != text} == {name: old[name] for name in old if name != text}
     assert old_failed.keys() <= new_failed.keys()
-    assert [[cell.strip("`") for cell in cells[1:]] for cells in rows(PAGE, "### New names on both sides")] == [
+    assert [
+        [cell.strip("`") for cell in cells[1:]] for cells in rows(PAGE, "### The new names of the other package")
+    ] == [
         [old_failed["error.type"], new_failed["error.type"]],
         [old[text], new[text]],
     ]
@@ -268,7 +276,7 @@ def second_hooks(side: Side) -> str:
     called: list[str] = []
     side.spans(FIND, request_hook=lambda span, event: called.append("first"))
     side.spans(FIND, request_hook=lambda span, event: called.append("second"))
-    return {"first": "the old ones stay", "second": "the new ones count"}[called[-1]]
+    return {"first": "the old ones are kept", "second": "the new ones are used"}[called[-1]]
 
 
 def hooks_of_what_is_not_recorded(side: Side) -> str:
@@ -301,7 +309,7 @@ def raising_hook(side: Side) -> str:
 def misspelt(side: Side) -> str:
     side.caplog.clear()
     side.spans(request_hok=None, capture_statment=True)
-    return "a warning" if side.caplog.records else "nothing is said"
+    return "a warning" if side.caplog.records else "ignored"
 
 
 def get_more(side: Side) -> str:
@@ -326,9 +334,9 @@ def drop_user(side: Side) -> str:
 
 PROBES: dict[str, Callable[[Side], str]] = {
     "a duplicate key": duplicate_key,
-    "the message of an error, in the status": message,
+    "the message of an error in the status": message,
     "attributes that a sampler sees": sampled,
-    "a command that is open at `uninstrument()`": open_at_the_end,
+    "a command in progress at `uninstrument()`": open_at_the_end,
     "hooks of an `instrument()` after `uninstrument()`": second_hooks,
     "hooks of a span that isn't recorded": hooks_of_what_is_not_recorded,
     "a hook that raises": raising_hook,
@@ -339,17 +347,200 @@ PROBES: dict[str, Callable[[Side], str]] = {
 
 
 def test_each_difference_has_a_probe() -> None:
-    head, *lines = table(PAGE, "## What behaves otherwise")
+    head, *lines = table(PAGE, "## Behavioral differences")
 
-    assert head == ["what", "there", "here"]
+    assert head == ["", "`opentelemetry-instrumentation-pymongo`", "`opentelemetry-mongo-events`"]
     assert [cells[0] for cells in lines] == list(PROBES)
 
 
 @pytest.mark.parametrize("what", PROBES)
 def test_a_difference_is_as_it_is_said_to_be(what: str, sides: tuple[Side, Side]) -> None:
     there, here = sides
-    said = {cells[0]: cells[1:] for cells in rows(PAGE, "## What behaves otherwise")}
+    said = {cells[0]: cells[1:] for cells in rows(PAGE, "## Behavioral differences")}
 
     seen = PROBES[what](there)
     forget(there.instrumentor)
     assert [seen, PROBES[what](here)] == said[what]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps, in both ways: what the page says to set and to write is set and written.
+
+FINDS = """
+import os
+from pymongo import MongoClient
+
+with MongoClient(os.environ["MONGODB_URI"]) as client:
+    client.shop.command({"find": "orders", "filter": {"total": {"$gt": 100}}})
+"""
+TO_THE_CONSOLE = """
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(ConsoleMetricExporter())]))
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+trace.set_tracer_provider(provider)
+
+
+def tenant(span, event):
+    span.set_attribute("app.tenant", event.database_name)
+
+
+"""
+CONTRIB_ALONE = """
+from opentelemetry.instrumentation.pymongo import PymongoInstrumentor
+PymongoInstrumentor().instrument()
+"""
+NEW_METRIC = "db.client.operation.duration"
+
+
+class Ran:
+    """What came of a program at one of the steps."""
+
+    def __init__(self, process: subprocess.CompletedProcess[str]) -> None:
+        assert process.returncode == 0, process.stderr
+        self.stderr = process.stderr
+        found = {span["name"]: span["attributes"] for span in console_spans(process.stdout)}
+        self.finds = {name: attributes for name, attributes in found.items() if "find" in name}
+        self.names = set(self.finds)
+        self.metrics = set(console_metrics(process.stdout))
+
+
+def section(heading: str) -> str:
+    """The text under a heading of the page."""
+    text = (ROOT / PAGE).read_text().partition(f"\n{heading}\n")[2]
+    assert text, heading
+    return re.split(r"^#+ (?!\S+\.py$)", text, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def block(heading: str, language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```", section(heading), re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def variables(*headings: str) -> dict[str, str]:
+    """The environment after those steps, as their commands set and unset it."""
+    environment: dict[str, str] = {}
+    for heading in headings:
+        text = section(heading)
+        for exported, value, unset in re.findall(r"^(?:export (\w+)=(\S+)|unset (\w+))$", text, re.MULTILINE):
+            if unset:
+                environment.pop(unset, None)
+            else:
+                environment[exported] = value
+    return environment
+
+
+def change(heading: str) -> tuple[str, str]:
+    """The code before and after the change that a step shows."""
+    lines = block(heading, "diff").splitlines()
+    return tuple("\n".join(line[1:] for line in lines if not line.startswith(sign)) for sign in "+-")  # type: ignore[return-value]
+
+
+STEPS = [
+    "### Step 1: install the new package",
+    "### Step 2: emit both generations of names",
+    "### Step 3: switch over",
+    "### Step 5: clean up",
+]
+BACK = "### Going back"
+
+
+@pytest.fixture
+def zero_code(server: ScriptedServer, tmp_path: Path) -> Callable[[dict[str, str]], Ran]:
+    """Run the program under `opentelemetry-instrument`."""
+
+    def run(environment: dict[str, str]) -> Ran:
+        options = ("--traces_exporter", "console", "--metrics_exporter", "console")
+        both = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ""} | environment
+        return Ran(run_instrumented(FINDS, server.uri, tmp_path, *options, **both))
+
+    return run
+
+
+@pytest.fixture
+def in_code(server: ScriptedServer) -> Callable[..., Ran]:
+    """Run the program with those calls in it."""
+
+    def run(calls: str, variables: dict[str, str] | None = None) -> Ran:
+        return Ran(
+            subprocess.run(
+                [sys.executable, "-c", TO_THE_CONSOLE + calls + FINDS],
+                env=environment() | {"MONGODB_URI": server.uri} | (variables or {}),
+                capture_output=True,
+                text=True,
+                timeout=50,
+                check=False,
+            )
+        )
+
+    return run
+
+
+@pytest.mark.timeout(150)  # it starts many programs
+def test_each_step_is_as_it_is_said_to_be_with_zero_code(zero_code: Callable[[dict[str, str]], Ran]) -> None:
+    warned = zero_code({})
+    assert (warned.names, len(warned.stderr.splitlines())) == ({"shop.find"}, 1)
+
+    installed = zero_code(variables(*STEPS[:1]))
+    assert (installed.names, installed.stderr) == ({"shop.find"}, "")
+    assert NEW_METRIC in installed.metrics
+
+    both = zero_code(variables(*STEPS[:2]))
+    assert {"db.system", "db.system.name"} <= both.finds["shop.find"].keys()
+
+    switched = zero_code(variables(*STEPS[:3]))
+    assert (switched.names, switched.stderr) == ({"find orders"}, "")
+    assert installed.finds["shop.find"].items() <= switched.finds["find orders"].items()
+
+    cleaned = zero_code(variables(*STEPS))
+    assert cleaned.names == {"find orders"}
+    assert cleaned.finds["find orders"].keys().isdisjoint({"db.system", "db.statement"})
+
+    back = zero_code(variables(*STEPS[:3], BACK))
+    assert (back.names, back.stderr, NEW_METRIC in back.metrics) == ({"shop.find"}, "", False)
+
+
+@pytest.mark.timeout(150)  # it starts many programs
+def test_each_step_is_as_it_is_said_to_be_in_code(in_code: Callable[..., Ran]) -> None:
+    # The installation alone changes nothing, nor does the variable.
+    alone = in_code(CONTRIB_ALONE, variables(STEPS[2]))
+    assert (alone.names, alone.stderr, alone.metrics) == ({"shop.find"}, "", set())
+
+    calls = block(STEPS[0], "python")
+    installed = in_code(calls)
+    assert (installed.names, installed.stderr) == ({"shop.find"}, "")
+    assert NEW_METRIC in installed.metrics
+
+    # The warning that comes without `command_spans=False` has an advice that helps.
+    warned = in_code(calls.replace("command_spans=False", ""))
+    assert len(warned.stderr.splitlines()) == 1
+    assert "remove the call PymongoInstrumentor().instrument() from the code" in warned.stderr
+
+    opted_in = variables(STEPS[1])
+    both = in_code(calls, opted_in)
+    assert {"db.system", "db.system.name"} <= both.finds["shop.find"].keys()
+
+    before, after = change(STEPS[2])
+    old, switched = in_code(before), in_code(after, opted_in)
+    assert (old.names, old.stderr) == ({"shop.find"}, "")
+    assert (switched.names, switched.stderr) == ({"find orders"}, "")
+    assert old.finds["shop.find"].items() <= switched.finds["find orders"].items()
+
+    # The other package isn't needed any more.
+    cleaned = in_code(f'import sys\nsys.modules["{other.__name__}"] = None\n' + after)
+    assert cleaned.finds["find orders"].keys().isdisjoint({"db.system", "db.statement"})
+
+
+def test_a_captured_statement_is_another_text(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = sides
+    captured = shown(there, capture_statement=True)["db.statement"]
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", "database/dup")
+
+    assert f"`{captured}`" in section(STEPS[2])
+    assert json.loads(shown(here, query_text="raw")["db.statement"])["find"] == "orders"
+    assert shown(here)["db.statement"] == "find"

@@ -35,7 +35,8 @@ class OtherTracers:
         if _contrib_is_active():
             self._warn(
                 "opentelemetry-instrumentation-pymongo",
-                "set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo, or uninstall it",
+                "remove the call PymongoInstrumentor().instrument() from the code, or, if opentelemetry-instrument "
+                "makes the call, set OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pymongo",
             )
             return True
         if is_driver_span(current_span):
