@@ -112,7 +112,7 @@ class Transaction:
         address: The `id()` of the address of the server of its last command.
         span_context: Its span; None if no span is recorded.
         ended: How it ended, if its commit or abort isn't sent again; None while it is in progress.
-        last_at: When its last command started or ended, by `time.monotonic()`.
+        last_at: When its last command ended or, before that, when it started, by `time.monotonic()`.
     """
 
     __slots__ = (
@@ -336,7 +336,7 @@ class Transactions:
         # The driver begins another one only if the session's last one has ended.
         for other in list(self.open.values()):
             if other.key[0] == key[0]:
-                self.end(other, other.ended or _End(_ABANDONED, other.last_at))
+                self._give_up(other, other.last_at)
         session = current_session(command.get("lsid"))
         # When a session is collected, the transaction is over.
         reference = None if session is None else weakref.ref(session, lambda _: background_worker.wake())
@@ -364,6 +364,10 @@ class Transactions:
         if self.open.pop(transaction.key, None) is not None:  # atomic
             self.guard.run("the end of a transaction", self._close, transaction, end)
 
+    def _give_up(self, transaction: Transaction, at: float) -> None:
+        """End a transaction without a command, at that time unless its commit or abort has ended it before."""
+        self.end(transaction, transaction.ended or _End(_ABANDONED, at))
+
     def _close(self, transaction: Transaction, end: _End) -> None:
         failed = transaction.close(end)
         if failed is not None:
@@ -377,12 +381,12 @@ class Transactions:
         """
         for transaction in list(self.open.values()):
             if transaction.address == id(address):
-                self.end(transaction, transaction.ended or _End(_ABANDONED, monotonic()))
+                self._give_up(transaction, monotonic())
 
     def end_all(self) -> None:
         """End all transactions: nothing is recorded from now on. Called on any thread; never raises."""
         for transaction in list(self.open.values()):
-            self.end(transaction, transaction.ended or _End(_ABANDONED, monotonic()))
+            self._give_up(transaction, monotonic())
 
     def check(self) -> bool:
         """End the transactions that no command will end. Called on the background thread.
