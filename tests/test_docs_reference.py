@@ -183,7 +183,7 @@ def test_the_words_for_on_and_off_are_those_that_are_understood() -> None:
 
 
 def test_the_defaults_of_the_readme_are_those_of_the_reference() -> None:
-    told = column("README.md", "## Options", "default")
+    told = column("README.md", "## Options", "Default")
 
     assert told == {
         name: "none" if option.default == frozenset() else str(option.default).lower()
@@ -254,7 +254,7 @@ def test_the_sensitive_commands_are_all_named() -> None:
 
 
 def test_the_versions_of_the_readme_are_those_that_are_asked_for() -> None:
-    told = column("README.md", "## Compatibility", "versions")
+    told = column("README.md", "## Compatibility", "Versions")
     project = (ROOT / "pyproject.toml").read_text()
 
     def asked(pattern: str) -> str:
