@@ -120,12 +120,12 @@ def test_a_connection_may_be_given_back_by_another_thread(pools: Any, metrics: M
     assert metrics.one("db.client.connection.use_time").count == 2  # one ended as its connection was closed
 
 
-def test_what_is_closed_while_it_is_out_is_measured_only_where_anything_is() -> None:
-    pools: Any = next(
-        each for each in event_listeners(meter_provider=NoOpMeterProvider()) if isinstance(each, PoolEvents)
-    )
+def test_a_connection_that_is_closed_while_telemetry_is_off_is_not_measured(pools: Any, metrics: Metrics) -> None:
     make(pools, 1, ADDRESS)
+    pools.connection_check_out_started(check_out_started())
     pools.connection_checked_out(checked_out(1))
+    assert metrics.connections() == (0, 1)
+    pools._pools.switch.telemetry = None
     pools.connection_closed(connection_closed(1))
 
     assert (pools.guard.failures, pools._pools.known(ADDRESS).connections()) == ({}, (0, 0))

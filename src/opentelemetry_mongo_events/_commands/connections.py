@@ -76,8 +76,8 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
         try:
             if pending_delay() is not None:
                 begin_checkout(event.address)
-            if failed_before() is not None:
-                checkout_started()
+            if (failed := failed_before()) is not None:
+                checkout_started(failed)
             if not POOL_EVENTS_HAVE_DURATIONS:
                 _checkout_started.set(time.perf_counter())
         except FAILURES as error:

@@ -56,7 +56,7 @@ _failed: ContextVar[FailedCheckouts | None] = ContextVar("opentelemetry_mongo_ev
 failed_before: Final = _failed.get
 """Returns the failed checkouts that the current thread or task had before; None if there are none, as usual.
 
-Then `checkout_started()` and `checkout_succeeded()` need not be called.
+Then `checkout_succeeded()` need not be called.
 """
 
 
@@ -64,14 +64,12 @@ Then `checkout_started()` and `checkout_succeeded()` need not be called.
 # call has no effect.
 
 
-def checkout_started() -> None:
-    """Note that the current thread or task starts to check out a connection.
+def checkout_started(failed: FailedCheckouts) -> None:
+    """Note that the current thread or task, which had failed checkouts before, starts to check out a connection.
 
-    Discards the failed checkouts that the current thread or task had before, unless the driver repeats their operation.
+    Args:
+        failed: The failed checkouts. They are discarded unless the driver repeats their operation.
     """
-    failed = _failed.get()
-    if failed is None:  # the usual case
-        return
     attempt = None if failed.state is _State.SUCCEEDED else current_attempt()
     is_repeated = attempt is not None and failed.operation() is attempt.operation
     _failed.set(failed._replace(state=_State.STARTED) if is_repeated else None)
