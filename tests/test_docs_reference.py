@@ -176,7 +176,7 @@ def test_each_keyword_without_a_variable_is_in_the_reference() -> None:
 
 
 def test_the_words_for_on_and_off_are_those_that_are_understood() -> None:
-    (on, off) = re.findall(r"A switch is (.*?), or (.*?), in any case", flat("docs/options.md"))[0]
+    (on, off) = re.findall(r"A switch is on for (.*?), and off for (.*?)\. Case", flat("docs/options.md"))[0]
 
     assert set(re.findall(r"`(\w+)`", on)) == {word for word, value in _SWITCHES.items() if value}
     assert set(re.findall(r"`(\w+)`", off)) == {word for word, value in _SWITCHES.items() if not value}
