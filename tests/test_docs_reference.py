@@ -54,9 +54,9 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"With more than ([\d,]+) clients in", "_driver.events_executor:_PROMPT_CLIENTS"),
     ("docs/how-it-works.md", r"every ([\d.]+) seconds in place of", "_driver.events_executor:_INTERVAL"),
     ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pools.state:_GRACE"),
-    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_MAX_EVENTS"),
-    ("docs/outages.md", r"cleared pools the first ([\d,]+) are kept", "_servers.outages:_MAX_REPEATED_EVENTS"),
-    ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_servers.outages:_MAX_EVENTS"),
+    ("docs/outages.md", r"At most the first ([\d,]+) events are recorded", "_commands.open_commands:_MAX_EVENTS"),
+    ("docs/outages.md", r"the first ([\d,]+) failed heartbeats", "_servers.outages:_MAX_REPEATED_EVENTS"),
+    ("docs/outages.md", r"At most ([\d,]+) are recorded, which is the SDK's limit", "_servers.outages:_MAX_EVENTS"),
     ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_WINDOW"),
     ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_servers.outages:_MAX_LINKS"),
     ("docs/outages.md", r"succeeded or failed: at most ([\d,]+) of those", "_servers.outages:_MAX_LINKS"),
@@ -230,7 +230,7 @@ def test_each_outcome_of_a_discovery_or_an_outage_is_in_the_reference() -> None:
     ends = {outages.CLOSED, outages.UNINSTRUMENTED, outages._COLLECTED, outages._EXIT, outages._TIMEOUT}
 
     head, *lines = table("docs/outages.md", "## Discoveries and outages", 1)
-    assert head == ["outcome", "how it ended"]
+    assert head == ["Outcome", "How it ended"]
     assert ends | {outages._RECOVERED, outages._DISCOVERED} == {
         name for cells in lines for name in re.findall(r"`(\w+)`", cells[0])
     }
