@@ -65,7 +65,7 @@ NUMBERS: Final = [
     ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_runtime.background:_FLUSH_TIMEOUT"),
     ("docs/outages.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
     ("docs/spans.md", r"At most ([\d,]+) characters", "_commands.description:_SUMMARY_LENGTH"),
-    ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands.listener:_REMEMBERED"),
+    ("docs/spans.md", r"one of the last ([\d,]+) cursors", "_commands.listener:_REMEMBERED"),
     ("docs/spans.md", r"that waited for at least ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
     ("docs/spans.md", r"At most ([\d,]+) transactions are open", "_commands.transactions:_LIMIT"),
     ("docs/spans.md", r"and for at most ([\d,]+) seconds", "_commands.transactions:_MAX_REPEAT_WAIT"),
@@ -239,12 +239,12 @@ def test_each_outcome_of_a_discovery_or_an_outage_is_in_the_reference() -> None:
 def test_each_error_of_a_server_selection_is_in_the_reference() -> None:
     head, *lines = table("docs/spans.md", "## Server selections", 1)
 
-    assert head == ["`error.type`", "why it failed"]
+    assert head == ["`error.type`", "Why the selection failed"]
     assert [cells[0].strip("`") for cells in lines] == [selection_listener._TIMEOUT, semconv.INTERRUPTED]
 
 
 def test_the_sensitive_commands_are_all_named() -> None:
-    (spans,) = re.findall(r"carry credentials \((.*?)\) the driver", flat("docs/spans.md"))
+    (spans,) = re.findall(r"carry credentials \((.*?)\), the driver", flat("docs/spans.md"))
     captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Bounds")[0]
     for name in re.findall(r"`(\w+)`", spans):
         assert command_names.is_sensitive(name) or name in ("hello", "speculativeAuthenticate")

@@ -79,7 +79,7 @@ def test_the_attributes_of_commands(life: Life) -> None:
     for span in commands(life):
         present = attributes(span).keys()
         for name, condition in when.items():
-            if condition in ("always", "not for a Unix socket"):
+            if condition in ("always", "except for a Unix socket"):
                 assert name in present, f"{span.name} has no {name}"
         assert ("error.type" in present) == (span.status.status_code is StatusCode.ERROR)
         assert ("db.response.status_code" in present) <= ("error.type" in present)
