@@ -265,8 +265,8 @@ SHORT: Final = {
 # And in place of the names of metrics.
 OF: Final = {
     "commands": {"db.client.operation.duration", "db.client.response.returned_rows"},
-    "commands that failed": {"db.client.operation.duration"},
-    "commands and heartbeats that failed": {"db.client.operation.duration", "mongodb.client.heartbeat.duration"},
+    "failed commands": {"db.client.operation.duration"},
+    "failed commands and heartbeats": {"db.client.operation.duration", "mongodb.client.heartbeat.duration"},
     "servers": {"mongodb.client.server.round_trip_time", "mongodb.client.server.changes"},
     "heartbeats": {"mongodb.client.heartbeat.duration"},
 }
@@ -306,5 +306,5 @@ def test_each_attribute_is_of_the_metrics_that_it_is_said_to_be_of(life: Life) -
             else:
                 yield from (OF | {"pools": pools})[word]
 
-    for attribute, words in column(METRICS, "## Attributes", "of").items():
+    for attribute, words in column(METRICS, "## Attributes", "Metrics").items():
         assert {name for name, keys in seen.items() if attribute in keys} == set(of(words)), attribute
