@@ -76,13 +76,13 @@ NUMBERS: Final = [
     ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_commands.open_commands:LIMIT"),
     ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
     ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_driver.client_internals:_LOCK_TIMEOUT"),
-    ("docs/what-is-captured.md", r"is ([\d,]+) characters long at most", "_query_text.masking:_SEGMENT_LENGTH"),
+    ("docs/what-is-captured.md", r"has at most ([\d,]+) characters and, if", "_query_text.masking:_SEGMENT_LENGTH"),
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
-    ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text.text:_ELEMENTS"),
+    ("docs/what-is-captured.md", r"At most ([\d,]+) elements of an array and", "_query_text.text:_ELEMENTS"),
     ("docs/what-is-captured.md", r"and ([\d,]+) values of a command", "_query_text.text:_VALUES"),
     ("docs/what-is-captured.md", r"was cut shows ([\d,]+) levels", "_query_text.cutting:_LEVELS"),
     ("docs/what-is-captured.md", r"up\s+to ([\d,]+)\s+values are read in addition", "_query_text.text:_MORE_VALUES"),
-    ("docs/what-is-captured.md", r"more than ([\d,]+) keys all of them are masked", "_query_text.text:_KEYS"),
+    ("docs/what-is-captured.md", r"more than ([\d,]+) keys, all keys are masked", "_query_text.text:_KEYS"),
 ]  # fmt: skip
 WORDS = {"five": "5", "ten": "10"}
 
@@ -245,7 +245,7 @@ def test_each_error_of_a_server_selection_is_in_the_reference() -> None:
 
 def test_the_sensitive_commands_are_all_named() -> None:
     (spans,) = re.findall(r"carry credentials \((.*?)\), the driver", flat("docs/spans.md"))
-    captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Bounds")[0]
+    captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Limits")[0]
     for name in re.findall(r"`(\w+)`", spans):
         assert command_names.is_sensitive(name) or name in ("hello", "speculativeAuthenticate")
     for text in (spans, captured):
