@@ -58,7 +58,7 @@ NUMBERS: Final = [
     ("docs/outages.md", r"the first ([\d,]+) failed heartbeats", "_servers.outages:_MAX_REPEATED_EVENTS"),
     ("docs/outages.md", r"At most ([\d,]+) are recorded, which is the SDK's limit", "_servers.outages:_MAX_EVENTS"),
     ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_WINDOW"),
-    ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_servers.outages:_MAX_LINKS"),
+    ("docs/outages.md", r"no longer writable: at most ([\d,]+) of them", "_servers.outages:_MAX_LINKS"),
     ("docs/outages.md", r"succeeded or failed: at most ([\d,]+) of those", "_servers.outages:_MAX_LINKS"),
     ("docs/outages.md", r"waits up to ([\d.]+) seconds more", "_servers.outages:_MAX_WAIT_FOR_SELECTIONS"),
     ("docs/outages.md", r"At most ([\d,]+) log records and failed selections wait", "_runtime.background:_LIMIT"),
@@ -80,7 +80,7 @@ NUMBERS: Final = [
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
     ("docs/what-is-captured.md", r"At most ([\d,]+) elements of an array and", "_query_text.text:_ELEMENTS"),
     ("docs/what-is-captured.md", r"and ([\d,]+) values of a command", "_query_text.text:_VALUES"),
-    ("docs/what-is-captured.md", r"was cut shows ([\d,]+) levels", "_query_text.cutting:_LEVELS"),
+    ("docs/what-is-captured.md", r"Truncated text shows ([\d,]+) levels", "_query_text.cutting:_LEVELS"),
     ("docs/what-is-captured.md", r"up\s+to ([\d,]+)\s+values are read in addition", "_query_text.text:_MORE_VALUES"),
     ("docs/what-is-captured.md", r"more than ([\d,]+) keys, all keys are masked", "_query_text.text:_KEYS"),
 ]  # fmt: skip
