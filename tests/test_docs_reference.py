@@ -54,18 +54,18 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"With more than ([\d,]+) clients in", "_driver.events_executor:_PROMPT_CLIENTS"),
     ("docs/how-it-works.md", r"every ([\d.]+) seconds in place of", "_driver.events_executor:_INTERVAL"),
     ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pools.state:_GRACE"),
-    ("docs/outages.md", r"the first ([\d,]+) of them\.", "_commands.open_commands:_MAX_EVENTS"),
-    ("docs/outages.md", r"cleared pools the first ([\d,]+) are kept", "_servers.outages:_MAX_REPEATED_EVENTS"),
-    ("docs/outages.md", r"are kept, and ([\d,]+) of all", "_servers.outages:_MAX_EVENTS"),
+    ("docs/outages.md", r"At most the first ([\d,]+) events are recorded", "_commands.open_commands:_MAX_EVENTS"),
+    ("docs/outages.md", r"the first ([\d,]+) failed heartbeats", "_servers.outages:_MAX_REPEATED_EVENTS"),
+    ("docs/outages.md", r"At most ([\d,]+) are recorded, which is the SDK's limit", "_servers.outages:_MAX_EVENTS"),
     ("docs/outages.md", r"failed on the servers that were lost, from (\w+) seconds before", "_servers.outages:_WINDOW"),
-    ("docs/outages.md", r"any more: ([\d,]+) of them at most", "_servers.outages:_MAX_LINKS"),
+    ("docs/outages.md", r"no longer writable: at most ([\d,]+) of them", "_servers.outages:_MAX_LINKS"),
     ("docs/outages.md", r"succeeded or failed: at most ([\d,]+) of those", "_servers.outages:_MAX_LINKS"),
     ("docs/outages.md", r"waits up to ([\d.]+) seconds more", "_servers.outages:_MAX_WAIT_FOR_SELECTIONS"),
     ("docs/outages.md", r"At most ([\d,]+) log records and failed selections wait", "_runtime.background:_LIMIT"),
     ("docs/outages.md", r"until all are emitted, for (\w+) seconds at most", "_runtime.background:_FLUSH_TIMEOUT"),
     ("docs/outages.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
     ("docs/spans.md", r"At most ([\d,]+) characters", "_commands.description:_SUMMARY_LENGTH"),
-    ("docs/spans.md", r"that is among the last ([\d,]+)\.", "_commands.listener:_REMEMBERED"),
+    ("docs/spans.md", r"one of the last ([\d,]+) cursors", "_commands.listener:_REMEMBERED"),
     ("docs/spans.md", r"that waited for at least ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
     ("docs/spans.md", r"At most ([\d,]+) transactions are open", "_commands.transactions:_LIMIT"),
     ("docs/spans.md", r"and for at most ([\d,]+) seconds", "_commands.transactions:_MAX_REPEAT_WAIT"),
@@ -76,13 +76,13 @@ NUMBERS: Final = [
     ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_commands.open_commands:LIMIT"),
     ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
     ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_driver.client_internals:_LOCK_TIMEOUT"),
-    ("docs/what-is-captured.md", r"is ([\d,]+) characters long at most", "_query_text.masking:_SEGMENT_LENGTH"),
+    ("docs/what-is-captured.md", r"has at most ([\d,]+) characters and, if", "_query_text.masking:_SEGMENT_LENGTH"),
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
-    ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text.text:_ELEMENTS"),
+    ("docs/what-is-captured.md", r"At most ([\d,]+) elements of an array and", "_query_text.text:_ELEMENTS"),
     ("docs/what-is-captured.md", r"and ([\d,]+) values of a command", "_query_text.text:_VALUES"),
-    ("docs/what-is-captured.md", r"was cut shows ([\d,]+) levels", "_query_text.cutting:_LEVELS"),
+    ("docs/what-is-captured.md", r"Truncated text shows ([\d,]+) levels", "_query_text.cutting:_LEVELS"),
     ("docs/what-is-captured.md", r"up\s+to ([\d,]+)\s+values are read in addition", "_query_text.text:_MORE_VALUES"),
-    ("docs/what-is-captured.md", r"more than ([\d,]+) keys all of them are masked", "_query_text.text:_KEYS"),
+    ("docs/what-is-captured.md", r"more than ([\d,]+) keys, all keys are masked", "_query_text.text:_KEYS"),
 ]  # fmt: skip
 WORDS = {"five": "5", "ten": "10"}
 
@@ -176,7 +176,7 @@ def test_each_keyword_without_a_variable_is_in_the_reference() -> None:
 
 
 def test_the_words_for_on_and_off_are_those_that_are_understood() -> None:
-    (on, off) = re.findall(r"A switch is (.*?), or (.*?), in any case", flat("docs/options.md"))[0]
+    (on, off) = re.findall(r"A switch is on for (.*?), and off for (.*?)\. Case", flat("docs/options.md"))[0]
 
     assert set(re.findall(r"`(\w+)`", on)) == {word for word, value in _SWITCHES.items() if value}
     assert set(re.findall(r"`(\w+)`", off)) == {word for word, value in _SWITCHES.items() if not value}
@@ -230,7 +230,7 @@ def test_each_outcome_of_a_discovery_or_an_outage_is_in_the_reference() -> None:
     ends = {outages.CLOSED, outages.UNINSTRUMENTED, outages._COLLECTED, outages._EXIT, outages._TIMEOUT}
 
     head, *lines = table("docs/outages.md", "## Discoveries and outages", 1)
-    assert head == ["outcome", "how it ended"]
+    assert head == ["Outcome", "How it ended"]
     assert ends | {outages._RECOVERED, outages._DISCOVERED} == {
         name for cells in lines for name in re.findall(r"`(\w+)`", cells[0])
     }
@@ -239,13 +239,13 @@ def test_each_outcome_of_a_discovery_or_an_outage_is_in_the_reference() -> None:
 def test_each_error_of_a_server_selection_is_in_the_reference() -> None:
     head, *lines = table("docs/spans.md", "## Server selections", 1)
 
-    assert head == ["`error.type`", "why it failed"]
+    assert head == ["`error.type`", "Why the selection failed"]
     assert [cells[0].strip("`") for cells in lines] == [selection_listener._TIMEOUT, semconv.INTERRUPTED]
 
 
 def test_the_sensitive_commands_are_all_named() -> None:
-    (spans,) = re.findall(r"carry credentials \((.*?)\) the driver", flat("docs/spans.md"))
-    captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Bounds")[0]
+    (spans,) = re.findall(r"carry credentials \((.*?)\), the driver", flat("docs/spans.md"))
+    captured = flat("docs/what-is-captured.md").partition("## Credentials")[2].partition("## Limits")[0]
     for name in re.findall(r"`(\w+)`", spans):
         assert command_names.is_sensitive(name) or name in ("hello", "speculativeAuthenticate")
     for text in (spans, captured):

@@ -63,7 +63,7 @@ def commands(life: Life) -> list[ReadableSpan]:
 
 def assert_types_are_those_of(page: str, told: Iterable[tuple[str, Any]], heading: str = "## Attributes") -> None:
     """Each attribute of the page was seen, and no other, and each value is of the type that the page says."""
-    types = {name: TYPES[kind] for name, kind in column(page, heading, "type").items()}
+    types = {name: TYPES[kind] for name, kind in column(page, heading, "Type").items()}
     seen: dict[str, set[type]] = {}
     for name, value in told:
         seen.setdefault(name, set()).add(type(value))
@@ -74,12 +74,12 @@ def test_the_attributes_of_commands(life: Life) -> None:
     told = [(name, value) for span in commands(life) for name, value in attributes(span).items()]
     assert_types_are_those_of("docs/spans.md", told)
 
-    when = column("docs/spans.md", "## Attributes", "when")
+    when = column("docs/spans.md", "## Attributes", "When")
     (kind,) = re.findall(r"^- \*\*Kind\*\*: `(\w+)`", (ROOT / "docs/spans.md").read_text(), re.MULTILINE)
     for span in commands(life):
         present = attributes(span).keys()
         for name, condition in when.items():
-            if condition in ("always", "not for a Unix socket"):
+            if condition in ("always", "except for a Unix socket"):
                 assert name in present, f"{span.name} has no {name}"
         assert ("error.type" in present) == (span.status.status_code is StatusCode.ERROR)
         assert ("db.response.status_code" in present) <= ("error.type" in present)
@@ -111,7 +111,7 @@ def test_the_span_of_a_transaction(life: Life) -> None:
     told = [(name, value) for span in transactions for name, value in attributes(span).items()]
     assert_types_are_those_of(page, told, heading)
 
-    when = column(page, heading, "when")
+    when = column(page, heading, "When")
     outcomes = [cells[0].strip("`") for cells in rows(page, heading, 1)]
     assert outcomes == [
         transactions_module._COMMITTED,
@@ -135,7 +135,7 @@ def test_the_span_of_a_server_selection(life: Life) -> None:
     told = [(name, value) for span in selections for name, value in attributes(span).items()]
     assert_types_are_those_of(page, told, heading)
 
-    when = column(page, heading, "when")
+    when = column(page, heading, "When")
     errors = {cells[0].strip("`") for cells in rows(page, heading, 1)}
     for span in selections:
         present = attributes(span).keys()
@@ -195,7 +195,7 @@ def test_the_severities_of_events(replica_set: ScriptedReplicaSet, spans: Spans,
         seen.setdefault(name, set()).add(record.severity_text)
     said = {
         name: {word.strip("`,") for word in cell.split() if word.startswith("`")}
-        for name, cell in column("docs/outages.md", "## Events", "severity").items()
+        for name, cell in column("docs/outages.md", "## Events", "Severity").items()
     }
     assert seen == said
 
@@ -265,8 +265,8 @@ SHORT: Final = {
 # And in place of the names of metrics.
 OF: Final = {
     "commands": {"db.client.operation.duration", "db.client.response.returned_rows"},
-    "commands that failed": {"db.client.operation.duration"},
-    "commands and heartbeats that failed": {"db.client.operation.duration", "mongodb.client.heartbeat.duration"},
+    "failed commands": {"db.client.operation.duration"},
+    "failed commands and heartbeats": {"db.client.operation.duration", "mongodb.client.heartbeat.duration"},
     "servers": {"mongodb.client.server.round_trip_time", "mongodb.client.server.changes"},
     "heartbeats": {"mongodb.client.heartbeat.duration"},
 }
@@ -306,5 +306,5 @@ def test_each_attribute_is_of_the_metrics_that_it_is_said_to_be_of(life: Life) -
             else:
                 yield from (OF | {"pools": pools})[word]
 
-    for attribute, words in column(METRICS, "## Attributes", "of").items():
+    for attribute, words in column(METRICS, "## Attributes", "Metrics").items():
         assert {name for name, keys in seen.items() if attribute in keys} == set(of(words)), attribute

@@ -96,34 +96,37 @@ def _option(default: Any, convert: Callable[[object], Any], allowed: str, other_
 class Config:
     """The options.
 
-    The constructor doesn't raise for an invalid value. It logs a warning on the logger `opentelemetry_mongo_events`,
-    which names the option, the value and the valid values, and uses the default. None stands for the default, too.
+    An invalid value never raises an exception. It is logged as a warning on the logger `opentelemetry_mongo_events`,
+    which names the option, the value and the valid values. The default is used instead. None stands for the default,
+    too.
 
     Attributes:
-        commands: Whether commands are instrumented: spans and metrics. If not, no command listener is registered.
-        command_spans: Whether commands and transactions get spans. If not, they are only measured, and no other
-            instrumentation is warned about: the option for clients whose commands PyMongo itself traces.
-        pools: Whether connection pools are instrumented: metrics, and a span for each failed checkout. If not, no pool
-            listener is registered, except the one that command spans require.
-        heartbeats: Whether heartbeats are instrumented: metrics, and an event for each failed heartbeat. If not, no
-            heartbeat listener is registered, except the one that server selections require.
+        commands: Whether commands are instrumented: spans and metrics. If disabled, no command listener is registered.
+        command_spans: Whether commands and transactions get spans. If disabled, only their metrics are recorded.
+            Disable this option if another instrumentation or PyMongo itself traces the commands. This also disables the
+            warning about double tracing.
+        pools: Whether connection pools are instrumented: metrics, and a span for each failed checkout. If disabled, no
+            pool listener is registered, except the one that command spans require.
+        heartbeats: Whether heartbeats are instrumented: metrics and events. If disabled, no heartbeat listener is
+            registered, except the one that `selections` requires.
         topology: Whether servers and topologies are instrumented: metrics, an event for each change, and spans for
-            discoveries and outages. If not, no topology listener is registered.
-        selections: Whether server selections are instrumented: a span for each one that failed or had to wait, and a
-            metric. If not, the driver's log of selections is not listened to.
+            discoveries and outages. If disabled, no topology listener is registered.
+        selections: Whether server selections are instrumented: a span for each one that waited or failed, and a metric.
+            If disabled, the driver's log of selections is not touched. Requires PyMongo 4.7 or newer; with older
+            versions, the option has no effect.
         events: Where background events are reported (failed heartbeats, cleared pools, changes of servers and
-            topologies). `span` adds them to the spans of commands, discoveries and outages, `log` emits them as log
-            records, `both` does both and `none` neither.
+            topologies). `span` adds them to the spans of commands, discoveries and outages. `log` emits them as log
+            records (requires OpenTelemetry 1.38 or newer). `both` does both, `none` neither.
         episode_timeout: The maximum duration of the span of a discovery or an outage, in seconds. After that, the span
-            ends as an error and a new span continues the discovery or outage.
-        query_text: What the span of a command shows of it. `masked`: its keys, with `?` in place of data. `raw`: its
-            values and the messages of errors, too. `off`: neither.
-        query_text_max_length: The maximum length of that text, in characters. 0 is equivalent to `off`.
-        exclude_commands: The names of commands without spans, as MongoDB spells them (`ping`, `endSessions`), which
-            includes the selections of their servers. Accepts any iterable of names, or a comma-separated string; stored
-            as a frozenset.
+            ends as an error, so that a long outage is visible before it is over, and a new span continues it.
+        query_text: What `db.query.text` shows of a command. `masked` shows its shape, with `?` in place of values.
+            `raw` shows the values, and the messages of errors. `off` shows nothing.
+        query_text_max_length: The maximum length of `db.query.text`, in characters. 0 is equivalent to `off`.
+        exclude_commands: Commands that get no span: their names, as MongoDB spells them (`ping`, `endSessions`). The
+            server selections of operations with these names get no span either. Accepts any iterable of names, or a
+            comma-separated string; stored as a frozenset.
         require_parent_span: Whether commands, failed checkouts and server selections get a span only if there is a
-            parent span.
+            current span.
     """
 
     commands: bool = _option(True, _switch, "true or false is")
