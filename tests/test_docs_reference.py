@@ -72,10 +72,10 @@ NUMBERS: Final = [
     ("docs/spans.md", r"right before it, the last ([\d,]+) at most", "_servers.failed_checkouts:_MAX_SPANS"),
     ("docs/metrics.md", r"for less than the ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
     ("docs/troubleshooting.md", r"that waited for at least ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
-    ("docs/troubleshooting.md", r"More than ([\d,]+) selections wait", "_servers.selection_listener:_LIMIT"),
-    ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_commands.open_commands:LIMIT"),
+    ("docs/troubleshooting.md", r"More than ([\d,]+) selections are waiting", "_servers.selection_listener:_LIMIT"),
+    ("docs/troubleshooting.md", r"More than ([\d,]+) commands are in progress", "_commands.open_commands:LIMIT"),
     ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
-    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_driver.client_internals:_LOCK_TIMEOUT"),
+    ("docs/troubleshooting.md", r"wasn't released for (\w+) seconds", "_driver.client_internals:_LOCK_TIMEOUT"),
     ("docs/what-is-captured.md", r"is ([\d,]+) characters long at most", "_query_text.masking:_SEGMENT_LENGTH"),
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
     ("docs/what-is-captured.md", r"at most ([\d,]+) elements of an array", "_query_text.text:_ELEMENTS"),
@@ -196,7 +196,7 @@ def test_the_defaults_of_the_readme_are_those_of_the_reference() -> None:
 def test_the_choices_of_an_option_are_those_that_are_allowed() -> None:
     for name in ("events", "query_text"):
         (told,) = [cells[3] for cells in rows("docs/options.md", "# Options") if cells[0] == f"`{name}`"]
-        allowed = OPTIONS[name].metadata["allowed"].removesuffix(" is").replace(" or ", ", ").split(", ")
+        allowed = OPTIONS[name].metadata["allowed"].replace(" or ", ", ").split(", ")
 
         assert set(re.findall(r"`([a-z]+)`", told)) == set(allowed)
 

@@ -95,7 +95,7 @@ def uninstrument(client: object) -> None:
         instrumented = None if listeners is None else _clients.instrumented.get(listeners)
         was_on = instrumented is not None and _switch_off(instrumented)
     if not was_on:
-        warn("uninstrument_client() has nothing to undo: instrument_client() doesn't observe this client")
+        warn("uninstrument_client() has no effect: the client was not instrumented by instrument_client()")
     background_worker.flush()
 
 
@@ -181,7 +181,7 @@ def _merged(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 def _warn_of_ignored(given: Mapping[str, object]) -> None:
     """Log a warning that names the keywords which had no effect, if there are any."""
     if given:
-        warn("instrument_client() changes nothing of a client that is observed already: %s left out", ", ".join(given))
+        warn("instrument_client() has no effect: the client is already instrumented; ignored: %s", ", ".join(given))
 
 
 def _take_over_pool(pool: Any, connections: list[Any], state: PoolState, checked_out: _CheckedOutConnections) -> None:

@@ -95,7 +95,7 @@ def event_listeners(
 
 def usable_client_name(client_name: object) -> str | None:
     """Return the name of a client, or None, with a warning, for an invalid value."""
-    name: str | None = usable({"client_name": client_name}, "client_name", str.strip, "a text that isn't empty")
+    name: str | None = usable({"client_name": client_name}, "client_name", str.strip, "a non-empty string")
     return name
 
 

@@ -67,7 +67,7 @@ def driver_client(client: object) -> Any:
             return candidate
     # Name only the type: the value may be a connection string with a password.
     raise TypeError(
-        f"a {type(client).__name__} can't be observed: a MongoClient, an AsyncMongoClient or a client of Motor can"
+        f"expected a MongoClient, an AsyncMongoClient or a Motor client, got an object of type {type(client).__name__}"
     )
 
 
@@ -101,16 +101,16 @@ class ClientInternals:
         self._topology: Any = getattr(client, "_topology", None)
         if self._topology is None:
             raise RuntimeError(
-                "the client has not looked up its servers yet (mongodb+srv), so there is nothing to observe: call "
-                "instrument_client() after its first operation, or make it with event_listeners=event_listeners()"
+                "the client has not resolved its mongodb+srv address yet: call instrument_client() after the first "
+                "operation, or create the client with event_listeners=event_listeners()"
             )
         try:
             self.listeners: _EventListeners = client._event_listeners  # type: ignore[attr-defined]
             self._validate()
         except (AttributeError, TypeError, UnknownDriverError) as error:
             raise RuntimeError(
-                f"PyMongo {pymongo.version} keeps its listeners in a way that instrument_client() doesn't know "
-                f"({error}): make the client with event_listeners=event_listeners(), or after instrument()"
+                f"instrument_client() doesn't support the internals of PyMongo {pymongo.version} ({error}): create the "
+                "client with event_listeners=event_listeners(), or after the call of instrument()"
             ) from error
         if self._is_async and self._topology._opened:
             _require_running_loop(client)
@@ -175,8 +175,8 @@ class ClientInternals:
     def _lock(self, stack: contextlib.ExitStack, lock: Any) -> None:
         if not lock.acquire(timeout=_LOCK_TIMEOUT):
             raise RuntimeError(
-                "the client doesn't come to rest, or one of its own listeners calls instrument_client(): call it "
-                "outside of them"
+                "timed out waiting for a lock of the client: don't call instrument_client() from one of the client's "
+                "own listeners"
             )
         stack.callback(lock.release)
 
@@ -357,6 +357,6 @@ def _require_running_loop(client: Any) -> None:
     # A client has a reference to its loop since 4.13.
     if running is None or getattr(client, "_loop", None) not in (None, running):
         raise RuntimeError(
-            "an AsyncMongoClient in use is observed from within its event loop only: call instrument_client() in a "
-            "coroutine, or a callback, there"
+            "an AsyncMongoClient that is in use can be instrumented only from its event loop: call "
+            "instrument_client() in a coroutine or a callback"
         )

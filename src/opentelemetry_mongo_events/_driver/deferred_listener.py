@@ -72,8 +72,7 @@ def _append(client: object, listener: TopologyListener) -> None:
         internals = ClientInternals(client)
     except RuntimeError as error:
         warn(
-            "an AsyncMongoClient was created without a running event loop, and its outages can't be observed: %s (this "
-            "is logged for each such client)",
+            "outages are not reported for an AsyncMongoClient that was created without a running event loop: %s",
             error,
         )
         return

@@ -102,8 +102,8 @@ def _observe(observer: SelectionObserver) -> bool:
         if not _log.has_warned:
             _log.has_warned = True
             warn(
-                "PyMongo %s logs server selections in an unknown way, or another package has changed the logger %s: "
-                "server selections are not instrumented",
+                "server selections are not instrumented: PyMongo %s logs them in an unsupported format, or another "
+                "package has modified the logger %s",
                 pymongo.version,
                 _LOGGER,
             )

@@ -42,7 +42,7 @@ class OtherTracers:
         if is_driver_span(current_span):
             self._warn(
                 "PyMongo itself",
-                "switch the driver's tracing off (the client's option `tracing`, or "
+                "disable the driver's tracing (the client option `tracing` or "
                 "OTEL_PYTHON_INSTRUMENTATION_MONGODB_ENABLED)",
             )
             return True
@@ -53,8 +53,8 @@ class OtherTracers:
             return
         self._warned.add(other)
         warn(
-            "%s traces MongoDB commands already, so opentelemetry-mongo-events creates no command spans. To get these "
-            "instead, %s. To keep things as they are without this warning, set the option command_spans=False "
+            "%s already traces MongoDB commands, so opentelemetry-mongo-events creates no command spans. To use its "
+            "spans instead, %s. To keep this setup without the warning, set command_spans=False "
             "(OTEL_PYTHON_MONGO_EVENTS_COMMAND_SPANS=false)",
             other,
             how_to_disable,

@@ -109,14 +109,14 @@ def telemetry_from(keywords: Mapping[str, Any], *, other_tracers: OtherTracers |
     """
     _warn_of_free_threaded_3_13()
     options = dict(keywords)
-    tracer_provider = usable(options, "tracer_provider", _is_tracer_provider, "a TracerProvider")
-    meter_provider = usable(options, "meter_provider", _is_meter_provider, "a MeterProvider")
-    logger_provider = usable(options, "logger_provider", _is_logger_provider, "a LoggerProvider")
-    hook = "a function of a span and an event, not an async one,"
+    tracer_provider = usable(options, "tracer_provider", _is_tracer_provider, "a TracerProvider instance")
+    meter_provider = usable(options, "meter_provider", _is_meter_provider, "a MeterProvider instance")
+    logger_provider = usable(options, "logger_provider", _is_logger_provider, "a LoggerProvider instance")
+    hook = "a function that takes a span and an event and isn't async"
     request_hook = usable(options, "request_hook", _is_hook, hook)
     response_hook = usable(options, "response_hook", _is_hook, hook)
     failed_hook = usable(options, "failed_hook", _is_hook, hook)
-    base = usable(options, "config", lambda value: isinstance(value, Config), "a Config")
+    base = usable(options, "config", lambda value: isinstance(value, Config), "a Config instance")
     # The name of a client is for one client, and so is what no other tracer disables.
     others = (*_OTHER_KEYWORDS, "client_name") if other_tracers is None else _OTHER_KEYWORDS
     config = config_from(os.environ, options, base, others)
@@ -164,7 +164,7 @@ def _or_fallback(kind: str, create: Callable[[], T], create_noop: Callable[[], T
     try:
         return create()
     except Exception:
-        warn("the global %s can't be used: nothing goes there", kind)
+        warn("the global %s is invalid and receives no telemetry", kind)
         return create_noop()
 
 
@@ -214,7 +214,7 @@ def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:
         return None
     # Added in OpenTelemetry 1.38. Earlier versions can't export a record of the API's own class.
     if "event_name" not in inspect.signature(Logger.emit).parameters:
-        warn("events=%s needs opentelemetry-api 1.38 or newer: no log records are made", config.events)
+        warn("events=%s requires opentelemetry-api 1.38 or newer: no log records are emitted", config.events)
         return None
     return get_logger(SCOPE, __version__, provider, SCHEMA_URL)
 
@@ -238,5 +238,5 @@ def usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], 
             return value
     except Exception:  # noqa: S110  # the check itself failed: warned about below
         pass
-    warn("%s=%s can't be used: %s is allowed; it is left out", name, shown(value), allowed)
+    warn("invalid %s: %s; expected %s; ignored", name, shown(value), allowed)
     return None
