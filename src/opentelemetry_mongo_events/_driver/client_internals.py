@@ -336,7 +336,7 @@ def _connections(pools: list[Any]) -> list[tuple[Any, list[Any]]]:
     """Return each pool with its connections: idle ones, and those that are checked out or being established.
 
     A pool has no reference to the latter. The garbage collector finds them, since an object refers to its class. It
-    scans all objects, which takes about 10 ms per million, so it is used only if a pool has such connections.
+    scans all objects, which takes 10 to 50 ms per million, so it is used only if a pool has such connections.
     """
     by_pool: dict[int, dict[int, Any]] = {
         id(pool): {id(connection): connection for connection in list(idle_connections(pool))} for pool in pools
