@@ -18,7 +18,7 @@ _DRIVER_SCOPE: Final = "PyMongo"
 class OtherTracers:
     """Checks for each command whether another instrumentation traces it.
 
-    One check at startup would not do: instrumentations may be enabled in any order, and PyMongo's own tracing is
+    A single check at startup is not enough: instrumentations may be enabled in any order, and PyMongo's own tracing is
     enabled per client.
     """
 
