@@ -110,7 +110,7 @@ class ClientInternals:
         except (AttributeError, TypeError, UnknownDriverError) as error:
             raise RuntimeError(
                 f"instrument_client() doesn't support the internals of PyMongo {pymongo.version} ({error}): create the "
-                "client with event_listeners=event_listeners(), or after the call of instrument()"
+                "client with event_listeners=event_listeners(), or after calling instrument()"
             ) from error
         if self._is_async and self._topology._opened:
             _require_running_loop(client)

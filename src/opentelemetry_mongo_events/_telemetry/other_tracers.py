@@ -53,9 +53,9 @@ class OtherTracers:
             return
         self._warned.add(other)
         warn(
-            "%s already traces MongoDB commands, so opentelemetry-mongo-events creates no command spans. To use its "
-            "spans instead, %s. To keep this setup without the warning, set command_spans=False "
-            "(OTEL_PYTHON_MONGO_EVENTS_COMMAND_SPANS=false)",
+            "%s already traces MongoDB commands, so opentelemetry-mongo-events creates no command spans. To use the "
+            "spans of opentelemetry-mongo-events instead, %s. To keep the current setup without this warning, set "
+            "command_spans=False (OTEL_PYTHON_MONGO_EVENTS_COMMAND_SPANS=false)",
             other,
             how_to_disable,
         )
