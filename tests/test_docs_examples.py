@@ -123,7 +123,7 @@ def test_what_is_asked_first_shows_the_listeners_that_the_page_names(
 
     shown, provider = capsys.readouterr().out.splitlines()
     text = " ".join((ROOT / page).read_text().split())
-    (named,) = re.findall(r"An observed client has the listeners (.*?), but for", text)
+    (named,) = re.findall(r"An instrumented client has the listeners (.*?), except", text)
     newer = set() if TOPOLOGY_LISTENERS_NEED_A_LOOP else {"DeferredListener"}
     assert set(re.findall(r"`(\w+)`", named)) - newer == set(re.findall(r"'(\w+)'", shown))
     assert provider in ("ProxyTracerProvider", "TracerProvider")

@@ -36,7 +36,7 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"([\d,]+) cursors and", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"([\d,]+) failed attempts are remembered", "_commands.listener:_REMEMBERED"),
     ("docs/how-it-works.md", r"the last ([\d,]+) commands that failed", "_servers.state:_MAX_FAILURES"),
-    ("docs/how-it-works.md", r"the last ([\d,]+) incidents", "_servers.state:_MAX_EVENTS"),
+    ("docs/how-it-works.md", r"for each topology the last ([\d,]+) events", "_servers.state:_MAX_EVENTS"),
     ("docs/how-it-works.md", r"and the last ([\d,]+) selections that waited", "_servers.state:_MAX_DELAYS"),
     ("docs/how-it-works.md", r"([\d,]+) server selections may wait", "_servers.selection_listener:_LIMIT"),
     ("docs/how-it-works.md", r"begin to wait while ([\d,]+) others do", "_servers.selection_listener:_LIMIT"),
@@ -45,14 +45,14 @@ NUMBERS: Final = [
     ("docs/how-it-works.md", r"for at most ([\d.]+) seconds, and then", "_servers.outages:_MAX_WAIT_FOR_SELECTIONS"),
     ("docs/how-it-works.md", r"([\d,]+) log records and failed selections may", "_runtime.background:_LIMIT"),
     ("docs/how-it-works.md", r"the newest ([\d,]+) pools", "_pools.state:_MAX_POOLS"),
-    ("docs/how-it-works.md", r"but its kind \(([\d,]+) of them", "_commands.listener:_REMEMBERED"),
-    ("docs/how-it-works.md", r"names only \(([\d,]+) of commands", "_query_text.text:_texts_of_shapes._limit"),
+    ("docs/how-it-works.md", r"the kind of a command \(([\d,]+) combinations", "_commands.listener:_REMEMBERED"),
+    ("docs/how-it-works.md", r"only names \(([\d,]+) of commands", "_query_text.text:_texts_of_shapes._limit"),
     ("docs/how-it-works.md", r"of commands, ([\d,]+) of documents\)", "_query_text.text:_texts_of_keys._limit"),
-    ("docs/how-it-works.md", r"seen within ([\d,]+) ms, a meter", "_telemetry.telemetry:_CHECK_INTERVAL"),
+    ("docs/how-it-works.md", r"detected within ([\d,]+) ms, a meter", "_telemetry.telemetry:_CHECK_INTERVAL"),
     ("docs/how-it-works.md", r"a meter provider within ([\d,]+) ms", "_telemetry.instruments:_CHECK_INTERVAL"),
-    ("docs/how-it-works.md", r"holds ([\d,]+) events then", "_driver.events_executor:_MAX_EVENTS"),
+    ("docs/how-it-works.md", r"and its queue holds ([\d,]+) events", "_driver.events_executor:_MAX_EVENTS"),
     ("docs/how-it-works.md", r"With more than ([\d,]+) clients in", "_driver.events_executor:_PROMPT_CLIENTS"),
-    ("docs/how-it-works.md", r"every ([\d.]+) seconds in place of", "_driver.events_executor:_INTERVAL"),
+    ("docs/how-it-works.md", r"empties the queue every ([\d.]+) seconds", "_driver.events_executor:_INTERVAL"),
     ("docs/metrics.md", r"counted as idle for (\w+) seconds longer", "_pools.state:_GRACE"),
     ("docs/outages.md", r"At most the first ([\d,]+) events are recorded", "_commands.open_commands:_MAX_EVENTS"),
     ("docs/outages.md", r"the first ([\d,]+) failed heartbeats", "_servers.outages:_MAX_REPEATED_EVENTS"),
@@ -72,10 +72,10 @@ NUMBERS: Final = [
     ("docs/spans.md", r"right before it, the last ([\d,]+) at most", "_servers.failed_checkouts:_MAX_SPANS"),
     ("docs/metrics.md", r"for less than the ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
     ("docs/troubleshooting.md", r"that waited for at least ([\d,]+) ms", "_servers.selections:_MIN_SPAN"),
-    ("docs/troubleshooting.md", r"More than ([\d,]+) selections wait", "_servers.selection_listener:_LIMIT"),
-    ("docs/troubleshooting.md", r"More than ([\d,]+) commands are open", "_commands.open_commands:LIMIT"),
+    ("docs/troubleshooting.md", r"More than ([\d,]+) selections are waiting", "_servers.selection_listener:_LIMIT"),
+    ("docs/troubleshooting.md", r"More than ([\d,]+) commands are in progress", "_commands.open_commands:LIMIT"),
     ("docs/troubleshooting.md", r"`episode_timeout`\]\(options.md\), ([\d,]+) seconds", "option episode_timeout"),
-    ("docs/troubleshooting.md", r"wasn't given back for (\w+) seconds", "_driver.client_internals:_LOCK_TIMEOUT"),
+    ("docs/troubleshooting.md", r"wasn't released for (\w+) seconds", "_driver.client_internals:_LOCK_TIMEOUT"),
     ("docs/what-is-captured.md", r"has at most ([\d,]+) characters and, if", "_query_text.masking:_SEGMENT_LENGTH"),
     ("docs/what-is-captured.md", r"`query_text_max_length` characters \((\d+)\)", "option query_text_max_length"),
     ("docs/what-is-captured.md", r"At most ([\d,]+) elements of an array and", "_query_text.text:_ELEMENTS"),
@@ -196,7 +196,7 @@ def test_the_defaults_of_the_readme_are_those_of_the_reference() -> None:
 def test_the_choices_of_an_option_are_those_that_are_allowed() -> None:
     for name in ("events", "query_text"):
         (told,) = [cells[3] for cells in rows("docs/options.md", "# Options") if cells[0] == f"`{name}`"]
-        allowed = OPTIONS[name].metadata["allowed"].removesuffix(" is").replace(" or ", ", ").split(", ")
+        allowed = OPTIONS[name].metadata["allowed"].replace(" or ", ", ").split(", ")
 
         assert set(re.findall(r"`([a-z]+)`", told)) == set(allowed)
 

@@ -52,7 +52,7 @@ def test_beside_the_other_instrumentation_there_is_one_span(
     assert scopes == {"opentelemetry.instrumentation.pymongo"}
     (message,) = [record.message for record in caplog.records if record.name == "opentelemetry_mongo_events"]
     assert message.startswith(
-        "opentelemetry-instrumentation-pymongo traces MongoDB commands already, "
+        "opentelemetry-instrumentation-pymongo already traces MongoDB commands, "
         "so opentelemetry-mongo-events creates no command spans. "
     )
     assert "remove the call PymongoInstrumentor().instrument() from the code" in message
@@ -133,7 +133,7 @@ def test_under_a_span_of_the_driver_there_is_none_of_ours(
 
         assert spans.names == ["find shop.orders", "find shop.orders", "find bills", "find users", "request"]
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("PyMongo itself traces MongoDB commands already")
+    assert caplog.messages[0].startswith("PyMongo itself already traces MongoDB commands")
     assert "OTEL_PYTHON_INSTRUMENTATION_MONGODB_ENABLED" in caplog.text
 
 

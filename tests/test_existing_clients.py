@@ -398,7 +398,7 @@ def test_twice_is_once(
     MongoEventsInstrumentor.instrument_client(living, exclude_commands="ping", client_name="other")
 
     (message,) = caplog.messages
-    assert message.endswith("a client that is observed already: exclude_commands, client_name left out")
+    assert message.endswith("the client is already instrumented; ignored: exclude_commands, client_name")
     assert listeners_of(living) == before
     living.admin.command("ping")
     assert spans.names == ["ping admin"]
@@ -435,8 +435,8 @@ def test_a_client_with_listeners_of_its_own(
     observe(client)
 
     assert listeners_of(client) == before
-    assert [message.split(":")[0] for message in caplog.messages] == [
-        "instrument_client() changes nothing of a client that is observed already"
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "instrument_client() has no effect: the client is already instrumented"
     ]
     client.admin.command("ping")
     assert (spans.names, metrics.connections()) == (["ping admin"], (1, 0))
@@ -509,7 +509,7 @@ def test_it_is_undone_and_done_again(
     assert caplog.messages == []
     MongoEventsInstrumentor().uninstrument_client(living)
     assert caplog.messages == [
-        "uninstrument_client() has nothing to undo: instrument_client() doesn't observe this client"
+        "uninstrument_client() has no effect: the client was not instrumented by instrument_client()"
     ]
 
 
@@ -597,9 +597,9 @@ def test_what_cannot_be_used_is_left_out(
     living.admin.command("ping")
 
     assert spans.names == ["ping admin"]
-    assert [message.split(":")[0] for message in caplog.messages] == [
-        "client_name=7 can't be used",
-        "unknown option exclude_command (is exclude_commands meant?)",
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "invalid client_name: 7",
+        "unknown option: exclude_command (did you mean exclude_commands?)",
     ]
 
 
@@ -647,7 +647,7 @@ def test_a_child_does_not_count_what_its_parent_had(
 @pytest.mark.parametrize("other", [None, 7, "mongodb://alice:secret@localhost/", MongoEventsInstrumentor])
 @pytest.mark.parametrize("method", ["instrument_client", "uninstrument_client"])
 def test_what_is_no_client_is_refused(method: str, other: object) -> None:
-    with pytest.raises(TypeError, match=r"^a \w+ can't be observed: a MongoClient, an AsyncMongoClient or") as raised:
+    with pytest.raises(TypeError, match=r"^expected a MongoClient, .*, got an object of type \w+$") as raised:
         getattr(MongoEventsInstrumentor(), method)(other)
     assert "secret" not in str(raised.value)
 
@@ -715,7 +715,7 @@ def test_a_driver_that_is_made_otherwise_is_refused(
         before = _state(client)
         with monkeypatch.context() as patch:
             patch.setattr(holder, attribute, value)
-            message = f"PyMongo {pymongo.version} keeps its listeners in a way that instrument_client() doesn't know ("
+            message = f"instrument_client() doesn't support the internals of PyMongo {pymongo.version} ("
             with pytest.raises(RuntimeError, match=f"^{re.escape(message)}"):
                 observe(client, topology=True)
         assert _state(client) == before
@@ -748,7 +748,7 @@ def test_an_address_that_was_not_looked_up_yet(
     with monkeypatch.context() as patch:
         patch.setattr(living, "_topology", None)
         patch.setattr(living, "_event_listeners", None)
-        with pytest.raises(RuntimeError, match=r"not looked up its servers yet \(mongodb\+srv\)"):
+        with pytest.raises(RuntimeError, match=r"not resolved its mongodb\+srv address yet"):
             observe(living)
         MongoEventsInstrumentor().uninstrument_client(living)
 
@@ -758,9 +758,9 @@ def test_a_listener_of_the_client_cannot_call_it(
 ) -> None:
     monkeypatch.setattr(client_internals, "_LOCK_TIMEOUT", 0.01)
     before = _state(living)
-    with living._topology._lock, pytest.raises(RuntimeError, match="doesn't come to rest"):
+    with living._topology._lock, pytest.raises(RuntimeError, match="timed out waiting for a lock"):
         observe(living)
-    with _pool(living).lock, pytest.raises(RuntimeError, match="doesn't come to rest"):
+    with _pool(living).lock, pytest.raises(RuntimeError, match="timed out waiting for a lock"):
         observe(living)
     assert _state(living) == before
 
@@ -853,7 +853,7 @@ async def test_an_asyncio_client_is_observed_from_within_its_loop(
         await client.admin.command("ping")
 
         def elsewhere() -> None:
-            with pytest.raises(RuntimeError, match="within its event loop only"):
+            with pytest.raises(RuntimeError, match="only from its event loop"):
                 observe(client)
 
         async def in_another_loop() -> None:

@@ -254,8 +254,8 @@ def test_so_many_records_wait_and_no_more(
     assert len(logs.records) == 1_001
     assert caplog.messages == [
         (
-            "1,000 log records and failed server selections wait for the telemetry pipeline: those that come "
-            "meanwhile are dropped (this is logged once)"
+            "1,000 log records and failed server selections are waiting for the telemetry pipeline: new ones are "
+            "dropped until some have been processed (logged once)"
         )
     ]
 
@@ -332,7 +332,7 @@ def test_a_log_pipeline_that_raises_costs_its_records_and_nothing_else(
     assert events(spans.one(DISCOVERY))[-1] == "topology.changed"
     assert events(spans.one(OUTAGE))[-1] == "server.changed"
     (warning,) = [message for message in caplog.messages if "a log record raised" in message]
-    assert warning.startswith("a log record raised ConnectionError; the application goes on")
+    assert warning.startswith("a log record raised ConnectionError; the error is suppressed")
 
 
 @has_log_records
@@ -356,4 +356,4 @@ def test_without_events_in_the_api_there_is_one_warning(
     event_listeners(logger_provider=logs.provider, events="both")
     event_listeners(logger_provider=logs.provider)
 
-    assert caplog.messages == ["events=both needs opentelemetry-api 1.38 or newer: no log records are made"]
+    assert caplog.messages == ["events=both requires opentelemetry-api 1.38 or newer: no log records are emitted"]

@@ -153,6 +153,7 @@ class Seen:
         started: The attributes with which the spans of each type started.
         kinds: The kinds of the spans of each type.
         instruments: The instruments and units of the metrics.
+        descriptions: The descriptions of the metrics.
     """
 
     def __init__(self) -> None:
@@ -161,6 +162,7 @@ class Seen:
         self.started: dict[str, set[str]] = defaultdict(set)
         self.kinds: dict[str, set[str]] = defaultdict(set)
         self.instruments: dict[str, tuple[str, str]] = {}
+        self.descriptions: dict[str, str] = {}
 
     @contextlib.contextmanager
     def watch(self, *, opted_in: bool = False, **options: Any) -> Iterator[tuple[list[Any], Spans, Metrics]]:
@@ -194,6 +196,7 @@ class Seen:
         """Keep what was measured; some of it is gone once the client is closed."""
         for name, metric in metrics.items():
             self.instruments[name] = (instrument(metric), metric.unit or "")
+            self.descriptions[name] = metric.description or ""
             self.samples["metrics", name] += [dict(point.attributes or {}) for point in metric.data.data_points]
 
     def all(self) -> Iterator[tuple[tuple[str, str], Attributes]]:
@@ -507,3 +510,13 @@ def test_instruments_and_units_are_those_of_here_and_of_the_conventions(seen: Se
     ours = {metric["name"]: (metric["instrument"], metric["unit"]) for metric in REGISTRY["metrics"]}
 
     assert seen.instruments == ours | official_instruments([metric["ref"] for metric in REGISTRY["metric_refinements"]])
+
+
+def test_descriptions_are_those_of_the_registry(seen: Seen) -> None:
+    ours = {
+        metric["name"]: " ".join([metric["brief"], *([metric["note"]] if "note" in metric else [])])
+        for metric in REGISTRY["metrics"]
+    }
+
+    assert {name: seen.descriptions[name] for name in ours} == ours
+    assert [name for name, description in seen.descriptions.items() if not description.endswith(".")] == []

@@ -1,4 +1,8 @@
-"""OpenTelemetry instrumentation for PyMongo, built on the driver's monitoring events."""
+"""OpenTelemetry instrumentation for PyMongo, built on the driver's monitoring events.
+
+`MongoEventsInstrumentor` instruments all clients. `event_listeners()` instruments one client. Both accept the options
+of `Config`.
+"""
 
 from opentelemetry_mongo_events._config import Config
 from opentelemetry_mongo_events._instrumentor import MongoEventsInstrumentor

@@ -85,7 +85,7 @@ def _option(default: Any, convert: Callable[[object], Any], allowed: str, other_
     Args:
         default: The default.
         convert: Converts a value to the field's type; raises an exception for an invalid value.
-        allowed: Names the valid values in a warning, which continues with "allowed".
+        allowed: Describes the valid values, for a warning.
         other_variable: An environment variable that is used if the option's own is not set.
     """
     metadata = {"convert": convert, "allowed": allowed, "other_variable": other_variable}
@@ -129,26 +129,26 @@ class Config:
             current span.
     """
 
-    commands: bool = _option(True, _switch, "true or false is")
-    command_spans: bool = _option(True, _switch, "true or false is")
-    pools: bool = _option(True, _switch, "true or false is")
-    heartbeats: bool = _option(True, _switch, "true or false is")
-    topology: bool = _option(True, _switch, "true or false is")
-    selections: bool = _option(True, _switch, "true or false is")
-    events: str = _option("span", _one_of("span", "log", "both", "none"), "span, log, both or none is")
-    episode_timeout: float = _option(60.0, _seconds, "a number of seconds above 0 is")
-    query_text: str = _option(MASKED, _one_of(MASKED, RAW, OFF), "masked, raw or off is")
+    commands: bool = _option(True, _switch, "true or false")
+    command_spans: bool = _option(True, _switch, "true or false")
+    pools: bool = _option(True, _switch, "true or false")
+    heartbeats: bool = _option(True, _switch, "true or false")
+    topology: bool = _option(True, _switch, "true or false")
+    selections: bool = _option(True, _switch, "true or false")
+    events: str = _option("span", _one_of("span", "log", "both", "none"), "span, log, both or none")
+    episode_timeout: float = _option(60.0, _seconds, "a number of seconds greater than 0")
+    query_text: str = _option(MASKED, _one_of(MASKED, RAW, OFF), "masked, raw or off")
     query_text_max_length: int = _option(
         4096,
         _characters,
-        "a whole number of characters, 0 or more, is",
+        "an integer of 0 or more",
         # Source: the MongoDB drivers' OpenTelemetry specification.
         other_variable="OTEL_PYTHON_INSTRUMENTATION_MONGODB_QUERY_TEXT_MAX_LENGTH",
     )
     exclude_commands: Collection[str] = _option(
-        frozenset(), _names, "a list of command names, or a text with commas between them, is"
+        frozenset(), _names, "a list of command names or a comma-separated string"
     )
-    require_parent_span: bool = _option(False, _switch, "true or false is")
+    require_parent_span: bool = _option(False, _switch, "true or false")
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -176,7 +176,7 @@ def _converted(option: dataclasses.Field[Any], value: object, source: str) -> An
         return option.metadata["convert"](value)
     except Exception:
         warn(
-            "%s=%s can't be used: %s allowed; the default, %s, is used",
+            "invalid %s: %s; expected %s; using the default, %s",
             source,
             shown(value),
             option.metadata["allowed"],
@@ -224,9 +224,9 @@ def config_from(
     allowed = [*OPTIONS, *other_keywords]
     for name in keywords.keys() - OPTIONS.keys():
         if name in _OTHER_NAMES:
-            hint = f" ({_OTHER_NAMES[name]} is its name here)"
+            hint = f" (use {_OTHER_NAMES[name]} instead)"
         else:
             matches = difflib.get_close_matches(name, allowed, n=1)
-            hint = f" (is {matches[0]} meant?)" if matches else ""
-        warn("unknown option %.100s%s: the options are %s", name, hint, ", ".join(allowed))
+            hint = f" (did you mean {matches[0]}?)" if matches else ""
+        warn("unknown option: %.100s%s; expected one of %s; ignored", name, hint, ", ".join(allowed))
     return Config(**values)  # type: ignore[arg-type]  # the constructor checks each value

@@ -42,7 +42,7 @@ _UNKNOWN_THREAD: Final = 0
 
 
 def instrument(client: object, keywords: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Instrument a client as `event_listeners(**keywords)` would have, unless it is already instrumented.
+    """Instrument a client as `event_listeners(**keywords)` does for a new one, unless it is already instrumented.
 
     Args:
         client: The client.
@@ -51,7 +51,7 @@ def instrument(client: object, keywords: Mapping[str, Any], defaults: Mapping[st
 
     Raises:
         TypeError: `client` is not a client.
-        RuntimeError: The driver's private parts are not as expected, or the client can't be changed at this time. The
+        RuntimeError: The driver's private attributes are not as expected, or the client can't be changed now. The
             client is unchanged.
     """
     internals = ClientInternals(client)
@@ -85,7 +85,7 @@ def instrument(client: object, keywords: Mapping[str, Any], defaults: Mapping[st
 
 
 def uninstrument(client: object) -> None:
-    """Uninstrument a client that `instrument` instrumented; log a warning if it did not.
+    """Uninstrument a client that `instrument` instrumented. For any other client, log a warning.
 
     Raises:
         TypeError: `client` is not a client.
@@ -95,7 +95,7 @@ def uninstrument(client: object) -> None:
         instrumented = None if listeners is None else _clients.instrumented.get(listeners)
         was_on = instrumented is not None and _switch_off(instrumented)
     if not was_on:
-        warn("uninstrument_client() has nothing to undo: instrument_client() doesn't observe this client")
+        warn("uninstrument_client() has no effect: the client was not instrumented by instrument_client()")
     background_worker.flush()
 
 
@@ -108,10 +108,10 @@ def uninstrument_all() -> bool:
 
 
 def _add_listeners(client: ClientInternals, signals: SignalListeners, wanted: set[str]) -> None:
-    """Add the listeners of some signals, and take over the client's state as if they had always been there.
+    """Add the listeners of some signals, and initialize their state from the client's.
 
-    The listeners for topologies and pools are added before their state is taken over, so that no change on another
-    thread is missed in between.
+    The listeners for topologies and pools are added before their state is read, so that no change on another thread is
+    missed in between.
     """
     if "topology" in wanted:
         client.append_for_topology(
@@ -179,13 +179,13 @@ def _merged(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 
 def _warn_of_ignored(given: Mapping[str, object]) -> None:
-    """Log a warning that names the keywords which had no effect, if there are any."""
+    """Log a warning that names the keywords that had no effect, if there are any."""
     if given:
-        warn("instrument_client() changes nothing of a client that is observed already: %s left out", ", ".join(given))
+        warn("instrument_client() has no effect: the client is already instrumented; ignored: %s", ", ".join(given))
 
 
 def _take_over_pool(pool: Any, connections: list[Any], state: PoolState, checked_out: _CheckedOutConnections) -> None:
-    """Take over the options, the state and the connections of a pool.
+    """Initialize the state of a pool from its options and connections.
 
     Args:
         pool: The driver's pool.
@@ -211,10 +211,10 @@ def _take_over_pool(pool: Any, connections: list[Any], state: PoolState, checked
 
 
 class _CheckedOutConnections(QuietPoolListener):
-    """Tracks the connections that were checked out when their pool was taken over, until they are checked in.
+    """Tracks the connections that were already checked out when the client was instrumented, until they are checked in.
 
-    Neither their threads nor the times of their checkouts are known, so their use time is not measured. Runs on the
-    thread, or in the task, that called the driver; never raises.
+    Their use time is not measured, because the threads and times of their checkouts are unknown. Methods run on the
+    thread, or in the task, that called the driver; they never raise.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -235,7 +235,7 @@ class _CheckedOutConnections(QuietPoolListener):
 
     @guarded
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
-        """Stop tracking the connection: the event of its checkout was still to come when the pool was taken over."""
+        """Stop tracking the connection: its checkout was in progress when the client was instrumented."""
         self._remove(event.address, event.connection_id)
 
     @guarded

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Instruments every client that is created after `instrument()`.
 
-    PyMongo copies the registered listeners into each new client and keeps them as long as the client exists. A client
-    that was created earlier therefore needs `instrument_client()`, and a client that was created while instrumented is
-    instrumented again by the next `instrument()`.
+    PyMongo copies the registered listeners into each new client and keeps them as long as the client exists. An
+    existing client therefore needs `instrument_client()`. A client that was created after `instrument()` keeps its
+    listeners after `uninstrument()`, and the next `instrument()` enables them again.
 
     Example:
         `MongoEventsInstrumentor().instrument(exclude_commands="ping")`
@@ -36,7 +36,7 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     The class is a singleton: each call of the constructor returns the same instance.
     """
 
-    # The class is a singleton whose constructor may run many times, so its state belongs to the class.
+    # The constructor of the singleton may run many times, so the state is stored in the class.
     _switch: Switch = Switch()
     _listeners: SignalListeners | None = None
     _registered: frozenset[str] = frozenset()
@@ -44,7 +44,8 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the supported versions of PyMongo: those of the extra `instruments`, and their pre-releases."""
-        # Before packaging 26 only a specifier with a pre-release allows any. The extra has none: pip would install any.
+        # Before packaging 26, a specifier allows pre-releases only if it names one. The extra names none, because pip
+        # would then install pre-releases.
         return ("pymongo >= 4.0.dev0, < 5",)
 
     def instrument(
@@ -61,9 +62,9 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     ) -> None:
         """Instrument all clients that are created from now on.
 
-        An invalid value raises no exception: it is ignored and a warning is logged. A second call has no effect, until
-        `uninstrument()` is called. If the installed version of PyMongo is not supported, an error is logged and nothing
-        is instrumented. May be called on any thread.
+        An invalid value is ignored and a warning is logged. A second call has no effect until `uninstrument()` is
+        called. If the installed version of PyMongo is not supported, an error is logged and nothing is instrumented.
+        May be called on any thread.
 
         Example:
             `MongoEventsInstrumentor().instrument(exclude_commands="ping", query_text="off")`
@@ -73,15 +74,15 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             meter_provider: Receives the metrics. Defaults to the global provider.
             logger_provider: Receives the log records, if the option `events` enables them. Defaults to the global
                 provider.
-            config: All options at once, instead of environment variables and defaults.
-            request_hook: Called as `request_hook(span, started_event)` right after a recording span is started.
-            response_hook: Called as `response_hook(span, succeeded_event)` just before the span ends.
-            failed_hook: Called as `failed_hook(span, failed_event)` just before the span ends as an error.
-            **options: The fields of `Config` by name. They take precedence over everything else. In addition,
-                `skip_dep_check=True` instruments without checking the version of PyMongo.
+            config: All options at once. Replaces environment variables and defaults.
+            request_hook: Called as `request_hook(span, started_event)` right after the span starts.
+            response_hook: Called as `response_hook(span, succeeded_event)` right before the span ends.
+            failed_hook: Called as `failed_hook(span, failed_event)` right before the span ends as an error.
+            **options: The fields of `Config` by name. They take precedence over `config`, environment variables and
+                defaults. In addition, `skip_dep_check=True` instruments without checking the version of PyMongo.
 
-        Hooks run on the thread, or in the task, that called the driver. If a hook raises, the exception is logged once
-        and has no other effect.
+        Hooks are called only for recording spans, in the thread or task that called the driver. If a hook raises, the
+        exception is suppressed and logged once.
         """
         keywords = {
             "tracer_provider": tracer_provider,
@@ -98,27 +99,27 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def instrument_client(cls, client: Any, **keywords: Any) -> None:
         """Instrument one existing client.
 
-        From now on the client is instrumented as if it had been created with `event_listeners(...)`; the current state
-        of its pools and servers is taken over. A client that is already instrumented stays as it is. `instrument()` is
-        not required. The client's command spans are not disabled by another instrumentation.
+        The client is instrumented as if it had been created with `event_listeners(...)`, including the current state of
+        its pools and servers. If the client is already instrumented, the call has no effect. `instrument()` is not
+        required. The client gets command spans even if another instrumentation creates them.
 
-        PyMongo has no API for this, so the listeners are added to the driver's private lists. All private parts that
-        this uses are checked before anything is changed.
+        PyMongo has no API for this, so the listeners are added to private lists of the driver. All private attributes
+        are checked before anything is changed.
 
         Example:
             `MongoEventsInstrumentor().instrument_client(client, client_name="billing")`
 
         Args:
             client: A `MongoClient`, an `AsyncMongoClient` or a Motor client. Other threads may use it at the same time.
-                For an `AsyncMongoClient` that is in use, call this in its event loop.
+                If an `AsyncMongoClient` is in use, call this in its event loop.
             **keywords: The keywords of `event_listeners()`. While `instrument()` is in effect, its keywords are the
-                defaults. An invalid value is ignored with a warning.
+                defaults. An invalid value is ignored and a warning is logged.
 
         Raises:
             TypeError: `client` is not a client.
-            RuntimeError: This version of PyMongo stores its listeners differently, the client has a `mongodb+srv`
-                address that it has not resolved yet, or this was called outside the client's event loop or by one of
-                the client's listeners. The client is unchanged.
+            RuntimeError: The internals of this version of PyMongo are not supported, the client has not resolved its
+                `mongodb+srv` address yet, or this was called outside the client's event loop or by one of the client's
+                listeners. The client is unchanged.
         """
         from opentelemetry_mongo_events import _existing_clients
 
@@ -128,8 +129,9 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def uninstrument_client(cls, client: Any) -> None:
         """Undo `instrument_client()` for one client; `uninstrument()` does so for all clients.
 
-        Commands in progress still end their spans; a discovery or an outage in progress ends as an error. The listeners
-        stay in the client, but are inactive. Logs a warning if there is nothing to undo.
+        Commands in progress still end their spans. A discovery or an outage in progress ends as an error. The listeners
+        stay in the client but are inactive. If the client was not instrumented by `instrument_client()`, a warning is
+        logged.
 
         Args:
             client: The client that was passed to `instrument_client()`.
@@ -144,13 +146,13 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def uninstrument(self, **kwargs: Any) -> None:
         """Uninstrument all clients except those that were created with `event_listeners(...)`.
 
-        No new spans are started, and nothing is measured any more. Commands in progress still end their spans; a
-        discovery or an outage in progress ends as an error.
+        No new spans are started and no metrics are recorded. Commands in progress still end their spans. A discovery or
+        an outage in progress ends as an error.
 
         Args:
             **kwargs: Ignored. OpenTelemetry's `BaseInstrumentor` allows any keywords here.
         """
-        # The module can't be imported without PyMongo. If nothing has imported it, it has instrumented no clients.
+        # The module can't be imported without PyMongo. If it isn't imported, it has instrumented no clients.
         existing_clients = sys.modules.get(f"{__package__}._existing_clients")
         had_existing_clients = existing_clients is not None and existing_clients.uninstrument_all()
         if self.is_instrumented_by_opentelemetry or not had_existing_clients:
@@ -166,8 +168,9 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if "pymongo" in sys.modules:
             self._register_all(signals)
         else:
-            # PyMongo doesn't work if it is imported before eventlet patches the standard library, which an application
-            # under `opentelemetry-instrument` does only after this call. So wait until the application imports PyMongo.
+            # PyMongo doesn't work if it is imported before eventlet patches the standard library. Under
+            # `opentelemetry-instrument`, the application does that only after this call. So wait until the application
+            # imports PyMongo.
             # opentelemetry-instrumentation requires wrapt.
             wrapt.register_post_import_hook(lambda _: self._register_all(signals), "pymongo")
 

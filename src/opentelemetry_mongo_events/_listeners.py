@@ -45,29 +45,30 @@ def event_listeners(
 ) -> list[Listener]:
     """Create listeners that instrument one client, for its `event_listeners` argument.
 
-    They don't require `MongoEventsInstrumentor`, and work as long as the client exists. If the instrumentor instruments
-    the same client, it handles the commands and these listeners ignore them. Command spans of these listeners are not
-    disabled by another instrumentation.
+    The listeners work without `MongoEventsInstrumentor`, for as long as the client exists. If the instrumentor also
+    instruments the client, it handles the commands, and these listeners ignore them. The listeners create command spans
+    even if another instrumentation does.
 
-    An invalid value raises no exception: it is ignored and a warning is logged.
+    An invalid value is ignored and a warning is logged.
 
     Example:
         `MongoClient(uri, event_listeners=event_listeners(exclude_commands="ping"))`
 
     Args:
-        client_name: A prefix for the names of the client's pools in the metrics (`billing/db.example:27017`), to
-            distinguish several clients of one server.
+        client_name: A prefix for the names of the client's pools in the metrics (`billing/db.example:27017`). It
+            distinguishes clients that connect to the same server.
         tracer_provider: Receives the spans. Defaults to the global provider.
         meter_provider: Receives the metrics. Defaults to the global provider.
         logger_provider: Receives the log records, if the option `events` enables them. Defaults to the global provider.
-        config: All options at once, instead of environment variables and defaults.
-        request_hook: Called as `request_hook(span, started_event)` right after a recording span is started.
-        response_hook: Called as `response_hook(span, succeeded_event)` just before the span ends.
-        failed_hook: Called as `failed_hook(span, failed_event)` just before the span ends as an error.
-        **options: The fields of `Config` by name. They take precedence over everything else.
+        config: All options at once. Replaces environment variables and defaults.
+        request_hook: Called as `request_hook(span, started_event)` right after the span starts.
+        response_hook: Called as `response_hook(span, succeeded_event)` right before the span ends.
+        failed_hook: Called as `failed_hook(span, failed_event)` right before the span ends as an error.
+        **options: The fields of `Config` by name. They take precedence over `config`, environment variables and
+            defaults.
 
-    Hooks run on the thread, or in the task, that called the driver. If a hook raises, the exception is logged once and
-    has no other effect.
+    Hooks are called only for recording spans, in the thread or task that called the driver. If a hook raises, the
+    exception is suppressed and logged once.
 
     Returns:
         A new list of listeners. Several clients may share it.
@@ -95,12 +96,12 @@ def event_listeners(
 
 def usable_client_name(client_name: object) -> str | None:
     """Return the name of a client, or None, with a warning, for an invalid value."""
-    name: str | None = usable({"client_name": client_name}, "client_name", str.strip, "a text that isn't empty")
+    name: str | None = usable({"client_name": client_name}, "client_name", str.strip, "a non-empty string")
     return name
 
 
 SIGNALS: Final = ("commands", "pools", "heartbeats", "topology", "selections")
-"""What can be instrumented, by option name, in the order in which the driver is to call the listeners."""
+"""What can be instrumented, by option name, in the order in which the driver calls the listeners."""
 
 
 # The signal and the switch of each listener that was created.
@@ -108,7 +109,7 @@ _signals_and_switches: Final[weakref.WeakKeyDictionary[Listener, tuple[str, Swit
 
 
 def are_active(listeners: Iterable[object], signal: str) -> bool:
-    """Return whether a client has listeners of this package for a signal that are switched on.
+    """Return whether a client has enabled listeners of this package for a signal.
 
     Args:
         listeners: All listeners of the client.
@@ -124,7 +125,7 @@ def are_active(listeners: Iterable[object], signal: str) -> bool:
 
 
 class SignalListeners:
-    """Creates the listeners of each signal. They share one switch, and the state of pools and servers.
+    """Creates the listeners of each signal. They share a switch and the state of pools and servers.
 
     The listener classes are imported on demand, so that this package can be imported, and its entry point loaded,
     without PyMongo installed.
@@ -145,7 +146,7 @@ class SignalListeners:
         self._transactions: list[Transactions] = []
 
     def switch_off(self) -> None:
-        """Switch all of them off, and end what is open: discoveries, outages, transactions. Called on any thread."""
+        """Disable all listeners, and end open discoveries, outages and transactions. Called on any thread."""
         self._switch.telemetry = None
         end_all(UNINSTRUMENTED, self._switch)
         for transactions in self._transactions:

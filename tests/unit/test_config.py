@@ -1,4 +1,4 @@
-"""The options: keyword over environment over default, and one warning for what can't be used."""
+"""The options: keyword over environment over default, and one warning for an invalid value."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_the_variable_that_the_drivers_of_mongodb_share_counts_where_the_own_is_
     assert config_from(dict.fromkeys(shared, "long"), {}) == Config()
     assert caplog.messages == [
         (
-            "OTEL_PYTHON_INSTRUMENTATION_MONGODB_QUERY_TEXT_MAX_LENGTH='long' can't be used: a whole number of "
-            "characters, 0 or more, is allowed; the default, 4096, is used"
+            "invalid OTEL_PYTHON_INSTRUMENTATION_MONGODB_QUERY_TEXT_MAX_LENGTH: 'long'; expected an integer of 0 or "
+            "more; using the default, 4096"
         )
     ]
 

@@ -29,8 +29,8 @@ def test_the_first_failure_of_a_kind_is_logged_and_the_rest_are_counted(caplog: 
 
     assert listener.guard.failures == {("Listener.started", "ValueError"): 2, ("Listener.started", "TypeError"): 1}
     assert [message.partition("\n")[0] for message in caplog.messages] == [
-        "Listener.started raised ValueError; the application goes on, further failures of this kind are not logged",
-        "Listener.started raised TypeError; the application goes on, further failures of this kind are not logged",
+        "Listener.started raised ValueError; the error is suppressed, and this kind of error is not logged again",
+        "Listener.started raised TypeError; the error is suppressed, and this kind of error is not logged again",
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 

@@ -119,7 +119,7 @@ def test_a_full_table_takes_no_more_and_says_so_once(
     assert [table.has_room() for _ in range(3)] == [False] * 3
     assert table.rejected == 3
     assert caplog.messages == [
-        "2 commands are open: those that start are not observed until some have ended (this is logged once)"
+        "2 commands are in progress: new ones are not instrumented until some have ended (logged once)"
     ]
 
     table.take(commands[0].command_id, commands[0].held)

@@ -194,7 +194,7 @@ class OpenCommands:
         self.rejected = next(self._rejections)
         if self.rejected == 1:
             warn(
-                "%s commands are open: those that start are not observed until some have ended (this is logged once)",
+                "%s commands are in progress: new ones are not instrumented until some have ended (logged once)",
                 f"{LIMIT:,}",
             )
         return False

@@ -1,8 +1,8 @@
 """Access to the private attributes of a client in which PyMongo keeps its listeners.
 
-PyMongo copies the listeners into one object when a client is created, and its pools, monitors and topology store
-whether there are any. All of these attributes are listed here, and all are checked before any is changed. No function
-or class of the driver is replaced.
+When PyMongo creates a client, it copies the listeners into one object. The client's pools, monitors and topology store
+whether there are any. This module lists all of these attributes, and checks all of them before it changes any. No
+function or class of the driver is replaced.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._driver.listeners import Listener
 
 
-# For each class of listeners, the driver's names of their list and of the flag that says whether there are any.
+# For each class of listeners: the names of the driver's attributes for the list, and for the flag whether it has any.
 _LISTENER_ATTRIBUTES: Final = {
     CommandListener: ("command_listeners", "enabled_for_commands"),
     ConnectionPoolListener: ("cmap_listeners", "enabled_for_cmap"),
@@ -51,12 +51,12 @@ _LISTENER_ATTRIBUTES: Final = {
 _PREFIX: Final = "_EventListeners__"
 
 
-# Seconds. The driver holds its locks only briefly; a longer wait means that the lock's holder has called this code.
+# Seconds. The driver holds its locks only briefly. A longer wait means that the holder of the lock called this code.
 _LOCK_TIMEOUT: Final = 5.0
 
 
 def driver_client(client: object) -> Any:
-    """Return the driver's own client: `client` itself, or the one that a client of Motor wraps.
+    """Return the driver's own client: `client` itself, or the one that a Motor client wraps.
 
     Raises:
         TypeError: `client` is neither.
@@ -67,7 +67,7 @@ def driver_client(client: object) -> Any:
             return candidate
     # Name only the type: the value may be a connection string with a password.
     raise TypeError(
-        f"a {type(client).__name__} can't be observed: a MongoClient, an AsyncMongoClient or a client of Motor can"
+        f"expected a MongoClient, an AsyncMongoClient or a Motor client, got an object of type {type(client).__name__}"
     )
 
 
@@ -84,15 +84,15 @@ class ClientInternals:
     """The private attributes of one client.
 
     Args:
-        client: A `MongoClient`, an `AsyncMongoClient` or a client of Motor.
+        client: A `MongoClient`, an `AsyncMongoClient` or a Motor client.
 
     Attributes:
         listeners: The driver's object that holds the client's listeners. All parts of the client refer to it.
 
     Raises:
-        TypeError: `client` is no client.
+        TypeError: `client` is not a client.
         RuntimeError: A private attribute differs from what this module supports or doesn't exist yet, or an
-            `AsyncMongoClient` is in use and its event loop is not running here.
+            `AsyncMongoClient` is in use and its event loop is not the current one.
     """
 
     def __init__(self, client: object) -> None:
@@ -101,16 +101,16 @@ class ClientInternals:
         self._topology: Any = getattr(client, "_topology", None)
         if self._topology is None:
             raise RuntimeError(
-                "the client has not looked up its servers yet (mongodb+srv), so there is nothing to observe: call "
-                "instrument_client() after its first operation, or make it with event_listeners=event_listeners()"
+                "the client has not resolved its mongodb+srv address yet: call instrument_client() after the first "
+                "operation, or create the client with event_listeners=event_listeners()"
             )
         try:
             self.listeners: _EventListeners = client._event_listeners  # type: ignore[attr-defined]
             self._validate()
         except (AttributeError, TypeError, UnknownDriverError) as error:
             raise RuntimeError(
-                f"PyMongo {pymongo.version} keeps its listeners in a way that instrument_client() doesn't know "
-                f"({error}): make the client with event_listeners=event_listeners(), or after instrument()"
+                f"instrument_client() doesn't support the internals of PyMongo {pymongo.version} ({error}): create the "
+                "client with event_listeners=event_listeners(), or after calling instrument()"
             ) from error
         if self._is_async and self._topology._opened:
             _require_running_loop(client)
@@ -159,7 +159,7 @@ class ClientInternals:
     def locked(self) -> Iterator[None]:
         """Hold the driver's locks, so that the topology and the pools don't change.
 
-        An asyncio client needs no locks here: nothing changes as long as the caller awaits nothing.
+        An asyncio client needs no locks, because nothing changes until the caller awaits something.
 
         Raises:
             RuntimeError: One of the locks isn't released within 5 seconds.
@@ -175,8 +175,8 @@ class ClientInternals:
     def _lock(self, stack: contextlib.ExitStack, lock: Any) -> None:
         if not lock.acquire(timeout=_LOCK_TIMEOUT):
             raise RuntimeError(
-                "the client doesn't come to rest, or one of its own listeners calls instrument_client(): call it "
-                "outside of them"
+                "timed out waiting for a lock of the client: don't call instrument_client() from one of the client's "
+                "own listeners"
             )
         stack.callback(lock.release)
 
@@ -237,18 +237,18 @@ class ClientInternals:
         """
         topology = self._topology
         if topology._events is None:
-            # The driver's own queue holds 100 events, and the driver blocks while it is full. This one is unbounded.
+            # The driver's own queue holds 100 events, and the driver blocks when it is full. This one is unbounded.
             events: queue.Queue[Any] = queue.Queue()
             executor = _create_executor(topology, events, is_async=self._is_async)
-            if topology._opened:  # otherwise the topology opens it
-                # In an empty context: the task of an asyncio client would keep a copy of the caller's.
+            if topology._opened:  # otherwise the topology opens it later
+                # In an empty context: the task of an asyncio client would keep a copy of the caller's context.
                 contextvars.Context().run(executor.open)
             setattr(topology, _executor_name(topology), executor)
             topology._events = _sdam(topology)._events = events
             self.append(added)
         else:
             speed_up(getattr(topology, _executor_name(topology)), topology._events)
-            # Add the listeners behind the waiting events, which are older than the state reported by `take_over`.
+            # Add the listeners after the events in the queue, which are older than the state that `take_over` reads.
             try:
                 topology._events.put_nowait((self.append, (added,)))
             except queue.Full:
@@ -268,17 +268,17 @@ def _from_module_of(part: object, *names: str) -> Any:
 
 
 def _sdam(topology: Any) -> Any:
-    """Return the object that publishes a topology's events: since 4.18 a separate one, before the topology itself."""
+    """Return the object that publishes a topology's events: a separate one since 4.18, the topology itself before."""
     return getattr(topology, "_sdam", topology)
 
 
 def _executor_name(topology: object) -> str:
-    """Return the name of the attribute that holds the topology's executor; before 4.20 it is class-private."""
+    """Return the name of the attribute that holds the topology's executor. Before 4.20 it is class-private."""
     return "_events_executor" if hasattr(topology, "_events_executor") else "_Topology__events_executor"
 
 
 def _create_executor(topology: object, events: queue.Queue[Any], *, is_async: bool) -> Any:
-    """Create an executor that delivers queued events, as the driver does. It isn't started; it ends with the queue."""
+    """Create, but don't start, an executor that delivers queued events as the driver does. It ends with the queue."""
     process = _from_module_of(topology, "process_events_queue")
     common = _from_module_of(topology, "common")
     executors = _from_module_of(topology, "periodic_executor")
@@ -305,7 +305,7 @@ def _create_executor(topology: object, events: queue.Queue[Any], *, is_async: bo
 def _publishing_flag(part: Any) -> tuple[Any, str]:
     """Return where a pool or a connection stores whether it publishes events: the object and the attribute.
 
-    Since 4.18 the two share an object for it.
+    Since 4.18, a pool and its connections share an object for it.
     """
     return (part, "enabled_for_cmap") if hasattr(part, "enabled_for_cmap") else (part._telemetry, "_should_publish")
 
@@ -335,8 +335,8 @@ def _connection_class(pool: Any) -> Any:
 def _connections(pools: list[Any]) -> list[tuple[Any, list[Any]]]:
     """Return each pool with its connections: idle ones, and those that are checked out or being established.
 
-    A pool has no reference to the latter. The garbage collector finds them, since an object refers to its class. It
-    scans all objects, which takes about 10 ms per million, so it is used only if a pool has such connections.
+    A pool has no reference to the latter. The garbage collector finds them, because every object refers to its class.
+    It scans all objects, which takes 10 to 50 ms per million, so it is used only if a pool has such connections.
     """
     by_pool: dict[int, dict[int, Any]] = {
         id(pool): {id(connection): connection for connection in list(idle_connections(pool))} for pool in pools
@@ -357,6 +357,6 @@ def _require_running_loop(client: Any) -> None:
     # A client has a reference to its loop since 4.13.
     if running is None or getattr(client, "_loop", None) not in (None, running):
         raise RuntimeError(
-            "an AsyncMongoClient in use is observed from within its event loop only: call instrument_client() in a "
-            "coroutine, or a callback, there"
+            "an AsyncMongoClient that is in use can be instrumented only from its event loop: call "
+            "instrument_client() in a coroutine or a callback"
         )

@@ -76,5 +76,5 @@ _SENSITIVE: Final = frozenset(
 
 
 def is_sensitive(command_name: str) -> bool:
-    """Whether a command holds credentials. Neither its content nor the server's answer is ever recorded then."""
+    """Whether a command contains credentials. Its content and the server's reply are then never recorded."""
     return command_name.lower() in _SENSITIVE

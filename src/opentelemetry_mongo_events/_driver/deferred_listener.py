@@ -23,7 +23,7 @@ from opentelemetry_mongo_events._runtime.log import warn
 
 
 class DeferredListener(NeverCopied, QuietHeartbeatListener):
-    """Adds a topology listener to clients at their first heartbeat, which shows that their event loop runs.
+    """Adds a topology listener to clients at their first heartbeat, when their event loop is running.
 
     Methods are called in the task of a server's monitor. They never raise.
 
@@ -35,7 +35,7 @@ class DeferredListener(NeverCopied, QuietHeartbeatListener):
     def __init__(self, listener: TopologyListener, guard: Guard) -> None:
         self.guard = guard
         self.listener = listener
-        # By `id()`: a client that is being created has no hash yet.
+        # The key is the `id()`: a client that is being created has no hash yet.
         self._waiting: dict[int, weakref.ref[Any]] = {}
 
     def is_waiting_for(self, client: object) -> bool:
@@ -55,7 +55,7 @@ class DeferredListener(NeverCopied, QuietHeartbeatListener):
 
     @guarded
     def started(self, event: ServerHeartbeatStartedEvent) -> None:
-        """Add the listener to the client whose server this is, if it is still to be added."""
+        """Add the listener to the client that this server belongs to, if that is still to be done."""
         for key, reference in self._waiting.copy().items():
             client = reference()
             servers = getattr(getattr(client, "_topology", None), "_servers", ())
@@ -72,8 +72,7 @@ def _append(client: object, listener: TopologyListener) -> None:
         internals = ClientInternals(client)
     except RuntimeError as error:
         warn(
-            "an AsyncMongoClient was created without a running event loop, and its outages can't be observed: %s (this "
-            "is logged for each such client)",
+            "outages are not reported for an AsyncMongoClient that was created without a running event loop: %s",
             error,
         )
         return

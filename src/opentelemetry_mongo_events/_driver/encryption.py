@@ -2,15 +2,14 @@
 
 A client with `AutoEncryptionOpts` creates two more clients in its constructor:
 
-- one for mongocryptd, a process on the same host to which each command is sent in plain text, to find out what is to be
+- one for mongocryptd, a process on the same host that receives each command in plain text and returns what has to be
   encrypted. The process ends when it is idle, so this client often has no server. It gets none of our listeners.
-- an internal one for the key vault and the options of collections, with a copy of the client's own arguments. Its
-  commands are work that the caller waits for, but its servers are those of the client itself. It gets no listener that
-  reports servers.
+- an internal one for the key vault and the options of collections, with a copy of the client's own arguments. The
+  caller waits for its commands, but its servers are the same as the client's. It gets no listener that reports servers.
 
-No event tells these clients from others. But the driver copies the registered lists of listeners in each client's
-constructor, as slices, and then appends the listeners of the argument `event_listeners`. So a list that knows which
-constructor has called it can omit both.
+Events don't show which client they belong to. But in each client's constructor, the driver copies the lists of
+registered listeners, as slices, and then appends the listeners of the argument `event_listeners`. A list that finds out
+which constructor uses it can therefore omit listeners of both kinds.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from opentelemetry_mongo_events._runtime.process import SharedLock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# Which listeners a client doesn't get.
+# Whether a client doesn't get a listener.
 _Rule: TypeAlias = "Callable[[object], bool]"
 
 # Before 4.9 there are no asyncio clients, and the modules are in the package itself.
@@ -44,9 +43,9 @@ _lock: Final = SharedLock()
 
 
 def replace_registered_lists() -> None:
-    """Replace the driver's lists of registered listeners by lists that know the clients for automatic encryption.
+    """Replace the driver's lists of registered listeners with lists that recognize clients for automatic encryption.
 
-    Called on any thread, before a client gets listeners of this package. A list of an unknown type stays as it is.
+    Called on any thread, before a client gets listeners of this package. A list of an unknown type is not replaced.
     """
     with _lock():
         registered = getattr(monitoring, "_LISTENERS", None)
@@ -75,9 +74,9 @@ class ClientListeners(list[Any]):
     """The listeners of one class that a client for automatic encryption gets.
 
     Args:
-        listeners: The registered ones.
-        omits: Which listeners the client doesn't get, neither now nor when the driver appends those that were passed
-            to the application's own client.
+        listeners: The registered listeners.
+        omits: Whether to omit a listener, both now and when the driver appends the listeners that were passed to the
+            application's own client.
     """
 
     def __init__(self, listeners: Iterable[Any], omits: _Rule) -> None:
@@ -85,7 +84,7 @@ class ClientListeners(list[Any]):
         self.omits = omits
 
     def append(self, listener: Any) -> None:
-        """Add a listener, unless the client doesn't get it."""
+        """Add a listener, unless it is to be omitted."""
         if not self.omits(listener):
             super().append(listener)
 
@@ -99,7 +98,7 @@ def _reports_servers(listener: object) -> bool:
 
 
 def _rule_for_new_client() -> _Rule | None:
-    """Return which listeners the client doesn't get whose constructor has called this; None if it gets all."""
+    """Return the rule for the client whose constructor called this; None if the client gets all listeners."""
     frames = driver_frames()
     for frame in frames:
         if module(frame) in _CLIENT_MODULES:
@@ -107,13 +106,13 @@ def _rule_for_new_client() -> _Rule | None:
     else:
         return None
     if frame.f_code.co_name != "__init__":
-        # Since 4.13 a client with a mongodb+srv address gets listeners anew when it has resolved the address.
+        # Since 4.13, a client with a mongodb+srv address gets its listeners again when it has resolved the address.
         return _rule_of(frame.f_locals.get("self"))
     caller = next(frames, None)
     if caller is not None and module(caller) in _CLIENT_MODULES and caller.f_code.co_name == _COPY:
         caller = next(frames, None)
         return _reports_servers if caller is not None and module(caller) in _ENCRYPTION_MODULES else None
-    # Other functions of these modules call the application, which may create clients of its own.
+    # Other functions of these modules call the application, which may create its own clients.
     is_for_mongocryptd = (
         caller is not None and module(caller) in _ENCRYPTION_MODULES and caller.f_code.co_name == "__init__"
     )
@@ -121,6 +120,6 @@ def _rule_for_new_client() -> _Rule | None:
 
 
 def _rule_of(client: object) -> _Rule | None:
-    """Return which listeners an existing client did not get; None if it got all."""
+    """Return the rule for an existing client; None if the client got all listeners."""
     listeners = getattr(getattr(client, "_event_listeners", None), "_EventListeners__command_listeners", None)
     return listeners.omits if isinstance(listeners, ClientListeners) else None

@@ -1,8 +1,8 @@
 """Makes the driver deliver the events of a topology promptly, and close a client without delay.
 
-The driver queues these events. Once a second a thread, or a task of an `AsyncMongoClient`, empties the queue;
-in between it sleeps for half a second at a time. `MongoClient.close()` waits for that thread, and so for half a second.
-The queue holds 100 events. While it is full, the driver blocks, and in an event loop it blocks forever.
+The driver queues these events. Once a second, a thread, or a task of an `AsyncMongoClient`, empties the queue. In
+between, it sleeps for half a second at a time. `MongoClient.close()` waits for that thread, so it takes up to half a
+second. The queue holds 100 events. While it is full, the driver blocks, and in an event loop it blocks forever.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from opentelemetry_mongo_events._runtime.stacks import attribute, frames
 # Seconds. `close()` waits for one interval at most, and each interval costs the process about 0.1 ms of CPU time.
 _INTERVAL: Final = 0.05
 
-# With more clients, the interval grows with their number, so that all together cost no more than these.
+# With more clients, the interval grows with their number, so that all together cost no more than this many clients.
 _PROMPT_CLIENTS: Final = 20
 
-# A bound, for the case that another listener blocks.
+# A limit, in case another listener blocks.
 _MAX_EVENTS: Final = 10_000
 
 _EXECUTORS: Final = ("PeriodicExecutor", "AsyncPeriodicExecutor")
 
-# How many callers of a listener are looked at. The executor is five frames away.
+# The maximum number of callers of a listener to inspect. The executor is five frames away.
 _MAX_FRAMES: Final = 12
 
 
 def deliver_promptly() -> None:
     """Make the driver deliver the current topology's events promptly. Called by a listener that receives one of them.
 
-    It changes nothing if the driver's private parts are not as expected, or if the event is delivered by `close()`.
+    Has no effect if the driver's private attributes are not as expected, or if the event is delivered by `close()`.
     """
     events: object = None
     for _, frame in zip(range(_MAX_FRAMES), frames(sys._getframe()), strict=False):
@@ -47,11 +47,11 @@ def deliver_promptly() -> None:
 
 
 def speed_up(executor: Any, events: object) -> None:
-    """Shorten the intervals of an executor of the driver, and lengthen the queue that it empties. Called on any thread.
+    """Shorten the intervals of an executor of the driver, and enlarge the queue that it empties. Called on any thread.
 
     Args:
-        executor: The executor, which is left alone if it isn't as expected.
-        events: The queue, as well.
+        executor: The executor. It is not changed if it isn't as expected.
+        events: The queue. It is not changed if it isn't as expected.
     """
     kind = type(executor)
     if kind.__name__ in _EXECUTORS and kind.__module__.startswith("pymongo."):
@@ -67,7 +67,7 @@ def speed_up(executor: Any, events: object) -> None:
 
 
 def balance() -> None:
-    """Set the intervals of all executors, by their number. Called on any thread."""
+    """Set the intervals of all executors according to their number. Called on any thread."""
     running = [
         (executor, intervals)
         for reference, intervals in _executors.copy().items()

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Iterator
 
-# How many callers are looked at. Without wrappers of other packages, the driver has at most about 20 frames.
+# The maximum number of callers to inspect. Without wrappers of other packages, the driver has about 20 frames at most.
 _MAX_FRAMES: Final = 40
 
 

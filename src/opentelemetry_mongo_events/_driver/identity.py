@@ -1,7 +1,7 @@
 """Tells which client's pool or server an event comes from, and whether the driver still uses it.
 
-No event refers to its client. But all events of a pool, or of a client's server, share one tuple object as the address,
-and each client has tuples of its own. The driver refers to the tuple as long as the pool, or the server's monitor,
+Events don't refer to their client. But all events of a pool, or of a client's server, share one tuple object as the
+address, and each client has its own tuples. The driver refers to the tuple as long as the pool or the server's monitor
 exists.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, Final
 _reference_count: Final = getattr(sys, "getrefcount", None)
 
 COUNTS_REFERENCES: Final = _reference_count is not None
-"""Whether the interpreter counts references; PyPy doesn't. If a client is never closed, its pools and servers are known
-to be gone there only once its settings, to which its topology descriptions refer, have been collected."""
+"""Whether the interpreter counts references. PyPy doesn't. There, the pools and servers of a client that is never
+closed are known to be gone only after its settings, to which its topology descriptions refer, have been collected."""
 
 _identities: Final[dict[int, weakref.ref[Identity]]] = {}
 
@@ -23,7 +23,7 @@ _identities: Final[dict[int, weakref.ref[Identity]]] = {}
 class Identity:
     """The address object of a pool or a server.
 
-    This package refers to the address object only here, so its reference count tells whether the driver still uses it.
+    This package refers to the address object only here, so its reference count shows whether the driver still uses it.
 
     Attributes:
         address: The driver's tuple.
@@ -48,7 +48,7 @@ class Identity:
 
 
 def _count_if_unreferenced(host: str) -> int:
-    address = (host, None)  # not a literal: the code object would refer to that, too
+    address = (host, None)  # not a literal: the code object would also refer to it
     identity = Identity(address)
     del address
     return identity._count_references()

@@ -29,9 +29,9 @@ Listener: TypeAlias = CommandListener | ConnectionPoolListener | ServerHeartbeat
 
 
 class ServersListener:
-    """Marks a listener that reports a client's servers, and not what is done with them.
+    """Marks a listener that reports a client's servers, as opposed to its commands and connections.
 
-    The internal client of automatic encryption doesn't get it, see `encryption`.
+    The internal client of automatic encryption doesn't get such listeners, see `encryption`.
     """
 
 

@@ -1,7 +1,7 @@
 """Finds the operation for which the driver checks out a connection, so that its attempts can be recognized.
 
-The driver repeats an operation in a loop of its own, and its pool events don't say which operation they are for. But
-they are published on the caller's thread or in the caller's task, so the loop is on the current stack.
+The driver retries an operation in a loop. Its pool events don't contain the operation, but they are published on the
+caller's thread or in the caller's task, so the loop is on the current stack.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Callable
 
-# The driver's method that repeats an operation, since PyMongo 4.6.
+# The driver's method that retries an operation, since PyMongo 4.6.
 _LOOP: Final = "run"
 
-# The modules whose code may run between that method and the listeners. Any other code is a listener of the application
-# or a wrapper, and what it does is not a part of the operation.
+# The modules whose code may run between that method and the listeners. Other code is a listener of the application or a
+# wrapper. A checkout that it causes is not part of the operation.
 _BETWEEN: Final = ("pymongo.", f"{__name__.partition('.')[0]}.", "contextlib")
 
 
@@ -28,8 +28,8 @@ class Attempt(NamedTuple):
     """An attempt of an operation.
 
     Attributes:
-        operation: Identifies the operation: the function that the driver calls in each attempt. Each operation has a
-            function object of its own, which exists at least as long as the operation.
+        operation: Identifies the operation: the function that the driver calls in each attempt. Each operation has its
+            own function object, which exists at least as long as the operation.
         is_first: Whether it is the first attempt.
     """
 
@@ -40,18 +40,18 @@ class Attempt(NamedTuple):
 def current_attempt() -> Attempt | None:
     """Return the attempt for which the current thread or task checks out a connection.
 
-    It looks at the whole stack, so it is only for what is rare.
+    Inspecting the stack is slow, so call this rarely.
 
     Returns:
-        The attempt; None if the checkout isn't for one, as when a cursor is closed, or if this version of PyMongo
-        repeats operations in an unknown way.
+        The attempt; None if the checkout doesn't belong to one (for example if a cursor is closed), or if this version
+        of PyMongo retries operations in an unknown way.
     """
     codes = set()
     for frame in itertools.takewhile(_is_between, frames(sys._getframe(1))):
         loop = attribute(frame, "f_locals").get("self") if frame.f_code.co_name == _LOOP else None
         operation, is_retrying = getattr(loop, "_func", None), getattr(loop, "_is_retrying", None)
         if callable(operation) and callable(is_retrying):
-            # The operation's function has a connection. A checkout inside of it is for something else.
+            # The operation's function already has a connection. A checkout inside it is for something else.
             is_inside = getattr(operation, "__code__", None) in codes
             return None if is_inside else Attempt(operation, not is_retrying())
         codes.add(frame.f_code)

@@ -1,8 +1,8 @@
 """Registers listeners with PyMongo, for all clients that are created later.
 
-Since PyMongo 4.11 an `AsyncMongoClient` with topology listeners starts a task for their events as soon as it is
-created, and raises an exception if no event loop is running. Applications that create a client at module level would
-break, so such a client is created without the registered topology listener, which is added at its first heartbeat.
+Since PyMongo 4.11, an `AsyncMongoClient` with topology listeners starts a task for their events when it is created, and
+raises an exception if no event loop is running. This would break applications that create a client at module level.
+Such a client is therefore created without the registered topology listener, which is added at its first heartbeat.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def register(listener: Listener) -> None:
 
 
 def deferred_listeners(client: object) -> list[monitoring.TopologyListener]:
-    """Return the listeners that are still to be added to a client, as it was created without a running event loop."""
+    """Return the listeners that are still to be added to a client that was created without a running event loop."""
     return [each.listener for each in _TopologyListeners.ours if each.is_waiting_for(client)]
 
 
@@ -68,7 +68,7 @@ class _TopologyListeners(RegisteredListeners):
             return selected
         client = constructor.f_locals.get("self")
         for deferred in self.ours:
-            # Compared by identity, as listeners of others may compare in any way.
+            # Compared by identity: other listeners may define `__eq__` in any way.
             kept = [each for each in selected if each is not deferred.listener]
             if len(kept) < len(selected):
                 deferred.add_to(client)

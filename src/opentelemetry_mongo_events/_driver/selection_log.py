@@ -1,9 +1,9 @@
 """Listens to PyMongo's log of server selections, for which the driver publishes no events.
 
-Since 4.7 the driver logs each server selection as structured messages, on the public logger `pymongo.serverSelection`
+Since 4.7, the driver logs each server selection as structured messages, on the public logger `pymongo.serverSelection`
 and on the caller's thread. A filter or handler would depend on the application's logging configuration. Instead, two
-methods of that one logger object are overridden by attributes. They call the methods of its class, so the application's
-log stays the same.
+methods of that one logger object are overridden by attributes. These call the methods of its class, so the
+application's log doesn't change.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 _LOGGER: Final = "pymongo.serverSelection"
 
-# Since 4.18 the driver asks once, at the start of a selection, whether it is to log all of it. Before, it asks at each
-# message, and logs that it waits without asking.
+# Since 4.18, the driver checks once, at the start of a selection, whether to log the whole selection. Before 4.18, it
+# checks for each message, except for the message that it waits, which it logs without a check.
 _ASKS_AT_START: Final = version_tuple >= (4, 18)
 
-# The driver's function that asks whether to log that a server was selected. Only after a wait is that message wanted,
-# and without it a selection that finds a server at once takes less time.
+# The driver's function that checks whether to log that a server was selected. This message is needed only after a wait.
+# Without it, a selection that finds a server immediately takes less time.
 _SELECTED: Final = "select_server"
 
 
 class SelectionObserver(Protocol):
     """Receives the messages of server selections.
 
-    Methods are called on the thread, or in the task, that called the driver. Except for `succeeded`, the driver holds
-    the lock of its topology meanwhile, so they must not block.
+    Methods are called on the thread, or in the task, that called the driver. During all of them except `succeeded`, the
+    driver holds the lock of its topology, so they must not block.
     """
 
     def is_active(self) -> bool:
@@ -53,7 +53,7 @@ class SelectionObserver(Protocol):
         """Receive the message that a selection starts; before PyMongo 4.18 only while `is_waiting()` is true."""
 
     def waiting(self, fields: Mapping[str, Any], /) -> None:
-        """Receive the message that no server is suitable yet, so that the driver waits for one."""
+        """Receive the message that no server is suitable yet, and the driver waits for one."""
 
     def succeeded(self, fields: Mapping[str, Any], /) -> None:
         """Receive the message that a server was selected; before 4.18 only while `is_waiting()` is true."""
@@ -67,7 +67,7 @@ class _Log:
 
     Attributes:
         is_observed: Whether the logger has been overridden.
-        has_warned: Whether a logger that can't be overridden has been logged.
+        has_warned: Whether the warning that the logger can't be overridden has been logged.
         guard: Counts and logs the failures of the observer.
         lock: Held while the logger is overridden.
     """
@@ -86,8 +86,8 @@ def observe(observer: SelectionObserver) -> bool:
     """Send the messages of all clients' server selections to `observer`, permanently.
 
     Returns:
-        Whether they are sent: False if this version of PyMongo logs none, or, with a warning, if the log differs from
-        what this module supports.
+        Whether they are sent. False if this version of PyMongo logs none, or, with a warning, if it logs them in an
+        unsupported format.
     """
     if version_tuple < (4, 7):
         return False
@@ -102,8 +102,8 @@ def _observe(observer: SelectionObserver) -> bool:
         if not _log.has_warned:
             _log.has_warned = True
             warn(
-                "PyMongo %s logs server selections in an unknown way, or another package has changed the logger %s: "
-                "server selections are not instrumented",
+                "server selections are not instrumented: PyMongo %s logs them in an unsupported format, or another "
+                "package has modified the logger %s",
                 pymongo.version,
                 _LOGGER,
             )
@@ -114,7 +114,7 @@ def _observe(observer: SelectionObserver) -> bool:
 
 
 def _message_class(logger: logging.Logger) -> type | None:
-    """Return the class of the driver's log messages; None if the log differs from what this module supports."""
+    """Return the class of the driver's log messages; None if their format is not supported."""
     from pymongo import logger as driver_log
 
     message_class = getattr(driver_log, "LogMessage", None)
@@ -142,7 +142,7 @@ def _override(logger: logging.Logger, message_class: type, observer: SelectionOb
     }
 
     def is_enabled_for(level: int) -> bool:
-        # Only the driver gets another answer. The class is looked at each time: it may be changed later.
+        # Only the driver gets a different result. The class is checked each time, because it may be changed later.
         return (level == logging.DEBUG and is_wanted(sys._getframe(1))) or bool(
             type(logger).isEnabledFor(logger, level)
         )
@@ -154,7 +154,7 @@ def _override(logger: logging.Logger, message_class: type, observer: SelectionOb
             caller = asking.f_back
             if caller is None or caller.f_code.co_name != _SELECTED:
                 return True
-        # A wait that began ends, even if messages are no longer wanted.
+        # The end of a wait is needed even if no new messages are.
         return observer.is_waiting()
 
     def debug(message: object, *args: Any, **kwargs: Any) -> None:

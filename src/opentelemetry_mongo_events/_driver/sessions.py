@@ -25,7 +25,7 @@ _CLASSES: Final[tuple[Any, ...]] = (
 
 
 class Session(Protocol):
-    """What `ClientSession` and `AsyncClientSession` have in common."""
+    """The common interface of `ClientSession` and `AsyncClientSession`."""
 
     @property
     def session_id(self) -> Mapping[str, Any]: ...
@@ -40,8 +40,8 @@ class Session(Protocol):
 def current_session(session_id: object) -> Session | None:
     """Return the session of the command that the current thread or task is about to send.
 
-    The driver passes the session from function to function, so it is a local variable of a caller. This looks at
-    stack frames, so it is only for what is rare.
+    The driver passes the session from function to function, so it is a local variable of a caller. Inspecting the stack
+    is slow, so call this rarely.
 
     Args:
         session_id: The command's `lsid`.
@@ -51,7 +51,7 @@ def current_session(session_id: object) -> Session | None:
     """
     for frame in driver_frames():
         for value in frame.f_locals.values():
-            # The type, not `__class__`: a proxy may not exist any longer than the call, and may raise when it is used.
+            # The type, not `__class__`: a proxy object may raise when it is used.
             if issubclass(type(value), _CLASSES) and _has_id(value, session_id):
                 session: Session = value
                 return session

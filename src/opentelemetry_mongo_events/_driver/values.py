@@ -19,5 +19,5 @@ def plain_text(value: object) -> str | None:
 
 
 def is_document(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a value is a document. Most are dicts, which are faster to check for than other mappings."""
+    """Whether a value is a document. Most documents are dicts, for which the check is faster."""
     return type(value) is dict or isinstance(value, Mapping)

@@ -88,9 +88,9 @@ def runs_in_background() -> bool:
 
 
 def is_cancelled_heartbeat(event: ServerHeartbeatFailedEvent) -> bool:
-    """Whether a heartbeat failed only because the driver cancelled it, which says nothing about the server.
+    """Whether a heartbeat failed only because the driver cancelled it, which is no sign of a problem with the server.
 
-    The driver does so when a client is closed, and when a command has already found that the server is gone.
+    The driver does so when a client is closed, and when a command has already detected that the server is gone.
     """
     return type(event.reply).__name__ == "_OperationCancelled"
 

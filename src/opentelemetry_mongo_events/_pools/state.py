@@ -221,7 +221,7 @@ class PoolStates:
         track(self)
 
     def begin_tracking(self) -> bool:
-        """Track checkouts and check-ins from now on, for good, if an SDK receives the metrics. Runs on any thread."""
+        """Start tracking checkouts and check-ins permanently, if an SDK receives the metrics. Runs on any thread."""
         telemetry = self.switch.telemetry
         if telemetry is None or not telemetry.instruments.provider_check:
             return False

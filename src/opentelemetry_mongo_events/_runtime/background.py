@@ -247,8 +247,8 @@ class BackgroundWorker:
 
 def _warn_of_dropped_tasks() -> None:
     warn(
-        "%s log records and failed server selections wait for the telemetry pipeline: those that come meanwhile are "
-        "dropped (this is logged once)",
+        "%s log records and failed server selections are waiting for the telemetry pipeline: new ones are dropped "
+        "until some have been processed (logged once)",
         f"{_LIMIT:,}",
     )
 

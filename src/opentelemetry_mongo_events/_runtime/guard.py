@@ -54,7 +54,7 @@ class Guard:
             return
         lines = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
         warn(
-            "%s raised %s; the application goes on, further failures of this kind are not logged\n%s",
+            "%s raised %s; the error is suppressed, and this kind of error is not logged again\n%s",
             *kind,
             lines,
         )

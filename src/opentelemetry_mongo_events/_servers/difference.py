@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Difference(NamedTuple):
-    """What differs between two descriptions of a topology.
+    """The difference between two descriptions of a topology.
 
     Attributes:
         when: When the topology changed: the time of the server description that caused the change.
@@ -32,9 +32,9 @@ class Difference(NamedTuple):
 def difference_between(before: TopologyDescription, after: TopologyDescription) -> Difference:
     """Compare two descriptions.
 
-    The time is taken from the descriptions because the driver delivers its event later. One change may
-    create several server descriptions (of servers that it adds, or of a primary that was replaced). The driver creates
-    them right after the one that caused the change, so the oldest time is the right one.
+    The time is taken from the descriptions, because the driver delivers its event later. One change may create several
+    server descriptions: of the server that caused it, and of servers that it adds or of a replaced primary. The driver
+    creates the others right after the one that caused the change, so the oldest time is the time of the change.
     """
     old, new = before.server_descriptions(), after.server_descriptions()
     times = [server.last_update_time for address, server in new.items() if server is not old.get(address)]

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def error_attributes(error: Any) -> Attributes:
-    """Return the attributes of an error that the driver met in the background: its class, and a network error's text.
+    """Return the attributes of an error in the background: its class and, for a network error, its message.
 
-    The text of an error that quotes a server's reply is left out: the reply to a command may contain stored data.
+    The messages of other errors may quote a server's reply, which may contain stored data.
     """
     attributes: Attributes = {names.ERROR_TYPE: type(error).__name__}
     if isinstance(error, (ConnectionFailure, OSError)) and not isinstance(error, NotPrimaryError):
@@ -25,7 +25,7 @@ def error_attributes(error: Any) -> Attributes:
 
 
 def is_loss_of_server(failure: Attributes) -> bool:
-    """Whether a command failed because its server can't be reached, or no longer accepts writes.
+    """Whether a command failed because its server can't be reached or no longer accepts writes.
 
     Args:
         failure: The attributes of the command's outcome.

@@ -1,7 +1,7 @@
 """Failed checkouts, after which the driver repeats an operation: kept for the command of the next attempt.
 
-No command is sent if no connection can be checked out. The command of the next attempt reports that it isn't the first
-one, and how long all of the checkouts took.
+If no connection can be checked out, no command is sent. The command of the next attempt reports the number of the
+attempt, and how long all of the checkouts took.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from opentelemetry_mongo_events._driver.operations import current_attempt
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
-# The number of failed checkouts to which a command links: the last ones.
+# A command links to at most this number of failed checkouts, the most recent ones.
 _MAX_SPANS: Final = 16
 
 
 class _State(Enum):
-    """What the operation's last checkout did."""
+    """The state of the operation's last checkout."""
 
     FAILED = 1
     STARTED = 2
@@ -29,17 +29,17 @@ class _State(Enum):
 
 
 class FailedCheckouts(NamedTuple):
-    """The checkouts of one operation that failed, one after another.
+    """The consecutive failed checkouts of one operation.
 
     Attributes:
-        operation: Refers to the operation, without keeping it.
-        follow_command: Whether the operation had sent a command before. If not, the first of these was its first
+        operation: A weak reference to the operation.
+        follow_command: Whether the operation had sent a command before. If not, the first failed checkout was its first
             attempt.
-        state: What the operation's last checkout did.
+        state: The state of the operation's last checkout.
         event_id: The `id()` of the event of the last failure.
-        number: How many there are.
-        seconds: How long they took together.
-        spans: The spans of the last ones. One that has no span, or whose span isn't recorded, is left out.
+        number: The number of failed checkouts.
+        seconds: Their total duration.
+        spans: The recorded spans of the last of them.
     """
 
     operation: weakref.ref[Any]
@@ -54,21 +54,21 @@ class FailedCheckouts(NamedTuple):
 _failed: ContextVar[FailedCheckouts | None] = ContextVar("opentelemetry_mongo_events_failed_checkouts", default=None)
 
 failed_before: Final = _failed.get
-"""Returns the failed checkouts that the current thread or task had before; None if there are none, as usual.
+"""Returns the previous failed checkouts of the current thread or task, or None. None is the usual case.
 
-Then `checkout_succeeded()` need not be called.
+If it is None, `checkout_succeeded()` need not be called.
 """
 
 
-# A client may have several listeners, which call these functions with the same event, one after another. So a second
-# call has no effect.
+# If a client has several listeners, these functions are called more than once for the same event. Only the first call
+# has an effect.
 
 
 def checkout_started(failed: FailedCheckouts) -> None:
-    """Note that the current thread or task, which had failed checkouts before, starts to check out a connection.
+    """Note that a checkout starts in the current thread or task, which had failed checkouts before.
 
     Args:
-        failed: The failed checkouts. They are discarded unless the driver repeats their operation.
+        failed: The failed checkouts. They are discarded unless the driver is retrying their operation.
     """
     attempt = None if failed.state is _State.SUCCEEDED else current_attempt()
     is_repeated = attempt is not None and failed.operation() is attempt.operation
@@ -80,7 +80,7 @@ def checkout_failed(event: object, seconds: float) -> None:
 
     Args:
         event: The driver's event.
-        seconds: How long the checkout took.
+        seconds: The duration of the checkout.
     """
     failed = _failed.get()
     if failed is None:
@@ -99,7 +99,7 @@ def add_span(event: object, span: SpanContext) -> None:
     """Add the span of a failed checkout.
 
     Args:
-        event: The driver's event, for which `checkout_failed()` was called before.
+        event: The driver's event. `checkout_failed()` must have been called with it.
         span: The span.
     """
     failed = _failed.get()
@@ -111,7 +111,7 @@ def checkout_succeeded() -> FailedCheckouts | None:
     """Note that the current thread or task has checked out a connection.
 
     Returns:
-        The checkouts of the same operation that failed right before; None if there are none.
+        The failed checkouts of the same operation right before this one; None if there are none.
     """
     failed = _failed.get()
     if failed is None or failed.state is _State.FAILED:

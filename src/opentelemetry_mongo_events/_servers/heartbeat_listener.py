@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class HeartbeatEvents(NeverCopied, ServersListener, ServerHeartbeatListener):
     """Measures heartbeats, and reports failures and recoveries.
 
-    Methods are called on the thread, or in the task, of a server's monitor. They never raise, and never read the
-    current context: a monitor's task has copied the context of the caller that used the client first.
+    Methods are called on the thread, or in the task, of a server's monitor. They never raise. They never read the
+    current context, because a monitor's task has a copy of an unrelated one: that of the client's first caller.
 
     Args:
         servers: The state of the servers.
@@ -64,7 +64,7 @@ class HeartbeatEvents(NeverCopied, ServersListener, ServerHeartbeatListener):
     def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
         """Measure the heartbeat, and report the first one, or the first one after a failure.
 
-        An awaited heartbeat lasts until the server has news, so its duration is not a round trip time.
+        An awaited heartbeat lasts until the server's state changes, so its duration is not a round trip time.
         """
         server = self._servers.heartbeat_from(event.connection_id)
         if not server.finish_heartbeat():
@@ -101,7 +101,7 @@ class HeartbeatEvents(NeverCopied, ServersListener, ServerHeartbeatListener):
     def _measure(
         self, event: ServerHeartbeatSucceededEvent | ServerHeartbeatFailedEvent, server: ServerState, error: Attributes
     ) -> Telemetry | None:
-        """Record the heartbeat's duration; return where to report the heartbeat, or None if nowhere."""
+        """Record the heartbeat's duration. Return where to report the heartbeat, or None to not report it."""
         telemetry = self._servers.switch.of("heartbeats")
         if telemetry is None or server.is_reported_by_another:
             return None

@@ -35,7 +35,7 @@ def _server_count(is_reported: IsReported) -> Iterator[Reading]:
 
 
 def _round_trip_times(is_reported: IsReported) -> Iterator[Reading]:
-    """The last round trip time of each server; if several clients have the server, the newest client's."""
+    """The last round trip time of each server. If several clients use the server, the newest client's is reported."""
     for states in instances(ServerStates):
         if is_reported(states.switch, "heartbeats"):
             for server in states.servers():

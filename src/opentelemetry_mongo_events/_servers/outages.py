@@ -1,6 +1,6 @@
 """Root spans of discoveries (a client looks for its servers) and outages (it has none that it can write to).
 
-The driver reports the changes that begin and end them a moment late. The spans have the times of the changes.
+The driver reports the changes that begin and end them with a delay. The spans have the times of the changes.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ _TIMEOUT: Final = "timeout"
 _DISCOVERED: Final = "discovered"
 _RECOVERED: Final = "recovered"
 
-# A failure on an affected server may be the first sign of an outage that begins up to so many seconds later.
+# A failure on an affected server may be the first sign of an outage that begins up to this many seconds later.
 _WINDOW: Final = 5.0
 _MAX_LINKS: Final = 16
 
-# The SDK keeps 128 events of a span and drops the oldest, which show how the period began. Events that may repeat
-# without end leave room for the others.
+# The SDK keeps 128 events per span and drops the oldest ones, which show how the period began. The number of events
+# that may repeat indefinitely is limited, to leave room for the others.
 _MAX_REPEATED_EVENTS: Final = 96
 _MAX_EVENTS: Final = 128
 
 # The driver publishes a heartbeat just before or just after it creates the description that results from it.
 _TOLERANCE: Final = 0.1
 
-# On a busy machine the heartbeat that ends a period is published later. Only the first one after a failure is an event,
-# so there is no other that this could include.
+# On a busy machine, the heartbeat that ends a period is published later. Only the first one after a failure is an
+# event, so this can't include any other.
 _END_TOLERANCE: Final = 0.5
 
 # The events with which the first discovery of a client begins.
 _OPENING: Final = (names.TOPOLOGY_OPENED, names.SERVER_OPENED)
 
-# How often the background worker checks whether the client of a period was garbage-collected. It wakes earlier for a
-# period that is due.
+# The seconds between two checks whether the client of a period was garbage-collected. The background worker wakes
+# earlier if a period is due.
 _CHECK_INTERVAL: Final = 0.5
 _MIN_INTERVAL: Final = 0.01
 
-# A period that is over waits so many seconds for the selections that waited for it, to link to their spans.
+# A period that is over waits up to this many seconds for the selections that wait for it, to link to their spans.
 _MAX_WAIT_FOR_SELECTIONS: Final = 0.5
 
 # PyMongo up to 4.8 doesn't report that a client was closed, but its heartbeats stop.
@@ -79,7 +79,7 @@ class Cause(NamedTuple):
     """What caused an outage.
 
     Attributes:
-        error: The class name of the error because of which the last server was lost.
+        error: The class name of the error that made the last server unavailable.
         previous_primary: The address of the replica set's primary before the outage, as text; None if there was none.
     """
 
@@ -102,7 +102,7 @@ class Period(OngoingPeriod):
         context: The context that contains its span, for log records and measurements.
         started: When its span started.
         began: When the discovery or outage began; earlier than `started` if it continues another period.
-        telemetry: The telemetry that its span was started with, and is ended with even if another is active by then.
+        telemetry: The telemetry that its span was started with. The span ends there, even if it is replaced.
         switch: The switch of the listeners that it belongs to.
         unavailable_servers: The servers whose loss caused the outage.
     """
@@ -159,7 +159,7 @@ class Period(OngoingPeriod):
         self._unclaimed = [True]
         identity: Attributes = {} if topology.replica_set is None else {names.REPLICA_SET: topology.replica_set}
         attributes = {names.DB_SYSTEM_NAME: names.MONGODB, names.TOPOLOGY_TYPE: topology.type} | identity
-        # Noted at the start: a client that is closed has no servers any more.
+        # Set at the start, because a closed client has no servers.
         self._metric_attributes = identity
         for server in topology.members.copy().values() if topology.type == "Single" else ():
             self._metric_attributes = self._metric_attributes | server.attributes
@@ -202,7 +202,7 @@ class Period(OngoingPeriod):
     def recovery(self) -> tuple[float, int] | None:
         """When a server became available again, and the `id()` of its address; None if none is available.
 
-        Known from the server's heartbeat, before the driver reports the change.
+        This is known from the server's heartbeat, before the driver reports the change.
         """
         answers = [
             (at, id(server.identity.address))
@@ -218,7 +218,7 @@ class Period(OngoingPeriod):
         limit = _MAX_REPEATED_EVENTS if is_repeated else _MAX_EVENTS
         is_cause = background_event.server in self._addresses and background_event.name == names.HEARTBEAT_FAILED
         tolerance = self._tolerance if is_cause or self.name == names.DISCOVERY else 0
-        # A client may be created long before it is used, and its discovery begins only then.
+        # A client may be created long before its first use, when its discovery begins.
         is_opening = self._tolerance > 0 and self.name == names.DISCOVERY and background_event.name in _OPENING
         if background_event.at < self.started - tolerance and not is_opening:
             return
@@ -231,7 +231,7 @@ class Period(OngoingPeriod):
         """Add a command or a checkout that failed during the outage or shortly before. Called on any thread."""
         is_part = id(server.identity.address) in self._addresses and failure.at >= self.started - self._window
         if failure.is_timeout and failure.at < self.started:
-            # The pool was full. That is a part of the outage only if the server was unresponsive already.
+            # The pool was full. This belongs to the outage only if the server was already unresponsive.
             is_part = is_part and server.was_unresponsive(failure.at, self.started - _TOLERANCE)
         if is_part and len(self._failures) < _MAX_LINKS and failure not in self._failures:
             self._failures.append(failure)
@@ -263,7 +263,7 @@ class Period(OngoingPeriod):
         last = self._stamp(at)
         run = _periods.guard.run
         try:
-            # Each runs in a guard of its own, so that one that raises doesn't stop the others.
+            # Each has its own guard, so that an error in one doesn't stop the others.
             run("the outcome of a discovery or outage", self._set_outcome, at, outcome, primary)
             run("the links of a discovery or outage", self._add_links, at)
             if self.telemetry.config.events in SPAN_EVENTS:
@@ -276,7 +276,7 @@ class Period(OngoingPeriod):
                     self._measure(max(0.0, at - self.began))
 
     def _set_outcome(self, at: float, outcome: str | None, primary: str | None) -> None:
-        """Set the attributes and the status that are known at the end. A discovery that found a server is no error."""
+        """Set the attributes and the status that are known at the end. A successful discovery is not an error."""
         failures = [each for each in self._events.copy() if each.name == names.HEARTBEAT_FAILED and each.at <= at]
         attributes: Attributes = {}
         if self.cause is None:
@@ -284,7 +284,7 @@ class Period(OngoingPeriod):
             error = outcome and str(failures[0].attributes[names.ERROR_TYPE] if failures else outcome)
         else:
             attributes[names.OUTAGE_OUTCOME] = outcome or _RECOVERED
-            if self.telemetry.config.heartbeats:  # otherwise nobody knows
+            if self.telemetry.config.heartbeats:  # otherwise the number is unknown
                 attributes[names.OUTAGE_FAILED_HEARTBEAT_COUNT] = len(failures) + next(self._more_failed_heartbeats)
             if primary is not None:
                 attributes[names.OUTAGE_PRIMARY] = primary
@@ -381,13 +381,13 @@ class _Periods:
         self.forget()
 
     def forget(self) -> None:
-        """Forget all periods: after a fork they belong to the parent process."""
+        """Forget all periods after a fork: they belong to the parent process."""
         self.open: dict[Period, None] = {}
         self.ending: dict[Period, _Ending] = {}
         self._current: dict[TopologyState, object] = {}
 
     def begin(self, topology: TopologyState, create: Callable[[], Period]) -> bool:
-        """Open a period, unless the topology has one already or is available.
+        """Open a period, unless the topology already has one or is available.
 
         Args:
             topology: The topology.
@@ -409,7 +409,7 @@ class _Periods:
                 for unfinished in [each for each in self.open.copy() if each.topology is topology]:
                     self.open.pop(unfinished, None)
             raise
-        # A change on another thread may have found no period to end yet.
+        # Another thread may have handled a change that ends the period before the period was added.
         if not topology.lacks_server:
             end(topology, time.monotonic(), CLOSED if topology.is_closed else None)
         elif period.switch.telemetry is not period.telemetry:
@@ -456,7 +456,7 @@ _periods: Final = _Periods()
 
 
 def begin_discovery(topology: TopologyState, telemetry: Telemetry, switch: Switch, started: float) -> None:
-    """Begin a topology's discovery, unless it is over or has begun already. Called on any thread.
+    """Begin a topology's discovery, unless it is over or has already begun. Called on any thread.
 
     Args:
         topology: The topology.
@@ -476,7 +476,7 @@ def begin_outage(
     unavailable_servers: Sequence[ServerState],
     cause: Cause,
 ) -> None:
-    """Begin a topology's outage, unless it has one: it has no server left that it can write to.
+    """Begin a topology's outage, unless it already has one.
 
     Args:
         topology: The topology.
@@ -536,12 +536,14 @@ def _finish(period: Period) -> None:
 
 
 def _end_early(period: Period, at: float, outcome: str) -> None:
-    """End a period before the driver reports how it ended. If a server is available by now, that ended it.
+    """End a period before the driver reports how it ended.
+
+    If a server is available by now, the period ends with the time at which it became available.
 
     Args:
         period: The period.
-        at: When it ended otherwise, by `time.monotonic()`.
-        outcome: Why it ended otherwise.
+        at: When it ends if no server is available, by `time.monotonic()`.
+        outcome: Why it ends if no server is available.
     """
     recovery = period.recovery
     if recovery is None:
@@ -568,7 +570,8 @@ def end_all(outcome: str, switch: Switch | None = None) -> None:
 def watch() -> None:
     """Start the background worker if a period is open.
 
-    It ends periods that last too long, whose client is garbage-collected, or that are open at the interpreter's exit.
+    The worker ends periods that last too long, whose client is garbage-collected, or that are open when the interpreter
+    exits.
     """
     if _periods.open:
         background_worker.wake()
@@ -596,7 +599,7 @@ def _check_period(period: Period) -> None:
 
 
 def _continue(period: Period, now: float) -> None:
-    """End a period that has lasted too long, and begin the next one, unless nothing was received for too long."""
+    """End a period that has lasted too long. Begin the next one, unless no event was received for too long."""
     topology, telemetry = period.topology, period.telemetry
     # If the check is so late that the next period would be overdue too, this one covers both.
     at = period.due if now < 2 * period.due - period.started else now

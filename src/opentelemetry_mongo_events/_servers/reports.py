@@ -1,7 +1,7 @@
 """Reports background events on the spans of open commands, and as log records.
 
-A background event belongs to no request, so this module never reads the current span or context: a driver's task has
-copied an unrelated one.
+A background event belongs to no request. This module never reads the current span or context, because the driver's task
+has a copy of an unrelated one.
 """
 
 from __future__ import annotations

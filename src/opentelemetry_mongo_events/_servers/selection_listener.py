@@ -1,8 +1,8 @@
 """The listener for server selections: instruments those that wait for a server.
 
 The driver logs a selection on the thread that called it, see `selection_log`. It logs nothing if the wait is cancelled,
-interrupted or ended by another exception. So each waiting selection is stored with its thread or task, and the
-background worker checks whether that is still in the driver's selection.
+interrupted or ended by another exception. Each waiting selection is therefore stored with its thread or task, and the
+background worker checks whether these are still in the driver's selection.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 # The number of waiting selections that are instrumented at the same time.
 _LIMIT: Final = 10_000
 
-# The seconds between two checks of the waiting selections, and which share of the time the checks may take.
+# The seconds between two checks of the waiting selections, and the maximum share of the time that the checks may take.
 _CHECK_INTERVAL: Final = 0.5
 _MAX_CHECK_SHARE: Final = 0.05
 _MIN_INTERVAL: Final = 0.01
 
-# Seconds until a process in which no selections are instrumented is asked again whether they are.
+# The seconds after which a process without instrumented selections checks again whether there are any.
 _SEARCH_INTERVAL: Final = 0.01
 
 # The functions of the driver's topology that wait, and that log that a server was selected.
@@ -59,9 +59,9 @@ _TIMEOUT: Final = "ServerSelectionTimeoutError"
 class SelectionEvents(NeverCopied, QuietHeartbeatListener):
     """Marks a client whose server selections are instrumented.
 
-    The driver's log of selections is the same for all clients. From a message the listeners of its client can be found,
-    and with this one among them the selection is instrumented. It is a heartbeat listener because the driver does the
-    least for those; it ignores their events.
+    The driver has one log of selections for all clients. From a message, the listeners of its client can be found. If
+    this listener is one of them, the selection is instrumented. It is a heartbeat listener because those cost the
+    driver the least. It ignores their events.
 
     Args:
         servers: The state of the servers and topologies.
@@ -89,8 +89,8 @@ class SelectionEvents(NeverCopied, QuietHeartbeatListener):
 
         Args:
             fields: The fields of the log message.
-            listeners: All listeners of the client. One that was created without a running event loop has no topology
-                listener.
+            listeners: All listeners of the client. A client that was created without a running event loop has no
+                topology listener.
         """
         servers = self._servers
         is_reported = servers.switch.of("topology") is not None and any(
@@ -102,8 +102,8 @@ class SelectionEvents(NeverCopied, QuietHeartbeatListener):
 class _Selections:
     """The waiting server selections of this process.
 
-    There is no lock, because each step is one operation of a dictionary. Whoever removes a selection from `open` ends
-    it.
+    There is no lock, because each step is one operation of a dictionary. The thread that removes a selection from
+    `open` ends it.
 
     Attributes:
         guard: Counts and logs failures.
@@ -117,7 +117,7 @@ class _Selections:
         self.forget()
 
     def forget(self) -> None:
-        """Forget all selections: after a fork they belong to the parent process."""
+        """Forget all selections after a fork: they belong to the parent process."""
         self.open: dict[Selection, None] = {}
         self._by_runner: dict[int, Selection] = {}
         self._next_check = self._next_search = 0.0
@@ -129,7 +129,7 @@ class _Selections:
 
     def is_active(self) -> bool:
         """Whether the selections of any client are instrumented."""
-        # Since PyMongo 4.18 this is asked several times per selection.
+        # Since PyMongo 4.18, this is called several times per selection.
         listener = self._last_active()
         if listener is not None and listener.telemetry is not None:
             return True
@@ -144,17 +144,17 @@ class _Selections:
         return False
 
     def is_waiting(self) -> bool:
-        """Whether a selection waits in the current thread, task or greenlet."""
+        """Whether a selection is waiting in the current thread, task or greenlet."""
         return self._current() is not None
 
     def started(self, _: Mapping[str, Any]) -> None:
-        """End an earlier wait of the same thread or task: it was interrupted, which the driver doesn't log."""
+        """End an earlier wait of the same thread or task. It was interrupted, which the driver doesn't log."""
         self._end_earlier()
 
     def waiting(self, fields: Mapping[str, Any]) -> None:
         """Begin a wait, if the client has a listener.
 
-        A selection inside of another one, by the application's own `server_selector`, is not instrumented.
+        A selection inside another one, caused by the application's own `server_selector`, is not instrumented.
         """
         if not self._end_earlier() or len(self.open) >= _LIMIT or not is_instrumentation_enabled():
             return
@@ -175,13 +175,13 @@ class _Selections:
         try:
             self.open[selection] = None
             self._by_runner[selection.key] = selection
-        finally:  # even if a signal handler raises: the selection has to be ended
+        finally:  # the selection has to be ended even if a signal handler raises
             background_worker.wake()
 
     def succeeded(self, fields: Mapping[str, Any]) -> None:
         """End a wait: a server was selected."""
         selection = self._current()
-        # The loop of this selection has ended. If there is one, this selection is inside of another one.
+        # The loop of this selection has ended. If another loop is running, this selection is inside another one.
         if selection is None or selection.client_id != fields["clientId"] or _loops() > 0 or not self._take(selection):
             return
         at = time.monotonic()
@@ -191,7 +191,7 @@ class _Selections:
         selection.end(at, address=address, replica_set=fields["topologyDescription"].replica_set_name)
 
     def failed(self, fields: Mapping[str, Any]) -> None:
-        """End a wait, or a selection that was not allowed to wait: no server was found in time."""
+        """End a wait, or a selection that may not wait: no server was found in time."""
         if self._current() is None:
             self.waiting(fields)
         selection = self._current()
@@ -220,7 +220,7 @@ class _Selections:
 
     def _check(self, now: float) -> None:
         waiting = [selection for selection in list(self.open) if now - selection.since >= _CHECK_INTERVAL]
-        # Twice: a task that begins to run while others are looked at is not found where it was.
+        # Check twice: a task that starts to run during the check may be missed.
         for _ in range(2):
             threads = thread_frames() if waiting else {}
             waiting = [selection for selection in waiting if not _is_selecting(selection, threads)]
@@ -256,7 +256,7 @@ class _Selections:
             background_worker.run("a server selection", functools.partial(selection.end, at, names.INTERRUPTED))
 
     def _end_later(self, selection: Selection, at: float, error: str) -> None:
-        """End a wait on the background worker's thread, as the driver holds a lock now."""
+        """End a wait on the background worker's thread, because the driver holds a lock now."""
         if self._take(selection) and not background_worker.submit(
             "a server selection", functools.partial(selection.end, at, error)
         ):
@@ -264,12 +264,12 @@ class _Selections:
 
 
 def _is_loop(frame: types.FrameType) -> bool:
-    """Whether a frame is the driver's, and waits for a server."""
+    """Whether a frame belongs to the driver and waits for a server."""
     return frame.f_code.co_name == _LOOP and _is_drivers(frame)
 
 
 def _is_selection(frame: types.FrameType) -> bool:
-    """Whether a frame is the driver's, and selects a server."""
+    """Whether a frame belongs to the driver and selects a server."""
     return frame.f_code.co_name in _SELECTION and _is_drivers(frame)
 
 
@@ -278,17 +278,17 @@ def _is_drivers(frame: types.FrameType) -> bool:
 
 
 def _loops() -> int:
-    """Return how many selections wait on the current stack."""
+    """Return the number of selections that are waiting on the current stack."""
     return sum(map(_is_loop, frames(sys._getframe())))
 
 
 def _is_nested() -> bool:
-    """Whether the current selection, which is in its loop, runs inside of another one."""
+    """Whether the current selection, which is in its loop, runs inside another one."""
     return _loops() > 1
 
 
 def _is_selecting(selection: Selection, threads: dict[int, types.FrameType]) -> bool:
-    """Whether a thread or task is still in the driver's selection. Without the GIL: whether it still exists."""
+    """Whether a thread or task is still in the driver's selection or, without the GIL, whether it still exists."""
     stack = selection.runner.frames(threads)
     return stack is not None and (not HAS_GIL or any(map(_is_selection, stack)))
 

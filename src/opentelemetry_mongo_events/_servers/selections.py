@@ -38,7 +38,7 @@ class _Delay(NamedTuple):
     Attributes:
         seconds: The wait.
         address: The selected server.
-        is_checkout: Whether the checkout of a connection has begun since.
+        is_checkout: Whether the checkout of a connection has begun since then.
     """
 
     seconds: float
@@ -49,7 +49,7 @@ class _Delay(NamedTuple):
 _delay: ContextVar[_Delay | None] = ContextVar("opentelemetry_mongo_events_selection_delay", default=None)
 
 pending_delay: Final = _delay.get
-"""Returns what `begin_checkout()` and `take_delay()` are about; they need not be called if it is None, as usual."""
+"""Returns the pending wait or, usually, None. Then `begin_checkout()` and `take_delay()` need not be called."""
 
 
 def set_delay(seconds: float, address: Address) -> None:
@@ -65,8 +65,8 @@ def set_delay(seconds: float, address: Address) -> None:
 def begin_checkout(address: Address) -> None:
     """Note that the current thread or task begins to check out a connection.
 
-    The driver does so right after it has selected the server. What was kept before belongs to a checkout that was
-    cancelled.
+    The driver does so right after it has selected the server. Any other wait that was kept belongs to a cancelled
+    checkout and is discarded.
     """
     delay = _delay.get()
     if delay is not None:
@@ -75,10 +75,10 @@ def begin_checkout(address: Address) -> None:
 
 
 def take_delay() -> float | None:
-    """Return, once, how many seconds the selection of the server waited before the current thread's or task's checkout.
+    """Return and discard the wait of the server selection before the checkout of the current thread or task.
 
     Returns:
-        The seconds, rounded to microseconds; None if it didn't wait.
+        The wait in seconds, rounded to microseconds; None if it didn't wait.
     """
     delay = _delay.get()
     if delay is None or not delay.is_checkout:
@@ -88,11 +88,11 @@ def take_delay() -> float | None:
 
 
 class Selection:
-    """A server selection that waits.
+    """A server selection that is waiting.
 
     Args:
         fields: The fields of the driver's log message.
-        telemetry: The telemetry that was in effect when the wait began. It ends there, whatever is in effect by then.
+        telemetry: The telemetry that was in effect when the wait began. The span ends there, even if it is replaced.
         topology: The state of the topology; None if topologies aren't instrumented.
         context: The caller's context.
 
@@ -149,15 +149,15 @@ class Selection:
     def end(
         self, at: float, error: str | None = None, *, address: Address | None = None, replica_set: str | None = None
     ) -> None:
-        """Record the span, if there is to be one, and measure the wait.
+        """Record the span, if it gets one, and measure the wait.
 
-        Called on the caller's thread if it succeeded, else on the background worker's.
+        Called on the caller's thread if the selection succeeded, otherwise on the background thread.
 
         Args:
             at: When it ended, by `time.monotonic()`.
             error: The name of the error; None if a server was selected.
             address: The selected server.
-            replica_set: The name of the replica set that is known by now.
+            replica_set: The name of the replica set, if it is known by now.
         """
         replica_set = replica_set or self._replica_set
         seconds = max(0.0, at - self.since)
@@ -173,7 +173,7 @@ class Selection:
             self._telemetry.instruments.selection_wait_time.record(seconds, measured, context)
 
     def leave_topology(self) -> None:
-        """Note that the topology's discovery or outage need not wait for this selection any longer."""
+        """Note that the topology's discovery or outage no longer has to wait for this selection."""
         if self._topology is not None:
             self._topology.waiting.pop(self, None)
 
@@ -207,7 +207,7 @@ class Selection:
 
 
 def _selector_name(selector: Any) -> str:
-    """Return the name of what is selected: the mode of a read preference, or the driver's name of a selector function.
+    """Return the name of a selector: the mode of a read preference, or the driver's name of the selector function.
 
     The driver calls its functions `writable_server_selector`, `any_server_selector` and so on.
     """

@@ -92,7 +92,7 @@ class Delay(NamedTuple):
 
 
 class PastPeriod(NamedTuple):
-    """A discovery or an outage that is over.
+    """A discovery or an outage that has ended.
 
     Attributes:
         started: When its span started, by `time.monotonic()`.
@@ -117,14 +117,14 @@ class ServerState:
         is_closed: Whether the client has removed it. A heartbeat may still arrive after that.
         awaits_heartbeat: Whether a heartbeat is in progress; None if none was seen to start.
         is_failing: Whether its last heartbeat failed; None before the first one.
-        answers: When its last heartbeats succeeded; empty if the last one failed, or the client can't use it.
-        round_trip: How many seconds its last heartbeat took that wasn't awaited; None before the first one.
+        answers: When its last heartbeats succeeded; empty if the last one failed, or if the client can't use it.
+        round_trip: The duration of its last heartbeat that wasn't awaited, in seconds; None before the first one.
         failures: The last commands and checkouts that failed on it.
         events: Its background events from before its topology was known.
         unavailable_since: When it became unavailable; None if it is available.
-        unresponsive: From when until when its last heartbeats timed out, or when the driver considered it lost because
-            a checkout had timed out; None if neither has happened.
-        topology: Its topology; None until that is known. The driver reports it a moment after the first heartbeat.
+        unresponsive: The start and the end of the time in which its last heartbeats timed out, or in which the driver
+            marked it as unknown because a checkout had timed out; None if neither has happened.
+        topology: Its topology; None until it is known. The driver reports it a moment after the first heartbeat.
         others: The switches of other listeners that received its heartbeats first.
     """
 
@@ -173,20 +173,20 @@ class ServerState:
         return self.attributes | ({} if topology is None else topology.attributes)
 
     def note_timeout(self, seconds: float) -> None:
-        """Note that a heartbeat of this duration has timed out, before `is_failing` is updated."""
+        """Note that a heartbeat of this duration timed out. Call this before updating `is_failing`."""
         now = time.monotonic()
         since = self.unresponsive[0] if self.unresponsive is not None and self.is_failing else now - seconds
         self.unresponsive = (since, now)
 
     def was_unresponsive(self, at: float, until: float) -> bool:
-        """Whether it was unresponsive at one time, and has been so until another or later."""
+        """Whether it was unresponsive from `at` or earlier to `until` or later."""
         return self.unresponsive is not None and self.unresponsive[0] <= at and self.unresponsive[1] >= until
 
     def finish_heartbeat(self) -> bool:
         """Note that a heartbeat has ended.
 
         Returns:
-            False if the end was noted before (the client has this listener twice), or if the server is closed.
+            False if the end has already been noted (the client has this listener twice), or if the server is closed.
         """
         if self.is_closed or self.awaits_heartbeat is False:
             return False
@@ -195,7 +195,7 @@ class ServerState:
         return True
 
     def note(self, background_event: BackgroundEvent) -> None:
-        """Keep an event for the discovery or outage that is open now, or that turns out later to have begun."""
+        """Keep an event for the open discovery or outage, or for one whose start is reported later."""
         if not self.is_closed:
             self.events.append(background_event)
         topology = self.topology  # read once: another thread may close it
@@ -203,7 +203,7 @@ class ServerState:
             self.hand_over(topology)
 
     def hand_over(self, topology: TopologyState) -> None:
-        """Move its events to its topology. The monitor's thread and the topology's may call this at the same time."""
+        """Move its events to its topology. The threads of the monitor and the topology may call this concurrently."""
         with contextlib.suppress(IndexError):
             while True:
                 background_event = self.events.popleft()
@@ -212,26 +212,26 @@ class ServerState:
 
 
 class TopologyState:
-    """The topology of one client: all servers that it knows.
+    """The topology of one client: all servers that are known to it.
 
     Attributes:
         topology_id: The driver's id of the topology, as text.
         type: The driver's name of the topology's type.
         servers: The number of servers of each type.
-        reported: The replica sets and server types that metrics have reported, each with the value 0, which is reported
-            once no such server is left.
+        reported: The replica sets and server types that metrics have reported, each with the value 0. That value is
+            reported when no such server is left.
         members: The servers, by the `id()` of their addresses.
         replica_set: The name of the replica set; None if it isn't one.
         primary: The address of the replica set's primary, as text; None if there is none.
         is_closed: Whether the client was closed.
         is_available: Whether there is a writable server or, if there never was one, a readable one.
-        is_discovered: Whether it has been available once, so that its discovery is over.
-        is_new: Whether its opening is still to be reported.
+        is_discovered: Whether it has ever been available, so that its discovery is over.
+        is_new: Whether its opening has yet to be reported.
         events: Recent background events of the topology and its servers.
-        waiting: The server selections that wait now, as an ordered set.
+        waiting: The server selections that are waiting, as an ordered set.
         delays: The last server selections that waited.
         period: The open discovery or outage; None if there is none.
-        past_period: The last discovery or outage that is over; None before that.
+        past_period: The last discovery or outage that has ended; None before that.
         last_seen: When its last event arrived, by `time.monotonic()`.
         heartbeat_frequency: The driver's interval between two heartbeats of a server, in seconds; 0 if it isn't known.
         others: The switches of other listeners that saw the topology first.
@@ -302,8 +302,8 @@ class TopologyState:
         counts = Counter(server.server_type_name for server in servers)
         self.replica_set = description.replica_set_name
         self.primary = next((target(s.address) for s in servers if s.server_type_name == "RSPrimary"), None)
-        # A set without a primary reports that it has 0. A direct connection has a set's name too, but never a primary,
-        # and a client that hasn't been used yet knows nothing about one.
+        # For a replica set without a primary, 0 primaries are reported. A direct connection also has the set's name but
+        # never has a primary, and a client that hasn't been used yet doesn't know whether there is one.
         if self.type.startswith("ReplicaSet") and (
             not servers or any(server.is_server_type_known or server.error is not None for server in servers)
         ):
@@ -314,7 +314,7 @@ class TopologyState:
         self.is_available = description.has_writable_server() or any(self.can_use(server) for server in servers)
 
     def set_settings(self, description: TopologyDescription) -> None:
-        """Refer to the client's settings: a client that is collected publishes no event, but they are collected too."""
+        """Keep a weak reference to the client's settings, which shows when the client is garbage-collected."""
         settings = getattr(description, "_topology_settings", None)
         if settings is not None and (self.settings is None or self.settings() is not settings):
             self.settings = weakref.ref(settings, self._when_gone)
@@ -322,8 +322,8 @@ class TopologyState:
 
     @property
     def _when_gone(self) -> Callable[[object], None]:
-        """A function that notes the time. It has no reference to this object, which has one to it."""
-        note, now = self._gone.append, time.monotonic  # the modules may be gone by then
+        """A function that notes the time. It doesn't refer to this object, to avoid a reference cycle."""
+        note, now = self._gone.append, time.monotonic  # the modules may be gone when it is called
         return lambda _: note(now())
 
     @property
@@ -336,14 +336,14 @@ class TopologyState:
         return server.is_writable or (server.is_readable and not self._had_writable)
 
     def note(self, background_event: BackgroundEvent) -> None:
-        """Keep an event for the discovery or outage that is open now, or that turns out later to have begun."""
+        """Keep an event for the open discovery or outage, or for one whose start is reported later."""
         self.events.append(background_event)
         period = self.period
         if period is not None:
             period.note(background_event)
 
     def note_delay(self, delay: Delay) -> None:
-        """Keep a selection for the discovery or outage that is open now, or that turns out later to have begun."""
+        """Keep a selection for the open discovery or outage, or for one whose start is reported later."""
         self.delays.append(delay)
         period = self.period
         if period is not None:
@@ -359,7 +359,7 @@ class TopologyState:
         return None
 
     def recover(self, at: float) -> None:
-        """Note that it is available again since `at`: earlier losses and failures don't belong to its next outage."""
+        """Note that it is available again since `at`. Earlier failures then don't count for the next outage."""
         for server in list(self.members.values()):
             server.unavailable_since = None
             with contextlib.suppress(IndexError):  # another thread that closes the server empties the deque
@@ -420,7 +420,7 @@ class ServerStates:
         server = self._servers.get(id(address))
         if server is None:
             self._sweep()
-            # `setdefault` is atomic: if several threads come here, all get the same server.
+            # `setdefault` is atomic: if several threads get here, all get the same server.
             server = self._servers.setdefault(id(address), ServerState(identity(address)))
         return server
 
@@ -461,9 +461,9 @@ class ServerStates:
         return server
 
     def prepare(self, topology_id: ObjectId, description: TopologyDescription) -> TopologyState:
-        """Return the topology with this id. If it is new, add it and its servers, which have yet to be reported.
+        """Return the topology with this id. If it is new, add it and its servers, without reporting them yet.
 
-        So its discovery begins with the first heartbeat, and not later with the driver's first event.
+        Its discovery can then begin with the first heartbeat, not later with the driver's first event.
         """
         topology = self.topology(topology_id)
         if topology.settings is None:
@@ -507,7 +507,7 @@ class ServerStates:
         return list(self._topologies.copy().values())
 
     def forget(self) -> None:
-        """Forget everything: after a fork it belongs to the parent process."""
+        """Forget everything after a fork: it belongs to the parent process."""
         self._servers = {}
         self._topologies = {}
 

@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.attributes import Attributes
     from opentelemetry_mongo_events._telemetry.telemetry import Telemetry
 
-# Seconds. The driver publishes that a checkout has failed just before it considers the server lost.
+# Seconds. The driver publishes a failed checkout just before it marks the server as unknown.
 _TOLERANCE: Final = 0.1
 
 
 class TopologyEvents(NeverCopied, ServersListener, TopologyListener):
     """Tracks which servers a client has, and their types.
 
-    There is no `ServerListener` in addition, because the topology's descriptions contain those of its servers.
+    There is no separate `ServerListener`, because the topology's descriptions contain those of its servers.
 
-    Methods are called on the driver's thread, or in its task, that delivers the queued events: within 0.05 s, as the
-    first event makes the driver deliver the others promptly. They never raise.
+    Methods are called on the driver's thread, or in its task, that delivers the queued events. The first event makes
+    the driver deliver all later ones within 0.05 s. Methods never raise.
 
     Args:
         guard: Counts and logs the failures of this listener.
@@ -61,7 +61,7 @@ class TopologyEvents(NeverCopied, ServersListener, TopologyListener):
 
     @guarded
     def opened(self, event: TopologyOpenedEvent) -> None:
-        """Add the topology, so that the first listener that sees it is the one that reports it."""
+        """Add the topology. If a client has several listeners, the first one to see the topology reports it."""
         self.servers.topology(event.topology_id)
         deliver_promptly()
 
@@ -135,13 +135,13 @@ class TopologyEvents(NeverCopied, ServersListener, TopologyListener):
 
 
 def _cause(difference: Difference) -> str:
-    """Return the class name of the error because of which the last server was lost."""
+    """Return the class name of the error that made the last server unavailable."""
     for before, after in difference.changed:
         if after.error is not None:
             return type(after.error).__name__
         if before.is_writable and after.is_server_type_known:
-            return NotPrimaryError.__name__  # as a command would have failed with
-    return names.OTHER  # it is no longer part of the topology
+            return NotPrimaryError.__name__  # a command would have failed with this error
+    return names.OTHER  # the server is no longer part of the topology
 
 
 class _TopologyChange:

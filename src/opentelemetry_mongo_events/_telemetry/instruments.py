@@ -29,35 +29,39 @@ _ROW_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 100
 
 # The attribute keys of each counter are fixed, so a tuple of values in their order identifies a series.
 _COUNTERS: Final = {
-    names.DB_CLIENT_CONNECTION_TIMEOUTS: ("{timeout}", "Checkouts that timed out", names.POOL_ATTRIBUTES),
+    names.DB_CLIENT_CONNECTION_TIMEOUTS: (
+        "{timeout}",
+        "The number of connection checkouts that timed out.",
+        names.POOL_ATTRIBUTES,
+    ),
     names.MONGODB_CLIENT_CONNECTION_CLOSED: (
         "{connection}",
-        "Connections that were closed, by reason",
+        "The number of connections that were closed.",
         (*names.POOL_ATTRIBUTES, names.CLOSE_REASON),
     ),
     names.MONGODB_CLIENT_CONNECTION_CHECKOUT_FAILURES: (
         "{failure}",
-        "Checkouts that failed, by reason",
+        "The number of connection checkouts that failed.",
         (*names.POOL_ATTRIBUTES, names.ERROR_TYPE),
     ),
     names.MONGODB_CLIENT_POOL_CLEARED: (
         "{clear}",
-        "How often the pool was cleared, as after a network error",
+        "The number of times that a pool was cleared, for example after a network error.",
         names.POOL_ATTRIBUTES,
     ),
     names.MONGODB_CLIENT_SERVER_CHANGES: (
         "{change}",
-        "How often a server changed its type",
+        "The number of times that the type of a server changed.",
         (names.SERVER_ADDRESS, names.SERVER_PORT, names.SERVER_PREVIOUS_TYPE, names.SERVER_TYPE),
     ),
     names.MONGODB_CLIENT_TOPOLOGY_CHANGES: (
         "{change}",
-        "How often a topology changed its type",
+        "The number of times that the type of a topology changed.",
         (names.REPLICA_SET, names.TOPOLOGY_PREVIOUS_TYPE, names.TOPOLOGY_TYPE),
     ),
     names.MONGODB_CLIENT_TRANSACTION_RETRIES: (
         "{retry}",
-        "Transactions that repeat one which failed, by its error",
+        "The number of transactions that repeated a failed one.",
         (names.ERROR_TYPE,),
     ),
 }
@@ -90,40 +94,46 @@ class Instruments:
             return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_DURATION_BUCKETS)
 
         self.operation_duration = seconds(
-            names.DB_CLIENT_OPERATION_DURATION, "Duration of database client operations, as the driver measures it"
+            names.DB_CLIENT_OPERATION_DURATION, "The duration of commands, as measured by the driver."
         )
         self.returned_rows = meter.create_histogram(
             names.DB_CLIENT_RESPONSE_RETURNED_ROWS,
             "{row}",
-            "Documents in a reply's batch",
+            "The number of documents in the batch of a reply.",
             explicit_bucket_boundaries_advisory=_ROW_BUCKETS,
         )
         self.create_time = seconds(
-            names.DB_CLIENT_CONNECTION_CREATE_TIME, "Time to make a connection, handshake and authentication included"
+            names.DB_CLIENT_CONNECTION_CREATE_TIME,
+            "The time it took to create a connection, including the handshake and authentication.",
         )
-        self.wait_time = seconds(names.DB_CLIENT_CONNECTION_WAIT_TIME, "Time to get a connection from the pool")
+        self.wait_time = seconds(
+            names.DB_CLIENT_CONNECTION_WAIT_TIME, "The time it took to check out a connection from the pool."
+        )
         self.use_time = seconds(
-            names.DB_CLIENT_CONNECTION_USE_TIME, "Time between getting a connection and giving it back"
+            names.DB_CLIENT_CONNECTION_USE_TIME,
+            "The time between checking out a connection and returning it to the pool.",
         )
         self.heartbeat_duration = seconds(
             names.MONGODB_CLIENT_HEARTBEAT_DURATION,
-            "Duration of heartbeats; one that was awaited lasts as long as the server waited for news",
+            "The duration of heartbeats. "
+            "The duration of an awaited heartbeat includes the time that the server waited for a change.",
         )
 
         self.transaction_duration = seconds(
             names.MONGODB_CLIENT_TRANSACTION_DURATION,
-            "Duration of transactions, from the first command to the end of the commit or abort",
+            "The duration of transactions, from the first command to the end of the commit or abort.",
         )
 
         def long_seconds(name: str, description: str) -> metrics.Histogram:
             return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_OUTAGE_BUCKETS)
 
         self.outage_duration = long_seconds(
-            names.MONGODB_CLIENT_OUTAGE_DURATION, "How long a client had no server that it could write to"
+            names.MONGODB_CLIENT_OUTAGE_DURATION, "The duration of outages, during which a client has no usable server."
         )
         self.selection_wait_time = long_seconds(
             names.MONGODB_CLIENT_SERVER_SELECTION_WAIT_TIME,
-            "Time that server selections waited for a suitable server; those that found one at once are not included",
+            "The time that server selections waited for a suitable server. "
+            "Selections that found a server immediately are not included.",
         )
         for name, (unit, description) in SUMS.items():
             meter.create_observable_up_down_counter(name, [functools.partial(self._observe, name)], unit, description)

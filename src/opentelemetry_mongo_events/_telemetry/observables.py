@@ -28,16 +28,24 @@ class Observable(NamedTuple):
 
 
 SUMS: Final = {
-    names.DB_CLIENT_CONNECTION_COUNT: Observable("{connection}", "Connections that are idle or used"),
-    names.DB_CLIENT_CONNECTION_LIMIT: Observable("{connection}", "Connections that the pool may have"),
-    names.DB_CLIENT_CONNECTION_IDLE_MIN: Observable("{connection}", "Connections that the pool keeps at least"),
-    names.DB_CLIENT_CONNECTION_PENDING_REQUESTS: Observable("{request}", "Requests that wait for a connection"),
-    names.MONGODB_CLIENT_SERVER_COUNT: Observable("{server}", "Servers that are known, by type"),
+    names.DB_CLIENT_CONNECTION_COUNT: Observable(
+        "{connection}", "The number of connections in the pool that are idle or used."
+    ),
+    names.DB_CLIENT_CONNECTION_LIMIT: Observable("{connection}", "The maximum number of connections in the pool."),
+    names.DB_CLIENT_CONNECTION_IDLE_MIN: Observable("{connection}", "The minimum number of connections in the pool."),
+    names.DB_CLIENT_CONNECTION_PENDING_REQUESTS: Observable(
+        "{request}", "The number of requests that are waiting for a connection."
+    ),
+    names.MONGODB_CLIENT_SERVER_COUNT: Observable(
+        "{server}", "The number of servers that are known to the clients of the process."
+    ),
 }
 """Up-down counters: readings with equal attributes are summed."""
 
 GAUGES: Final = {
-    names.MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME: Observable("s", "Duration of the last heartbeat that was not awaited"),
+    names.MONGODB_CLIENT_SERVER_ROUND_TRIP_TIME: Observable(
+        "s", "The duration of the last heartbeat that was not awaited."
+    ),
 }
 """Gauges: the last of several readings with equal attributes is reported."""
 

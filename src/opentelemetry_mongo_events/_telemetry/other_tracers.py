@@ -18,7 +18,7 @@ _DRIVER_SCOPE: Final = "PyMongo"
 class OtherTracers:
     """Checks for each command whether another instrumentation traces it.
 
-    One check at startup would not do: instrumentations may be enabled in any order, and PyMongo's own tracing is
+    A single check at startup is not enough: instrumentations may be enabled in any order, and PyMongo's own tracing is
     enabled per client.
     """
 
@@ -42,7 +42,7 @@ class OtherTracers:
         if is_driver_span(current_span):
             self._warn(
                 "PyMongo itself",
-                "switch the driver's tracing off (the client's option `tracing`, or "
+                "disable the driver's tracing (the client option `tracing` or "
                 "OTEL_PYTHON_INSTRUMENTATION_MONGODB_ENABLED)",
             )
             return True
@@ -53,9 +53,9 @@ class OtherTracers:
             return
         self._warned.add(other)
         warn(
-            "%s traces MongoDB commands already, so opentelemetry-mongo-events creates no command spans. To get these "
-            "instead, %s. To keep things as they are without this warning, set the option command_spans=False "
-            "(OTEL_PYTHON_MONGO_EVENTS_COMMAND_SPANS=false)",
+            "%s already traces MongoDB commands, so opentelemetry-mongo-events creates no command spans. To use the "
+            "spans of opentelemetry-mongo-events instead, %s. To keep the current setup without this warning, set "
+            "command_spans=False (OTEL_PYTHON_MONGO_EVENTS_COMMAND_SPANS=false)",
             other,
             how_to_disable,
         )

@@ -31,17 +31,20 @@ if TYPE_CHECKING:
     from opentelemetry_mongo_events._telemetry.other_tracers import OtherTracers
 
 RequestHook = Callable[[Span, "CommandStartedEvent"], object]
+"""Called right after the span of a command starts."""
 ResponseHook = Callable[[Span, "CommandSucceededEvent"], object]
+"""Called right before the span of a command ends, if the command succeeded."""
 FailedHook = Callable[[Span, "CommandFailedEvent"], object]
+"""Called right before the span of a command ends, if the command failed."""
 
 T = TypeVar("T")
 
 _NOOP_METER_PROVIDER: Final = NoOpMeterProvider()
 
-# Seconds. A check takes about 3 us; a command that starts before the next check after an SDK was set up has no span.
+# Seconds. A check takes about 3 us. Commands get no spans between the setup of an SDK and the next check.
 _CHECK_INTERVAL: Final = 0.01
 
-# A plain `Context()` won't do: it is falsy, so an SDK would use the current span as the parent instead.
+# Not a plain `Context()`: it is falsy, so an SDK would use the current span as the parent instead.
 NO_PARENT: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 """The context for spans and log records that belong to no caller."""
 
@@ -52,11 +55,11 @@ class Telemetry:
 
     Attributes:
         tracer_check: Whether an SDK receives the spans.
-        meter_provider: Referenced to keep it alive, as the tracer does with its provider; None for the global one.
+        meter_provider: Keeps the provider alive, as the tracer does with its provider; None for the global one.
         logger: None if no log records are emitted.
         old_names: Whether command spans also have the old attribute names.
-        other_tracers: None for listeners that were requested explicitly: they trace even if others do too.
-        filters_commands: Whether some commands get no span, so that each has to be checked.
+        other_tracers: None for the listeners of one client: they create spans even if other instrumentations do.
+        filters_commands: Whether some commands may get no span, so that each has to be checked.
     """
 
     tracer: Tracer
@@ -99,25 +102,25 @@ _OTHER_KEYWORDS: Final = (
     "failed_hook",
     "config",
 )
-"""The keywords beside the options."""
+"""The keywords in addition to the options."""
 
 
 def telemetry_from(keywords: Mapping[str, Any], *, other_tracers: OtherTracers | None) -> Telemetry:
     """Build the telemetry from the keywords of `instrument()` or `event_listeners()`.
 
-    A value that can't be used is left out, with one warning that names it.
+    An invalid value is ignored and a warning is logged.
     """
     _warn_of_free_threaded_3_13()
     options = dict(keywords)
-    tracer_provider = usable(options, "tracer_provider", _is_tracer_provider, "a TracerProvider")
-    meter_provider = usable(options, "meter_provider", _is_meter_provider, "a MeterProvider")
-    logger_provider = usable(options, "logger_provider", _is_logger_provider, "a LoggerProvider")
-    hook = "a function of a span and an event, not an async one,"
+    tracer_provider = usable(options, "tracer_provider", _is_tracer_provider, "a TracerProvider instance")
+    meter_provider = usable(options, "meter_provider", _is_meter_provider, "a MeterProvider instance")
+    logger_provider = usable(options, "logger_provider", _is_logger_provider, "a LoggerProvider instance")
+    hook = "a function that takes a span and an event and isn't async"
     request_hook = usable(options, "request_hook", _is_hook, hook)
     response_hook = usable(options, "response_hook", _is_hook, hook)
     failed_hook = usable(options, "failed_hook", _is_hook, hook)
-    base = usable(options, "config", lambda value: isinstance(value, Config), "a Config")
-    # The name of a client is for one client, and so is what no other tracer disables.
+    base = usable(options, "config", lambda value: isinstance(value, Config), "a Config instance")
+    # `client_name` is for the listeners of one client, for which `other_tracers` is None.
     others = (*_OTHER_KEYWORDS, "client_name") if other_tracers is None else _OTHER_KEYWORDS
     config = config_from(os.environ, options, base, others)
     return Telemetry(
@@ -159,16 +162,16 @@ def _tracer(provider: trace.TracerProvider) -> Tracer:
 def _or_fallback(kind: str, create: Callable[[], T], create_noop: Callable[[], T]) -> T:
     """Call `create`, or `create_noop` with a warning if the global provider is unusable.
 
-    Only the global provider can fail here: one that was given explicitly has been checked before.
+    Only the global provider can fail here. A provider that was passed explicitly has already been checked.
     """
     try:
         return create()
     except Exception:
-        warn("the global %s can't be used: nothing goes there", kind)
+        warn("the global %s is invalid and receives no telemetry", kind)
         return create_noop()
 
 
-# A class in place of an instance is rejected explicitly: some of its methods work even when called on the class.
+# A class is rejected explicitly: some of the methods work even when they are called on the class.
 def _is_tracer_provider(provider: Any) -> bool:
     return not isinstance(provider, type) and bool(_tracer(provider))
 
@@ -184,7 +187,7 @@ def _is_logger_provider(provider: Any) -> bool:
 
 
 def _is_hook(value: Any) -> bool:
-    """Whether a value can be called with a span and an event, and does its work in that call."""
+    """Whether a value can be called with a span and an event, and runs synchronously."""
     if not callable(value):
         return False
     for function in (value, type(value).__call__):
@@ -203,7 +206,7 @@ _DEFERRED: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, in
 
 
 def _tracer_check(provider: trace.TracerProvider | None) -> ProviderCheck:
-    # The API's placeholder for the global provider may be given explicitly, too.
+    # The API's placeholder for the global provider may also be passed explicitly.
     if provider is None or isinstance(provider, trace.ProxyTracerProvider):
         return ProviderCheck(trace.get_tracer_provider, "opentelemetry.trace", _CHECK_INTERVAL)
     return ProviderCheck(lambda: provider, "opentelemetry.trace", None)
@@ -214,21 +217,21 @@ def _logger(provider: LoggerProvider | None, config: Config) -> Logger | None:
         return None
     # Added in OpenTelemetry 1.38. Earlier versions can't export a record of the API's own class.
     if "event_name" not in inspect.signature(Logger.emit).parameters:
-        warn("events=%s needs opentelemetry-api 1.38 or newer: no log records are made", config.events)
+        warn("events=%s requires opentelemetry-api 1.38 or newer: no log records are emitted", config.events)
         return None
     return get_logger(SCOPE, __version__, provider, SCHEMA_URL)
 
 
 def usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], allowed: str) -> Any:
-    """Remove a keyword and return its value, or None if it is missing or can't be used.
+    """Remove a keyword and return its value, or None if it is missing or invalid.
 
-    Logs a warning for a value that can't be used; never raises.
+    Logs a warning for an invalid value; never raises.
 
     Args:
         keywords: All keywords.
-        name: The one to remove.
-        check: Returns a true value for a usable one; may raise for others.
-        allowed: What is allowed, for the warning.
+        name: The keyword to remove.
+        check: Returns a true value for a valid value; may raise for an invalid one.
+        allowed: Describes the valid values, for the warning.
     """
     value = keywords.pop(name, None)
     if value is None:
@@ -238,5 +241,5 @@ def usable(keywords: dict[str, Any], name: str, check: Callable[[Any], object], 
             return value
     except Exception:  # noqa: S110  # the check itself failed: warned about below
         pass
-    warn("%s=%s can't be used: %s is allowed; it is left out", name, shown(value), allowed)
+    warn("invalid %s: %s; expected %s; ignored", name, shown(value), allowed)
     return None
