@@ -1,4 +1,4 @@
-"""Customers of one of the web shops, who go on until they are stopped: something for a dashboard to show.
+"""Simulates customers of a web shop until it is stopped, so that a dashboard has something to show.
 
 Run it with the address of the shop: `python examples/customers.py http://localhost:8000`.
 """
@@ -13,10 +13,10 @@ from urllib.request import Request, urlopen
 
 
 def main(shop: str) -> None:
-    """Some look, some buy, one signs up who has done so before; now and then many come at once."""
+    """Send requests in a loop: look, sign up, buy, and many requests at once."""
     while True:
         visit(shop, "/products")
-        customer = f"customer-{random.randrange(1000)}@example.org"  # noqa: S311  # nobody has to guess it
+        customer = f"customer-{random.randrange(1000)}@example.org"  # noqa: S311  # not a secret
         visit(shop, "/users", {"email": customer})
         for _ in range(5):
             visit(shop, "/orders", {"email": customer, "product": random.randrange(180)})  # noqa: S311  # likewise
@@ -26,7 +26,7 @@ def main(shop: str) -> None:
 
 
 def visit(shop: str, path: str, body: dict[str, Any] | None = None) -> None:
-    """One request. What the shop refuses is its right; that it can't answer is told."""
+    """Send one request. Server errors and failed connections are printed; client errors are expected."""
     data = None if body is None else json.dumps(body).encode()
     request = Request(f"{shop}{path}", data, {"Content-Type": "application/json"})  # noqa: S310  # it is an HTTP URL
     try:

@@ -1,9 +1,9 @@
-"""Run the shop on an embedded server under `opentelemetry-instrument`, and show its traces as trees, and its metrics.
+"""Runs the shop on an embedded server under `opentelemetry-instrument`, and prints its traces and metrics.
 
-While a payment is made, the server is killed and started again: the transaction of the payment is repeated. In the
-night the server is killed, and comes back a second and a half later. One order fails, the next one waits.
+During a payment, the server is killed and started again, so the transaction of the payment is repeated. At night, the
+server is killed and starts again after a second and a half: one order fails, and the next one waits.
 
-With `OTEL_EXPORTER_OTLP_ENDPOINT` set the traces go there in place of the terminal.
+If `OTEL_EXPORTER_OTLP_ENDPOINT` is set, the traces are sent there instead of printed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from rich.tree import Tree
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tests.application import console_metrics, console_spans, instrumented  # noqa: E402  # it is found only now
-from tests.servers.processes import Missing, NxServer, environment  # noqa: E402  # it is found only now
+from tests.application import console_metrics, console_spans, instrumented  # noqa: E402  # needs the path above
+from tests.servers.processes import Missing, NxServer, environment  # noqa: E402  # needs the path above
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Span = dict[str, Any]
 
-# What is shown beside the name and the duration.
+# The attributes that are shown next to the name and the duration.
 DETAILS = {
     "db.operation.batch.size": "batch of {}",
     "db.response.returned_rows": "{} rows",
@@ -46,15 +46,15 @@ DETAILS = {
 
 SELECT = "select server"
 WAIT = "mongodb.client.connection.wait_time"
-# The waits that are shown on a command.
+# The waits that are shown for a command.
 WAITS = {
     WAIT: "for a connection",
     "mongodb.client.server_selection.wait_time": "for a server",
 }
-# Shorter waits are not shown. To find the server or to create a connection takes a few milliseconds.
+# Seconds. Shorter waits are not shown: finding the server or creating a connection takes a few milliseconds.
 LONG = 0.05
 
-# The metrics of the summary, with the attribute by which each is told.
+# The metrics of the summary, each with the attribute that it is grouped by.
 MEASURED = {
     "db.client.operation.duration": "db.operation.name",
     "mongodb.client.transaction.duration": "mongodb.client.transaction.outcome",
@@ -70,7 +70,7 @@ MEASURED = {
 
 
 def main() -> int:
-    """Run the demo; the exit code."""
+    """Run the demo. Returns the exit code."""
     console = Console(highlight=False)
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     console.print("Starting the embedded server (nx-27017) ...")
@@ -89,12 +89,12 @@ def main() -> int:
     if endpoint:
         console.print(f"The traces of the service 'shop' were sent to {endpoint}.")
     else:
-        told: set[str | None] = {None}
+        printed: set[str | None] = {None}
         for trace in traces(spans):
             console.print()
-            if (what := remark(trace)) not in told:
-                told.add(what)
-                console.print(what, style="bold yellow")
+            if (text := remark(trace)) not in printed:
+                printed.add(text)
+                console.print(text, style="bold yellow")
             console.print(tree(trace, spans))
         console.print(f"\n{len(spans)} spans, {commands} of them MongoDB commands.")
     metrics = console_metrics(output)
@@ -104,10 +104,10 @@ def main() -> int:
 
 
 def run_shop(server: NxServer, *, to_console: bool) -> tuple[int, str]:
-    """Run it, and take the server away from it when the night begins; its exit code and what it wrote to stdout."""
+    """Run the shop, and stop the server twice. Returns the exit code of the shop and its stdout."""
     exporter = "console" if to_console else "otlp"
     with (
-        tempfile.TemporaryFile("w+") as output,  # not a pipe, which nobody would empty meanwhile
+        tempfile.TemporaryFile("w+") as output,  # not a pipe: nothing reads it while the shop runs
         subprocess.Popen(  # noqa: S603  # our own script
             instrumented(
                 *(HERE / "shop.py", "--traces_exporter", exporter, "--metrics_exporter", "console"),
@@ -137,9 +137,9 @@ def run_shop(server: NxServer, *, to_console: bool) -> tuple[int, str]:
 
 
 def shop_environment(uri: str) -> dict[str, str]:
-    """The environment of the shop: without what is set here for others, but for where the traces go."""
+    """Return the environment of the shop. Of this process's `OTEL_*` variables, it has those of the OTLP exporter."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("OTEL_EXPORTER_OTLP_")}
-    # The development environment holds the other instrumentation of PyMongo too; ours would stand down for it.
+    # The development environment also has the other instrumentation, for which ours would create no command spans.
     return (
         environment()
         | {
@@ -148,12 +148,12 @@ def shop_environment(uri: str) -> dict[str, str]:
             "OTEL_PYTHON_MONGO_EVENTS_SELECTIONS": "true",
         }
         | kept
-        | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}  # the exporter that is installed
+        | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}  # the installed exporter
     )
 
 
 def traces(spans: list[Span]) -> Iterator[list[Span]]:
-    """The spans of each trace in the order of their starts, and the traces in that of theirs."""
+    """Return the spans of each trace. Spans and traces are ordered by their start."""
     by_id: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda span: span["start_time"]):
         by_id.setdefault(span["context"]["trace_id"], []).append(span)
@@ -161,7 +161,7 @@ def traces(spans: list[Span]) -> Iterator[list[Span]]:
 
 
 def remark(trace: list[Span]) -> str | None:
-    """What is worth looking at in a trace."""
+    """Return what is worth looking at in a trace, if anything is."""
     names = {span["name"] for span in trace}
     attributes = [span["attributes"] for span in trace]
     if "mongodb.client.discovery" in names:
@@ -182,7 +182,7 @@ def remark(trace: list[Span]) -> str | None:
 
 
 def waited_in_outage(span: Span) -> bool:
-    """Whether a span is a selection that waited long, for a server that the client had found before."""
+    """Whether a span is a selection that waited long for a server, after the client had discovered its servers."""
     return (
         span["name"] == SELECT
         and span["attributes"]["mongodb.client.topology.type"] != "Unknown"
@@ -191,7 +191,7 @@ def waited_in_outage(span: Span) -> bool:
 
 
 def tree(trace: list[Span], spans: list[Span]) -> Tree:
-    """A trace, whose spans may be linked to those of others."""
+    """Return a trace as a tree. `spans` are those of all traces, to resolve links."""
     children: dict[str | None, list[Span]] = {}
     for span in trace:
         children.setdefault(span["parent_id"], []).append(span)
@@ -209,40 +209,38 @@ def tree(trace: list[Span], spans: list[Span]) -> Tree:
 
 
 def story(span: Span) -> Iterator[Text]:
-    """Which query a span is, and what happened in it, line by line."""
+    """Return lines with the query text and the events of a span."""
     if "db.query.text" in span["attributes"]:
         yield Text(span["attributes"]["db.query.text"], "dim", no_wrap=True, overflow="ellipsis")
     started = moment(span["start_time"])
     for event in span["events"]:
-        told = event["attributes"]
+        attributes = event["attributes"]
         after = (moment(event["timestamp"]) - started).total_seconds()
-        line = Text.assemble((f"{after * 1000:6.0f} ms  ", "dim"))  # else all of the line is dim
+        line = Text.assemble((f"{after * 1000:6.0f} ms  ", "dim"))  # otherwise the whole line is dim
         line.append(f"{event['name'].removeprefix('mongodb.client.'):<20}", "magenta")
-        if "server.port" in told:
-            line.append(f"{told['server.address']}:{told['server.port']}  ")
+        if "server.port" in attributes:
+            line.append(f"{attributes['server.address']}:{attributes['server.port']}  ")
         for kind in ("server", "topology"):
-            if f"mongodb.client.{kind}.type" in told:
-                line.append(
-                    f"{told[f'mongodb.client.{kind}.previous_type']} -> {told[f'mongodb.client.{kind}.type']}  ",
-                    "green",
-                )
-        line.append(told.get("error.type", ""), "bold red")
+            if f"mongodb.client.{kind}.type" in attributes:
+                previous, current = (attributes[f"mongodb.client.{kind}.{name}"] for name in ("previous_type", "type"))
+                line.append(f"{previous} -> {current}  ", "green")
+        line.append(attributes.get("error.type", ""), "bold red")
         line.rstrip()
         yield line
 
 
 def moment(stamp: str) -> datetime:
-    """A time as the console exporter writes it."""
+    """Parse a time of the console exporter."""
     return datetime.fromisoformat(stamp.replace("Z", "+00:00"))
 
 
 def seconds(span: Span) -> float:
-    """How long a span took."""
+    """Return the duration of a span."""
     return (moment(span["end_time"]) - moment(span["start_time"])).total_seconds()
 
 
 def label(span: Span, names: dict[str, str]) -> Text:
-    """A span in a line: its name, how long it took, and what is worth knowing of it."""
+    """Return a span as one line: its name, duration, details, error and links."""
     line = Text.assemble(
         (span["name"], "bold" if is_command(span) else "bold cyan"),
         (f"  {seconds(span) * 1000:.1f} ms", "dim"),
@@ -254,7 +252,7 @@ def label(span: Span, names: dict[str, str]) -> Text:
         if (waited := span["attributes"].get(name, 0)) > LONG:
             line.append(f"  waited {waited * 1000:.0f} ms {awaited}", "bold yellow")
     if span["status"]["status_code"] == "ERROR":
-        error = span["attributes"]["error.type"] if is_command(span) else ""  # an outage has no room for it
+        error = span["attributes"]["error.type"] if is_command(span) else ""  # it would be too long for an outage
         line.append(f"  ERROR {span['status'].get('description') or error}".rstrip(), "bold red")
     for link in span["links"]:
         other = link["context"]["span_id"].removeprefix("0x")
@@ -263,16 +261,16 @@ def label(span: Span, names: dict[str, str]) -> Text:
 
 
 def summary(metrics: dict[str, Any]) -> Table:
-    """The metrics: of a histogram how many values there were, their mean and the greatest; of all else the sum."""
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="dim")  # it has to fit 80 columns
+    """Return a table of the metrics: number of values, mean and maximum of a histogram, or the sum of other metrics."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="dim")  # fits 80 columns
     table.add_column("metric", no_wrap=True)
     table.add_column("of", style="green", no_wrap=True)
     for column in ("n", "mean, ms", "max, ms"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, told_by in MEASURED.items():
+    for name, grouped_by in MEASURED.items():
         groups: dict[str, list[dict[str, Any]]] = {}
         for point in metrics.get(name, {}).get("data_points", ()):
-            groups.setdefault(str(point["attributes"].get(told_by, "")), []).append(point)
+            groups.setdefault(str(point["attributes"].get(grouped_by, "")), []).append(point)
         shown = name
         for of, points in sorted(groups.items()):
             if "count" in points[0]:

@@ -1,7 +1,7 @@
-"""A shop on Flask and MongoDB.
+"""A shop with Flask and PyMongo's `MongoClient`.
 
-Run it with `MONGODB_URI` set: `gunicorn --chdir examples 'flask_shop:create_app()'`. It switches its telemetry on by
-itself and sends it by OTLP; under `opentelemetry-instrument` it leaves that to it.
+Run it with `MONGODB_URI` set: `gunicorn --chdir examples 'flask_shop:create_app()'`. It sets up telemetry in code and
+exports it by OTLP, unless it runs under `opentelemetry-instrument`.
 """
 
 import contextvars
@@ -27,21 +27,21 @@ from opentelemetry_mongo_events import MongoEventsInstrumentor
 
 
 def create_app() -> Flask:
-    """In the worker process, after its fork: first the telemetry, then the clients, then what uses them."""
+    """Set up telemetry, then the clients, then the routes. Runs in the worker process, after the fork."""
     app = Flask(__name__)
     if not MongoEventsInstrumentor().is_instrumented_by_opentelemetry:
-        observe(app)
+        instrument(app)
     uri = os.environ.get("MONGODB_URI", "mongodb://localhost:27017")
     client: MongoClient[dict[str, Any]] = MongoClient(uri, serverSelectionTimeoutMS=10_000)
     narrow_client: MongoClient[dict[str, Any]] = MongoClient(uri, serverSelectionTimeoutMS=10_000, maxPoolSize=1)
-    shop = client.get_default_database("shop")  # the one that the URI names, if it names one
+    shop = client.get_default_database("shop")  # the URI's database, if it has one
     stock_up(shop)
     add_routes(app, shop, narrow_client[shop.name])
     return app
 
 
-def observe(app: Flask) -> None:
-    """Make the providers, and observe this application and the clients that are made from now on."""
+def instrument(app: Flask) -> None:
+    """Create the providers, and instrument this application and the clients that are created from now on."""
     tracer_provider = TracerProvider()
     tracer_provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(tracer_provider)
@@ -51,34 +51,34 @@ def observe(app: Flask) -> None:
 
 
 def stock_up(shop: Database[dict[str, Any]]) -> None:
-    """Put the goods on the shelves, if they are empty."""
+    """Add the products, if there are none."""
     shop.users.create_index("email", unique=True)
     if shop.products.find_one() is None:
         goods = [{"_id": number, "name": f"tea No. {number}", "stock": 100} for number in range(180)]
-        with suppress(BulkWriteError):  # another worker does so at the same time
+        with suppress(BulkWriteError):  # another worker does the same at this moment
             shop.products.insert_many(goods, ordered=False)
 
 
 def add_routes(app: Flask, shop: Database[dict[str, Any]], narrow_shop: Database[dict[str, Any]]) -> None:
-    """What the shop can do."""
+    """Add the routes of the shop."""
 
     @app.get("/products")
     def products() -> Response:
-        """List them all: a `find`, and three `getMore` that link to it."""
+        """List all products: a `find`, and three `getMore` that link to it."""
         return jsonify([product["name"] for product in shop.products.find({}, {"name": 1}, batch_size=50)])
 
     @app.post("/users")
     def sign_up() -> tuple[Response, int]:
-        """Add a user. One who is there already is a duplicate key: the `insert` is an error."""
+        """Add a user. If the user already exists, the `insert` fails with a duplicate key."""
         try:
             shop.users.insert_one({"email": request.get_json()["email"]})
         except DuplicateKeyError:
-            return jsonify(error="that user is there already"), 409
+            return jsonify(error="that user already exists"), 409
         return jsonify(), 201
 
     @app.post("/orders")
     def buy() -> tuple[Response, int]:
-        """Take a product from its shelf, and write an order: two commands."""
+        """Decrement the stock of a product and insert an order: two commands."""
         order = request.get_json()
         product = shop.products.find_one_and_update(
             {"_id": order["product"], "stock": {"$gt": 0}},
@@ -92,7 +92,7 @@ def add_routes(app: Flask, shop: Database[dict[str, Any]], narrow_shop: Database
 
     @app.get("/report")
     def report() -> Response:
-        """What sold best: an `aggregate`."""
+        """Report the best sellers: an `aggregate`."""
         best = shop.orders.aggregate(
             [{"$group": {"_id": "$product", "sold": {"$sum": 1}}}, {"$sort": {"sold": -1, "_id": 1}}, {"$limit": 10}]
         )
@@ -100,13 +100,13 @@ def add_routes(app: Flask, shop: Database[dict[str, Any]], narrow_shop: Database
 
     @app.get("/rush")
     def rush() -> Response:
-        """Ten customers at once, and one connection: each `find` tells how long it waited for it."""
+        """Send ten concurrent commands over one connection: each `find` span shows how long the command waited."""
 
         def stock(number: int) -> int:
             product = narrow_shop.products.find_one({"_id": number})
             return 0 if product is None else int(product["stock"])
 
         with ThreadPoolExecutor(10) as customers:
-            # Each takes this request's context along: a thread has none of its own, and its spans would have no parent.
+            # Each call runs in a copy of this request's context: in a new thread the context is empty.
             found = [customers.submit(contextvars.copy_context().run, stock, number) for number in range(10)]
             return jsonify(sum(each.result() for each in found))

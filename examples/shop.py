@@ -1,6 +1,6 @@
-"""A small shop on MongoDB. It knows OpenTelemetry's API, as an application may, and nothing of this package.
+"""A small shop on MongoDB. It uses OpenTelemetry's API, as applications do, but not this package.
 
-Its client has one connection at most: who comes while it is in use has to wait.
+Its client has at most one connection: a command that needs it while it is in use has to wait.
 
 Run it with `MONGODB_URI` set; `examples/demo.py` runs it under `opentelemetry-instrument`.
 """
@@ -21,7 +21,7 @@ tracer = trace.get_tracer("shop")
 
 
 def main() -> None:
-    """Open the shop, and serve a few customers."""
+    """Open the shop and serve a few customers."""
     client: MongoClient[Any] = MongoClient(os.environ["MONGODB_URI"], maxPoolSize=1, serverSelectionTimeoutMS=5000)
     with client:
         shop = client.shop
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def open_shop(shop: Any) -> None:
-    """Put the goods on the shelves."""
+    """Add the products."""
     with tracer.start_as_current_span("open shop"):
         shop.users.create_index("email", unique=True)
         shop.products.insert_many(
@@ -48,24 +48,24 @@ def open_shop(shop: Any) -> None:
 
 
 def browse(shop: Any) -> None:
-    """Read more than fits into one batch."""
+    """List all products, which takes more than one batch."""
     with tracer.start_as_current_span("GET /products"):
         products = list(shop.products.find({}, {"name": 1}))
     say(f"listed {len(products)} products")
 
 
 def sign_up(shop: Any, email: str) -> None:
-    """Add a user, who may be there already."""
+    """Add a user, who may already exist."""
     with tracer.start_as_current_span("POST /users"):
         try:
             shop.users.insert_one({"email": email})
             say("signed a user up")
         except DuplicateKeyError:
-            say("that user is there already")
+            say("that user already exists")
 
 
 def order(shop: Any, name: str) -> None:
-    """Take a product from the shelf and write an order."""
+    """Decrement the stock of a product and insert an order."""
     with tracer.start_as_current_span("POST /orders"):
         product = shop.products.find_one_and_update({"name": name}, {"$inc": {"stock": -1}})
         shop.orders.insert_one({"product": product["_id"], "by": "alice@example.org"})
@@ -73,7 +73,7 @@ def order(shop: Any, name: str) -> None:
 
 
 def stock_up(shop: Any) -> None:
-    """Take in the deliveries of three suppliers, who come at once."""
+    """Insert the deliveries of three suppliers at the same time."""
 
     def take_in(supplier: int) -> None:
         with tracer.start_as_current_span("POST /deliveries"):
@@ -85,7 +85,7 @@ def stock_up(shop: Any) -> None:
 
 
 def report(shop: Any) -> None:
-    """Sum up; the first try has a mistake in it."""
+    """Report the sales. The first attempt has a mistake in its pipeline."""
     with tracer.start_as_current_span("GET /report"):
         try:
             list(shop.orders.aggregate([{"$groop": {"_id": "$product"}}]))
@@ -95,7 +95,7 @@ def report(shop: Any) -> None:
 
 
 def pay(client: MongoClient[Any]) -> None:
-    """Take a payment in a transaction. If the server goes away meanwhile, the transaction is repeated."""
+    """Take a payment in a transaction. If the server goes down in the meantime, the transaction is repeated."""
 
     def take(session: Any) -> None:
         client.shop.payments.insert_one({"by": "alice@example.org", "amount": 12}, session=session)
@@ -109,7 +109,7 @@ def pay(client: MongoClient[Any]) -> None:
 
 
 def sell_through_the_night(shop: Any) -> None:
-    """Take one order after another, until one of them has to wait for the server, for five seconds at most."""
+    """Insert orders for at most five seconds, until one of them has to wait for the server."""
     say("sells through the night")
     morning = time.monotonic() + 5
     while (evening := time.monotonic()) < morning:
@@ -117,7 +117,7 @@ def sell_through_the_night(shop: Any) -> None:
             try:
                 shop.orders.insert_one({"product": 0, "by": "bob@example.org"})
             except AutoReconnect:
-                say("lost an order: the server is gone")
+                say("lost an order: the server is down")
         if (waited := time.monotonic() - evening) > 0.5:
             say(f"waited {waited:.1f} s for the server, and sold on")
             break
@@ -125,8 +125,8 @@ def sell_through_the_night(shop: Any) -> None:
 
 
 def say(what: str) -> None:
-    """Tell the shop's own story beside its telemetry, which may go to stdout."""
-    sys.stderr.write(f"shop: {what}\n")  # in one piece: two customers may talk at once
+    """Print to stderr, because telemetry may go to stdout."""
+    sys.stderr.write(f"shop: {what}\n")  # a single write: several threads may print at once
 
 
 if __name__ == "__main__":
