@@ -218,7 +218,7 @@ def test_what_two_listeners_see_is_told_once(
 class Counts(ServerHeartbeatListener):
     """Counts heartbeats, but for those that the driver gives up."""
 
-    ended = 0
+    ended = failures = 0
 
     def started(self, event: ServerHeartbeatStartedEvent) -> None: ...
 
@@ -227,6 +227,7 @@ class Counts(ServerHeartbeatListener):
 
     def failed(self, event: ServerHeartbeatFailedEvent) -> None:
         self.ended += not is_cancelled_heartbeat(event)
+        self.failures += not is_cancelled_heartbeat(event)
 
 
 def test_what_a_listener_sees_twice_is_told_once(
@@ -243,6 +244,7 @@ def test_what_a_listener_sees_twice_is_told_once(
         spans.wait_for("mongodb.client.discovery")
         server.stop()
         assert not answers(client)
+        until(lambda: counts.failures > 0)
         server.start()
         until(lambda: answers(client))
         outage = spans.wait_for("mongodb.client.outage")
