@@ -7,9 +7,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import pymongo
+import pytest
 from opentelemetry.trace import StatusCode
 
+from tests.clients import connect
 from tests.events import checked_in, checked_out, started, succeeded
+from tests.servers.scripted import ScriptedServer
 from tests.spans import Spans, attributes, commands_of, connections_of, table_of
 
 if TYPE_CHECKING:
@@ -75,3 +79,39 @@ def test_two_threads_with_one_request_id_are_two_commands(listeners: Any, spans:
         assert {span.status.status_code for span in found} == {StatusCode.UNSET}
         assert {attributes(span)["db.mongodb.driver_connection_id"] for span in found} == {connection}
     assert len(table_of(listeners)) == 0
+
+
+@pytest.mark.parametrize("role", ["standalone", "load_balanced"])
+def test_a_cursor_that_another_context_goes_on_with_has_no_connection_of_a_third(
+    role: Any, listeners: Any, spans: Spans
+) -> None:
+    # As with a web framework that calls each `next()` in a copy of the request's context.
+    cursor_type = pymongo.CursorType.EXHAUST if role == "standalone" else pymongo.CursorType.NON_TAILABLE
+    with (
+        ThreadPoolExecutor(1) as threads,
+        ScriptedServer(role=role, server_connection_ids=False) as server,
+        connect(server.uri, event_listeners=listeners) as client,
+    ):
+        for name in ("cursor", "other"):
+            client.shop[name].insert_many([{"_id": number} for number in range(9)])
+        cursor, other = (client.shop[name].find(batch_size=2, cursor_type=cursor_type) for name in ("cursor", "other"))
+        # Each context has the record of the connection of the inserts, which the other cursor gets.
+        contexts = [contextvars.copy_context() for _ in range(4)]
+        contexts[0].run(next, other)
+        for _ in range(2):
+            contexts[1].run(next, cursor)
+
+        frozen = server.freeze("getMore")
+        more = threads.submit(contexts[2].run, next, cursor)
+        assert frozen.reached.wait(5)
+        contexts[3].run(other.close)
+        assert len(table_of(listeners)) == 1
+        frozen.release()
+        more.result(5)
+        cursor.close()
+
+    ids = [attributes(span).get("db.mongodb.driver_connection_id") for span in spans.finished]
+    named = dict(zip(spans.names, ids, strict=True))
+    assert named["insert other"] == named["find other"] != named["find cursor"]
+    assert named["getMore cursor"] is None
+    assert {span.status.status_code for span in spans.finished} == {StatusCode.UNSET}

@@ -92,19 +92,8 @@ class ConnectionEvents(NeverCopied, QuietPoolListener):
             tracer_check = telemetry.tracer_check
             if not (tracer_check.found_sdk or tracer_check or telemetry.instruments.provider_check):
                 return
-            connections = held_connections()
-            held = connections[0] if len(connections) == 1 else None
-            if (  # the usual case: the connection that this thread or task had last
-                held is not None
-                and held.owner is None
-                and held.connection_id == event.connection_id
-                and held.pool == id(event.address)
-            ):
-                held.server_connection_id = held.command = held.delays = None
-                held.owner = self._open
-            else:
-                held = HeldConnection(self._open, event.address, event.connection_id)
-                hold(held)
+            held = HeldConnection(self._open, event.address, event.connection_id)
+            hold(held)
             wait_time = event.duration if POOL_EVENTS_HAVE_DURATIONS else duration(event, _checkout_started.get())
             if pending_delay() is not None or failed_before() is not None:
                 held.delays = _delays(wait_time)

@@ -95,7 +95,7 @@ held_connections: Final = _held.get
 """Returns the connections that the current thread or task holds, the newest last.
 
 A connection that was returned may be left there until the next one is checked out, which is faster than to remove it.
-Its record has no owner.
+Its record has no owner, and is never used again: other threads and tasks may have copied the context, with the record.
 """
 
 
