@@ -1,4 +1,4 @@
-"""Runs the tests with all supported Pythons, PyMongos and OpenTelemetrys, in a session for each combination."""
+"""Runs the tests with each supported version of Python, PyMongo and OpenTelemetry, in a session per combination."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.13t", "3.14", "3.14t", "3.15")
-"""From old to new; a `t` means free-threaded."""
+"""From old to new. A `t` means free-threaded."""
 
 PYMONGOS: Final = {
     "4.0": ("3.10", "3.11"),  # it uses features that 3.12 deprecates
     # The last version whose events have neither a server connection id nor the duration of a checkout.
-    "4.6.3": ("3.10", "3.11", "3.12"),  # it has no wheels for newer ones
+    "4.6.3": ("3.10", "3.11", "3.12"),  # it has no wheels for newer Pythons
     # The first version with an asyncio client, which waits in a blocking select.
     "4.9.2": ("3.10", "3.11", "3.12", "3.13"),
-    # Doesn't publish the end of a cancelled command, and the attempts of an operation don't share an id.
+    # This version doesn't publish the end of a cancelled command, and the attempts of an operation don't share an id.
     "4.13.2": ("3.10", "3.11", "3.12", "3.13", "3.13t"),  # 4.14 added 3.14 and dropped 3.13t
     # The last version that doesn't publish the end of a cancelled command. 4.19 dropped Python 3.10.
     "4.20.0": ("3.11", "3.12", "3.13", "3.14", "3.14t"),
     "newest": ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t", "3.15"),
 }
-"""From old to new, with the Pythons that each is available for."""
+"""From old to new, with the Pythons that each version supports."""
 
 OPENTELEMETRIES: Final = ("oldest", "newest")
 
 UNPACKED: Final = Path(
     os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "opentelemetry-mongo-events/pythons/bin"
 )
-"""The directory in which `scripts/unpack-pythons` puts Pythons."""
+"""The directory where `scripts/unpack-pythons` installs Pythons."""
 os.environ["PATH"] += f"{os.pathsep}{UNPACKED}"
 
 nox.options.error_on_missing_interpreters = False
@@ -64,8 +64,8 @@ def executable(python: str) -> str | None:
 def diagonal(available: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """Yield each PyMongo and each available Python at least once, older ones with older ones.
 
-    The oldest and the newest OpenTelemetry alternate. The newest PyMongo gets the oldest one, since `make test` covers
-    the newest of both.
+    The oldest and the newest OpenTelemetry alternate. The newest PyMongo runs with the oldest OpenTelemetry, because
+    `make test` covers the newest versions of both.
     """
     chosen = set()
     for number, (pymongo, pythons) in enumerate(PYMONGOS.items()):
@@ -75,7 +75,7 @@ def diagonal(available: Sequence[str]) -> Iterator[tuple[str, str, str]]:
             chosen.add(python)
             yield python, pymongo, "oldest" if pymongo == "newest" else OPENTELEMETRIES[number % 2]
         else:
-            print(f"noxfile: PyMongo {pymongo}: left out, since no Python that runs it is here")
+            print(f"noxfile: PyMongo {pymongo}: skipped, because no Python that it supports is installed")
     for python in PYMONGOS["newest"]:
         if python in available and python not in chosen:
             yield python, "newest", "oldest"
@@ -87,7 +87,7 @@ GRID: Final = [each for each in itertools.product(PYTHONS, PYMONGOS, OPENTELEMET
 # nox looks for Pythons here.
 os.environ["PATH"] = os.pathsep.join([*map(os.path.dirname, EXECUTABLES.values()), os.environ["PATH"]])
 if missing := [python for python in PYTHONS if python not in EXECUTABLES]:
-    print(f"noxfile: Python {', '.join(missing)}: left out, since not here")
+    print(f"noxfile: Python {', '.join(missing)}: skipped, because it is not installed")
 
 
 def lower_bounds() -> list[str]:
@@ -121,7 +121,7 @@ def tests(session: nox.Session, pymongo: str, opentelemetry: str) -> None:
         if opentelemetry == "oldest":
             versions += lower_bounds()
         if pymongo not in ("4.0", "4.6.3"):
-            versions.append("motor >= 3.7")  # which needs PyMongo 4.9
+            versions.append("motor >= 3.7")  # it needs PyMongo 4.9
         session.install("-e", ".[instruments]", "--group", "versions", *versions)
         chosen = ["-m", "not nx and not newest"]
     ignored = ("--ignore=tests/integration", "--ignore=tests/benchmarks", "--ignore=tests/chaos")
@@ -131,7 +131,10 @@ def tests(session: nox.Session, pymongo: str, opentelemetry: str) -> None:
 @nox.session(default=False)
 @nox.parametrize("pymongo", [nox.param(pymongo, id=f"pymongo-{pymongo}") for pymongo in ("4.13.2", "newest")])
 def driver_tests(session: nox.Session, pymongo: str) -> None:
-    """Run PyMongo's own tests on FerretDB, without and with everything on. Arguments after `--` select test files."""
+    """Run PyMongo's own tests on FerretDB, without and with the instrumentation.
+
+    Arguments after `--` select test files.
+    """
     version = [] if pymongo == "newest" else [f"pymongo == {pymongo}"]
     session.install("-e", ".[instruments]", "--group", "versions", *version)
     session.run("python", "-m", "tests.driver_suite", *session.posargs)

@@ -50,21 +50,21 @@ def test_each_folder_and_module_is_in_the_map_with_its_idea() -> None:
 def test_each_target_of_the_makefile_is_explained_and_no_other() -> None:
     (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
-    told = column(PAGE, "## Setup", "what it runs")
+    told = column(PAGE, "## Setup", "Description")
     assert sorted(told) == sorted(f"make {target}" for target in targets.split())
 
 
 def test_what_is_told_before_make_check_is_what_it_runs() -> None:
     (checked,) = re.findall(r"^check: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
-    told = [target.removeprefix("make ") for target in column(PAGE, "## Setup", "what it runs")]
+    told = [target.removeprefix("make ") for target in column(PAGE, "## Setup", "Description")]
     assert sorted(told[: told.index("check")]) == sorted([*checked.split(), "demo"])
 
 
 def test_each_folder_of_the_tests_is_explained() -> None:
     folders = {f"tests/{path.parent.name}/" for path in (ROOT / "tests").glob("*/*.py")}
 
-    assert set(column(PAGE, "## Tests", "what is in it")) == {"tests/", *folders}
+    assert set(column(PAGE, "## Tests", "Contents")) == {"tests/", *folders}
 
 
 def test_each_name_is_listed() -> None:

@@ -349,7 +349,7 @@ PROBES: dict[str, Callable[[Side], str]] = {
 def test_each_difference_has_a_probe() -> None:
     head, *lines = table(PAGE, "## Behavioral differences")
 
-    assert head == ["", "`opentelemetry-instrumentation-pymongo`", "`opentelemetry-mongo-events`"]
+    assert head == ["Situation", "`opentelemetry-instrumentation-pymongo`", "`opentelemetry-mongo-events`"]
     assert [cells[0] for cells in lines] == list(PROBES)
 
 

@@ -199,7 +199,7 @@ def test_read_the_docs_runs_what_make_docs_runs() -> None:
 
 
 def test_the_versions_that_are_supported_are_those_of_the_project() -> None:
-    told = column("docs/versioning.md", "## Supported versions", "supported")
+    told = column("docs/versioning.md", "## Supported versions", "Supported")
 
     def asked(pattern: str) -> tuple[Any, ...]:
         found = re.search(pattern, PROJECT, re.MULTILINE)

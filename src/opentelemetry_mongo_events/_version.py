@@ -1,3 +1,3 @@
-"""The version of this package; the one in pyproject.toml is held to it by a test."""
+"""The version of this package; a test compares it with the one in pyproject.toml."""
 
 __version__ = "0.1.0"

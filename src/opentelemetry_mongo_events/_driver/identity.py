@@ -1,4 +1,4 @@
-"""Tells which client's pool or server an event comes from, and whether the driver still uses it.
+"""Finds the client's pool or server that an event comes from, and whether the driver still uses it.
 
 Events don't refer to their client. But all events of a pool, or of a client's server, share one tuple object as the
 address, and each client has its own tuples. The driver refers to the tuple as long as the pool or the server's monitor
