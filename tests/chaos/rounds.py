@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.trace import SpanKind
 
 from opentelemetry_mongo_events import event_listeners
+from opentelemetry_mongo_events._runtime.bounded_dict import BoundedDict
 from opentelemetry_mongo_events._runtime.guard import Guard
 from opentelemetry_mongo_events._servers import outages
 from opentelemetry_mongo_events._telemetry.semconv import SCOPE
@@ -152,11 +153,16 @@ def failures() -> dict[Any, int]:
 
 
 def what_lives() -> Counter[str]:
-    """How many objects of the package's classes there are, but for those in bounded memos, which are emptied."""
+    """How many objects of the package's classes there are, except those in bounded caches.
+
+    Memos are emptied. `remembered()` counts what is in the other caches.
+    """
     for memo in _memos():
         memo.cache_clear()
     gc.collect()
-    kinds = Counter(map(type, gc.get_objects()))
+    caches = [value for value in _variables() if isinstance(value, BoundedDict)]
+    cached = {id(each) for cache in caches for key, value in list(cache.items()) for each in (value, *key)}
+    kinds = Counter(type(each) for each in gc.get_objects() if id(each) not in cached)
     return Counter({str(kind): n for kind, n in kinds.items() if str(kind.__module__).startswith(f"{_PACKAGE}.")})
 
 
