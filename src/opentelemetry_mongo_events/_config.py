@@ -127,8 +127,8 @@ class Config:
         exclude_commands: Commands that get no span: their names, as MongoDB spells them (`ping`, `endSessions`). The
             server selections of operations with these names get no span either. Accepts any iterable of names, or a
             comma-separated string; stored as a frozenset.
-        require_parent_span: Whether commands, failed checkouts and server selections get a span only if there is a
-            current span.
+        require_parent_span: Whether commands, transactions, failed checkouts and server selections get a span only if
+            there is a current span.
     """
 
     commands: bool = _option(True, _switch, "true or false")
