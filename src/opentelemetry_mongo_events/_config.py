@@ -115,7 +115,7 @@ class Config:
         selections: Whether server selections are instrumented: a span for each one that waited or failed, and a metric.
             If disabled, the driver's log of selections is not touched. Requires PyMongo 4.7 or newer; with older
             versions, the option has no effect.
-        events: Where background events are reported (failed heartbeats, cleared pools, changes of servers and
+        events: Where background events are recorded (failed heartbeats, cleared pools, changes of servers and
             topologies). `span` adds them to the spans of commands, discoveries and outages. `log` emits them as log
             records (requires OpenTelemetry 1.38 or newer). `both` does both, `none` neither.
         episode_timeout: The maximum duration of the span of a discovery or an outage, in seconds. After that, the span
