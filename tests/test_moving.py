@@ -443,7 +443,7 @@ def change(heading: str) -> tuple[str, str]:
 
 STEPS = [
     "### Step 1: install the new package",
-    "### Step 2: emit both generations of names",
+    "### Step 2: emit the old and the new names",
     "### Step 3: switch over",
     "### Step 5: clean up",
 ]

@@ -101,7 +101,8 @@ class Config:
     too.
 
     Attributes:
-        commands: Whether commands are instrumented: spans and metrics. If disabled, no command listener is registered.
+        commands: Whether commands and transactions are instrumented: spans and metrics. If disabled, no command
+            listener is registered.
         command_spans: Whether commands and transactions get spans. If disabled, only their metrics are recorded.
             Disable this option if another instrumentation or PyMongo itself traces the commands. This also disables the
             warning about double tracing.
@@ -114,19 +115,20 @@ class Config:
         selections: Whether server selections are instrumented: a span for each one that waited or failed, and a metric.
             If disabled, the driver's log of selections is not touched. Requires PyMongo 4.7 or newer; with older
             versions, the option has no effect.
-        events: Where background events are reported (failed heartbeats, cleared pools, changes of servers and
+        events: Where background events are recorded (failed heartbeats, cleared pools, changes of servers and
             topologies). `span` adds them to the spans of commands, discoveries and outages. `log` emits them as log
             records (requires OpenTelemetry 1.38 or newer). `both` does both, `none` neither.
         episode_timeout: The maximum duration of the span of a discovery or an outage, in seconds. After that, the span
-            ends as an error, so that a long outage is visible before it is over, and a new span continues it.
+            ends as an error, so that a long outage is visible before it ends, and another span continues it.
         query_text: What `db.query.text` shows of a command. `masked` shows its shape, with `?` in place of values.
             `raw` shows the values, and the messages of errors. `off` shows nothing.
-        query_text_max_length: The maximum length of `db.query.text`, in characters. 0 is equivalent to `off`.
+        query_text_max_length: The maximum length of `db.query.text`, in characters. 0 is equivalent to
+            `query_text="off"`.
         exclude_commands: Commands that get no span: their names, as MongoDB spells them (`ping`, `endSessions`). The
             server selections of operations with these names get no span either. Accepts any iterable of names, or a
             comma-separated string; stored as a frozenset.
-        require_parent_span: Whether commands, failed checkouts and server selections get a span only if there is a
-            current span.
+        require_parent_span: Whether commands, transactions, failed checkouts and server selections get a span only if
+            there is a current span.
     """
 
     commands: bool = _option(True, _switch, "true or false")

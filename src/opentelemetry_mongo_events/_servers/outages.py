@@ -1,4 +1,4 @@
-"""Root spans of discoveries (a client looks for its servers) and outages (it has none that it can write to).
+"""Root spans of discoveries (a client looks for its servers) and outages (a client has no writable server).
 
 The driver reports the changes that begin and end them with a delay. The spans have the times of the changes.
 """
