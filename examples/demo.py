@@ -98,7 +98,7 @@ def main() -> int:
             console.print(tree(trace, spans))
         console.print(f"\n{len(spans)} spans, {commands} of them MongoDB commands.")
     metrics = console_metrics(output)
-    console.print("\nWhat was measured:\n")
+    console.print("\nMetrics:\n")
     console.print(summary(metrics))
     return 0 if metrics and (endpoint or commands) else 1
 
@@ -167,17 +167,17 @@ def remark(trace: list[Span]) -> str | None:
     if "mongodb.client.discovery" in names:
         return "The client finds its server."
     if "mongodb.client.outage" in names:
-        return "An outage: what happened, which command failed, and which request had to wait."
+        return "An outage: its events, the command that failed, and the request that had to wait."
     if any("mongodb.client.transaction.attempt" in each for each in attributes):
-        return "A transaction that is repeated: the server went away while it was open."
+        return "A retried transaction: the server went away while the first one was open."
     if any(waited_in_outage(span) for span in trace):
-        return "A request in the outage: it waited until the server was back."
+        return "A request during the outage: it waited until the server was back."
     if any(each.get("error.type") == "11000" for each in attributes):
-        return "A duplicate key: the server calls its reply ok, and the span is an error."
+        return "A duplicate key: the reply says ok, but the span is an error."
     if any(each.get(WAIT, 0) > LONG for each in attributes):
         return "A slow request: it waited for the only connection."
     if any(each.get("db.operation.name") == "getMore" for each in attributes):
-        return "A normal request: a cursor, and the rest of it."
+        return "A normal request: a find, and the getMore for the rest of its cursor."
     return None
 
 

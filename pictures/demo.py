@@ -65,6 +65,6 @@ def html(output: str) -> str:
             console.print(what, style="bold yellow")
             console.print(demo.tree(trace, spans))
             console.print()
-    console.print("What was measured:\n")
+    console.print("Metrics:\n")
     console.print(demo.summary(console_metrics(output)))
     return console.export_html(theme=LIGHT, code_format=PAGE)
