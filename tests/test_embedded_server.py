@@ -99,7 +99,7 @@ def test_the_demo_shows_its_traces() -> None:
     assert "\x1b" not in demo.stdout  # no colours where it is no terminal
 
     assert any(line.endswith(" of them MongoDB commands.") for line in lines)
-    measured = "\n".join(lines[lines.index("What was measured:") :])
+    measured = "\n".join(lines[lines.index("Metrics:") :])
     assert re.search(r"^db\.client\.connection\.wait_time +\d+ ", measured, re.MULTILINE)
     assert re.search(r"^mongodb\.client\.pool\.cleared +2 *$", measured, re.MULTILINE)
     assert re.search(r"^ +AutoReconnect +\d+ ", measured, re.MULTILINE)
@@ -112,7 +112,7 @@ def test_the_demo_shows_its_traces() -> None:
 
 def check_the_transaction_that_was_repeated(lines: list[str]) -> None:
     """Both attempts are spans, to which their commands are linked; the second one is linked with the first."""
-    (remark,) = (number for number, line in enumerate(lines) if line.startswith("A transaction that is repeated"))
+    (remark,) = (number for number, line in enumerate(lines) if line.startswith("A retried transaction"))
     request = lines[remark + 1 : lines.index("", remark)]
     assert request[0].startswith("POST /payments  ")
     attempts = [line for line in request if line.startswith("├── transaction  ")]
@@ -124,7 +124,7 @@ def check_the_transaction_that_was_repeated(lines: list[str]) -> None:
 
 def check_the_request_that_waited(lines: list[str]) -> None:
     """The wait is a span of its own, which is linked with the outage; its command has the wait, too."""
-    (remark,) = (number for number, line in enumerate(lines) if line.startswith("A request in the outage"))
+    (remark,) = (number for number, line in enumerate(lines) if line.startswith("A request during the outage"))
     request, selection, command = lines[remark + 1 : remark + 4]
     assert request.startswith("POST /orders  ")
     assert selection.startswith("├── select server  ")
