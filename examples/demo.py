@@ -167,7 +167,7 @@ def remark(trace: list[Span]) -> str | None:
     if "mongodb.client.discovery" in names:
         return "The client finds its server."
     if "mongodb.client.outage" in names:
-        return "An outage: its events, the command that failed, and the request that had to wait."
+        return "An outage: its events, the failed command, and the request that waited."
     if any("mongodb.client.transaction.attempt" in each for each in attributes):
         return "A retried transaction: the server went away while the first one was open."
     if any(waited_in_outage(span) for span in trace):
