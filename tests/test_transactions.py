@@ -613,6 +613,21 @@ def test_at_most_a_thousand_are_open(
     assert linked(spans.named("commitTransaction admin")[0]) == []
 
 
+def test_the_oldest_of_too_many_keeps_the_outcome_of_its_commit(
+    client: MongoClient[Any], primary: ScriptedServer, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LIMIT", 1)
+    first = begin(client)
+    primary.fail("commitTransaction", code=50)
+    with pytest.raises(OperationFailure):
+        first.commit_transaction()
+    assert spans.named(TRANSACTION) == []  # the application may commit it again
+    second = begin(client)
+
+    assert about(spans.one(TRANSACTION))["outcome"] == "unknown"
+    second.abort_transaction()
+
+
 @pytest.mark.parametrize("is_existing", [True, False])
 def test_it_ends_when_the_client_is_uninstrumented(
     is_existing: bool,

@@ -353,7 +353,7 @@ class Transactions:
             telemetry.instruments.add(names.MONGODB_CLIENT_TRANSACTION_RETRIES, previous.error)
         self.open[key] = transaction
         if len(self.open) > _LIMIT:
-            self.end(next(iter(self.open.copy().values())), _End(_ABANDONED, monotonic()))
+            self._give_up(next(iter(self.open.copy().values())), monotonic())
         if not self._has_woken_worker:  # it ends the open transactions at the interpreter's exit
             self._has_woken_worker = True
             background_worker.wake()
