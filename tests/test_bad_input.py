@@ -262,6 +262,30 @@ def test_an_unknown_option_is_one_warning_that_tells_what_is_meant(
     assert told == f"{message}; expected one of {', '.join(OPTIONS)}; ignored"
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("QUERY_TXT", " (did you mean OTEL_PYTHON_MONGO_EVENTS_QUERY_TEXT?)"),
+        ("query_text", ""),
+        ("ZZZ", ""),
+        ("", ""),
+    ],
+)
+def test_an_unknown_variable_is_one_warning_that_tells_what_is_meant(
+    name: str, hint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    variable = f"OTEL_PYTHON_MONGO_EVENTS_{name}"
+    environ = {variable: "off", "OTEL_PYTHON_MONGO": "1", "OTEL_PYTHON_MONGO_EVENTS_EMPTY": ""}
+
+    assert config_from(environ, {}) == Config()
+    assert caplog.messages == [f"unknown environment variable: {variable}{hint}; ignored"]
+
+
+def test_a_config_replaces_unknown_variables_too(caplog: pytest.LogCaptureFixture) -> None:
+    assert config_from({"OTEL_PYTHON_MONGO_EVENTS_QUERY_TXT": "off"}, {}, Config()) == Config()
+    assert caplog.messages == []
+
+
 PROVIDERS_AND_HOOKS = (
     "tracer_provider, meter_provider, logger_provider, request_hook, response_hook, failed_hook, config"
 )

@@ -356,3 +356,33 @@ def test_a_program_may_import_pymongo_later() -> None:
         "PoolEvents",
         "TopologyEvents",
     ]
+
+
+REFUSED = "expected a MongoClient, an AsyncMongoClient or a Motor client, got an object of type NoneType"
+
+FIRST_IMPORTED_BY = """
+from opentelemetry_mongo_events import MongoEventsInstrumentor, event_listeners
+
+MongoEventsInstrumentor().instrument()
+try:
+    {call}
+except TypeError as error:
+    print(error)
+import pymongo
+
+print(len(pymongo.MongoClient(connect=False).options.event_listeners) > 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("event_listeners()", []),
+        ("MongoEventsInstrumentor().instrument_client(None)", [REFUSED]),
+        ("MongoEventsInstrumentor().uninstrument_client(None)", [REFUSED]),
+    ],
+    ids=["event_listeners", "instrument_client", "uninstrument_client"],
+)
+def test_a_call_may_be_the_first_to_import_pymongo(call: str, said: list[str]) -> None:
+    """It runs the hook of `instrument()` then, which imports the same modules of this package as the call."""
+    assert run(FIRST_IMPORTED_BY.format(call=call)) == (0, [*said, "True"], "")

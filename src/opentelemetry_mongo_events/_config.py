@@ -159,6 +159,7 @@ class Config:
 
 
 OPTIONS = {option.name: option for option in dataclasses.fields(Config)}
+_NAMES_IN_CAPITALS = [name.upper() for name in OPTIONS]
 
 
 def _converted(option: dataclasses.Field[Any], value: object, source: str) -> Any:
@@ -206,7 +207,8 @@ def config_from(
     Args:
         environ: The environment variables. An option's variable is `OTEL_PYTHON_MONGO_EVENTS_` and the option's name in
             capitals. Some options have a second variable, which is used if the first is not set. As the OpenTelemetry
-            specification requires, an empty variable counts as not set.
+            specification requires, an empty variable counts as not set. An unknown variable with this prefix causes a
+            warning.
         keywords: Options by name. They take precedence over everything else, unless they are None. An unknown name
             causes a warning.
         base: Options that replace environment variables and defaults.
@@ -223,12 +225,20 @@ def config_from(
                 if variable is not None and (value := environ.get(variable)):
                     values[name] = _converted(option, value, variable)
                     break
+    if base is None:
+        for variable in environ:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX)
+            if name != variable and name not in _NAMES_IN_CAPITALS and environ.get(variable):
+                hint = _did_you_mean(name, _NAMES_IN_CAPITALS, ENVIRONMENT_PREFIX)
+                warn("unknown environment variable: %.100s%s; ignored", variable, hint)
     allowed = [*OPTIONS, *other_keywords]
     for name in keywords.keys() - OPTIONS.keys():
-        if name in _OTHER_NAMES:
-            hint = f" (use {_OTHER_NAMES[name]} instead)"
-        else:
-            matches = difflib.get_close_matches(name, allowed, n=1)
-            hint = f" (did you mean {matches[0]}?)" if matches else ""
+        hint = f" (use {_OTHER_NAMES[name]} instead)" if name in _OTHER_NAMES else _did_you_mean(name, allowed)
         warn("unknown option: %.100s%s; expected one of %s; ignored", name, hint, ", ".join(allowed))
     return Config(**values)  # type: ignore[arg-type]  # the constructor checks each value
+
+
+def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a hint at the known name that an unknown name resembles. It is empty if there is none."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {prefix}{matches[0]}?)" if matches else ""

@@ -85,7 +85,11 @@ def event_listeners(
     }
     client_name = usable_client_name(client_name)
     telemetry = telemetry_from(keywords, other_tracers=None)
-    from opentelemetry_mongo_events._driver.encryption import replace_registered_lists  # needs PyMongo
+    # PyMongo comes first: its import may run the hook of `instrument()`, which imports modules of this package and must
+    # not find them partially initialized.
+    import pymongo  # noqa: F401
+
+    from opentelemetry_mongo_events._driver.encryption import replace_registered_lists
 
     replace_registered_lists()
     signals = SignalListeners(Switch(telemetry), client_name)
