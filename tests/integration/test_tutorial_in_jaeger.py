@@ -151,6 +151,8 @@ def run_through_an_outage(reader: Reader, server: FerretDB) -> list[str]:
     ]
     (request,) = waiting()
     selection = request[SELECT]
+    assert tags(outage)["error"] is True
+    assert tags(outage)["error.type"] == "AutoReconnect"
     assert references(outage, "FOLLOWS_FROM") == [*failed, selection["spanID"]]
     assert references(selection, "FOLLOWS_FROM") == [outage["spanID"]]
     assert references(selection, "CHILD_OF") == [request["POST /import"]["spanID"]]
