@@ -226,8 +226,9 @@ class Counts(ServerHeartbeatListener):
         self.ended += 1
 
     def failed(self, event: ServerHeartbeatFailedEvent) -> None:
-        self.ended += not is_cancelled_heartbeat(event)
-        self.failures += not is_cancelled_heartbeat(event)
+        if not is_cancelled_heartbeat(event):
+            self.ended += 1
+            self.failures += 1
 
 
 def test_what_a_listener_sees_twice_is_told_once(

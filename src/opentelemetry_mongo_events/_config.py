@@ -240,5 +240,5 @@ def config_from(
 
 def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return a hint at the known name that an unknown name resembles. It is empty if there is none."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    matches = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {prefix}{matches[0]}?)" if matches else ""

@@ -7,6 +7,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import pymongo  # noqa: F401  # before modules of this package that import it, as in `event_listeners()`
+
 from opentelemetry_mongo_events._config import OPTIONS
 from opentelemetry_mongo_events._driver.client_internals import (
     ClientInternals,

@@ -121,8 +121,6 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 `mongodb+srv` address yet, or this was called outside the client's event loop or by one of the client's
                 listeners. The client is unchanged.
         """
-        import pymongo  # noqa: F401  # first, as in event_listeners()
-
         from opentelemetry_mongo_events import _existing_clients
 
         _existing_clients.instrument(client, keywords, cls._keywords)
@@ -141,8 +139,6 @@ class MongoEventsInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         Raises:
             TypeError: `client` is not a client.
         """
-        import pymongo  # noqa: F401  # first, as in event_listeners()
-
         from opentelemetry_mongo_events import _existing_clients
 
         _existing_clients.uninstrument(client)
